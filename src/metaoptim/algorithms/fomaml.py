@@ -1,0 +1,46 @@
+"""FOMAML: first-order MAML.
+
+    θ'_i = θ − α ∇_θ L_i(θ; S_i)                      (K such steps)
+    θ ← θ − β mean_i ∇_θ' L_i(θ'_i; Q_i)              the Jacobian dθ'/dθ taken for the identity
+
+Paper: Finn, Abbeel and Levine 2017, https://arxiv.org/abs/1703.03400, section 5.2.
+
+Deviations: tasks are averaged, and losses are means (see `maml` for what that does to published step sizes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from metaoptim.estimators import Unroll
+from metaoptim.learners import GradientLearner, Network
+from metaoptim.rules import sgd
+from metaoptim.types import Meta, MetaOptimizer, Normalisation
+
+
+def fomaml(
+    net: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    lr: float = 0.1,
+    steps: int = 1,
+    normalisation: Normalisation = "transductive",
+) -> MetaOptimizer:
+    """Learns a start as MAML does, without second derivatives.
+
+    Args:
+        lr: inner step size α on the mean loss.
+        steps: inner steps K in training.
+        normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
+            (the support's) or "frozen" (stored ones).
+    """
+    network = Network(net, loss, normalisation)
+    return MetaOptimizer(
+        GradientLearner(network, sgd(lr), steps, network.trainable),
+        Unroll(first_order=True),
+        Meta(network.weights(), {}),
+        network.trainable,
+        name="fomaml",
+    )

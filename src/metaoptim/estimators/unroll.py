@@ -1,0 +1,70 @@
+"""∇φ by backpropagation through the inner run: exact, or first order.
+
+With s_{k+1} = step(φ, s_k, S, k) and weights v_k of the objective,
+
+    exact:        ∇φ Σ_k v_k loss(φ, s_k(φ), Q)
+    first order:  the same with every inner gradient taken as a constant, ∂g_k/∂φ := 0
+
+Finn, Abbeel and Levine 2017, https://arxiv.org/abs/1703.03400 (section 5.2 for the first-order form).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value
+
+from metaoptim.objectives import Objective, last
+from metaoptim.types import Batch, Carry, Estimate, Info, Learner, Meta, Params, State, Task
+
+
+def constant_grad(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
+    """The gradient of f as a constant of every outer differentiation, for which no graph is recorded."""
+
+    def gradient(x: Params) -> Params:
+        with torch.no_grad():
+            return {n: g.detach() for n, g in grad(f)(x).items()}
+
+    return gradient
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """objective: which states of the run are judged; judged_on: the set that the outer loss is taken on."""
+
+    first_order: bool = False
+    objective: Objective = last
+    judged_on: Literal["query", "support"] = "query"
+
+    def check(self, learner: Learner, learnt: Meta) -> None:
+        self.objective(learner.steps)
+
+    def init(self, learner: Learner, meta: Meta) -> Carry:
+        return ()
+
+    def start(self, learner: Learner, meta: Meta, support: Batch, carry: Carry) -> State:
+        return learner.init(meta, support)
+
+    def __call__(self, learner: Learner, meta: Meta, task: Task, carry: Carry) -> Estimate:
+        weights = self.objective(learner.steps)
+        batch = task.query if self.judged_on == "query" else task.support
+        grad_op = constant_grad if self.first_order else grad
+
+        def outer(meta: Meta) -> tuple[Tensor, Info]:
+            state = learner.init(meta, task.support)
+            losses: list[Tensor] = []
+            info: Info = {}
+            for k, weight in enumerate(weights):
+                if k:
+                    state = learner.step(meta, state, task.support, k - 1, grad_op)
+                if weight:
+                    loss, info = learner.loss(meta, state, batch, k)
+                    losses.append(weight * loss)
+            return torch.stack(losses).sum(), info
+
+        gradient, (loss, info) = grad_and_value(outer, has_aux=True)(meta)
+        return Estimate(loss, gradient, carry, info)

@@ -1,0 +1,116 @@
+"""What a checkpoint is, and the one self-contained safetensors file that holds it.
+
+Its metadata, all strings, are `step`, `state` (JSON) and `sha256`: the digest of the whole file but for the
+digest's own 64 digits, so that names, shapes, padding and metadata are covered as well as the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+# No name or value can look like this: JSON puts a backslash before the quotes in them.
+_MARK = b'"sha256":"'
+_DIGITS = 64
+
+LAST, PREVIOUS, BEST = "checkpoint.safetensors", "checkpoint.previous.safetensors", "best.safetensors"
+
+
+class Checkpoint(NamedTuple):
+    """A moment of a run: outer steps completed, tensors by name (any dtype and shape), JSON-able state."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader accepts: a float that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def pack(checkpoint: Checkpoint) -> bytes:
+    """The checkpoint as a safetensors file's bytes; raises ValueError for complex128, which it can't hold."""
+    # Copies, because safetensors takes no strided tensors, none that share memory and no lazy conjugates.
+    tensors = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    for name, tensor in tensors.items():
+        if tensor.dtype is torch.complex128:
+            raise ValueError(f"tensor {name!r} is complex128, which can't be saved: use complex64")
+    metadata = {
+        "step": str(checkpoint.step),
+        "state": strict_json(checkpoint.state),
+        "sha256": "0" * _DIGITS,
+    }
+    data = bytearray(safetensors.torch.save(tensors, metadata))
+    start = data.index(_MARK) + len(_MARK)
+    data[start : start + _DIGITS] = _digest(data, start)
+    return bytes(data)
+
+
+def unpack(data: bytes) -> Checkpoint:
+    """The checkpoint in these bytes, on the CPU; raises ValueError when even one bit isn't as written."""
+    mark = data.find(_MARK)
+    start = mark + len(_MARK)
+    if mark < 0 or data[start : start + _DIGITS] != _digest(data, start):
+        raise ValueError("the checkpoint is cut or altered: its checksum doesn't match; use an earlier one")
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    tensors = safetensors.torch.load(data)
+    return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["state"]))
+
+
+def _digest(data: bytes | bytearray, start: int) -> bytes:
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:start])
+    digest.update(view[start + _DIGITS :])
+    return digest.hexdigest().encode()
+
+
+def newest(folder: Path, names: tuple[str, ...]) -> tuple[Checkpoint | None, str, list[str]]:
+    """The first intact checkpoint of these files, its name, and the names of the damaged ones before it."""
+    damaged: list[str] = []
+    for name in names:
+        try:
+            return unpack((folder / name).read_bytes()), name, damaged
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            damaged.append(name)
+    return None, "", damaged
+
+
+def read(folder: Path, names: tuple[str, ...]) -> tuple[Checkpoint | None, list[str]]:
+    """As `newest`, but warns when it passed over damaged files, and raises ValueError when none is intact."""
+    found, name, damaged = newest(folder, names)
+    if damaged and found is None:
+        raise ValueError(
+            f"no checkpoint in {folder} is intact (cut or altered: {', '.join(damaged)}): "
+            "restore one from a copy, or start again in another folder"
+        )
+    if damaged and found is not None:
+        warnings.warn(
+            f"{folder / damaged[0]} is cut or altered: falling back to {name}, step {found.step}",
+            stacklevel=3,
+        )
+    return found, damaged

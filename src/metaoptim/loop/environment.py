@@ -1,0 +1,18 @@
+"""What a result depends on besides the recipe."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+import metaoptim
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and threads."""
+    return {
+        "metaoptim": metaoptim.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
+        "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
+    }  # fmt: skip

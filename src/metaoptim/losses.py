@@ -1,0 +1,33 @@
+"""Losses as `loss(output, target) -> scalar`, always a MEAN over the examples.
+
+Published step sizes may belong to another scale: the code of the MAML paper divides the summed cross-entropy by the shots
+and not by N·S, so its inner step size 0.4 on 5-way Omniglot is 0.4 · 5 = 2.0 on a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy in nats. Shapes: output (…, N) logits, target (…) class numbers 0 … N−1."""
+    return -F.log_softmax(output, -1).gather(-1, target.unsqueeze(-1)).mean()
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all elements. Shapes: output and target alike."""
+    # Written out: a shape that broadcasts would be a silent error, and forward mode through F.mse_loss may raise.
+    if output.shape != target.shape:
+        raise ValueError(
+            f"mse: the model returned shape {tuple(output.shape)} for targets of shape {tuple(target.shape)}; "
+            "they must be equal: reshape the targets or the model's last layer."
+        )
+    return (output - target).square().mean()
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}

@@ -1,0 +1,91 @@
+"""Small models of the few-shot literature."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from metaoptim.nn.norms import BatchNorm, LayerNorm
+
+Activation = Literal["relu", "tanh"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class SpatialMean(nn.Module):
+    """(B, C, H, W) -> (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1))
+
+
+def mlp(sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu") -> nn.Module:
+    """A multi-layer perceptron; (B, sizes[0]) -> (B, sizes[-1]).
+
+    Args:
+        sizes: widths from input to output; the default is the sinusoid network of the MAML paper.
+        activation: between layers, "relu" or "tanh".
+    """
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"mlp: sizes={list(sizes)} must name at least an input and an output width, all positive.")
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        layers += [_ACTIVATIONS[activation]()] if i else []
+        layers += [nn.Linear(a, b)]
+    return nn.Sequential(*layers)
+
+
+def conv4(
+    ways: int,
+    channels: int = 1,
+    size: int = 28,
+    filters: int = 64,
+    pool: bool = False,
+    norm: Literal["batch", "layer", "none"] = "batch",
+    features: Literal["flatten", "mean"] = "flatten",
+) -> nn.Module:
+    """Four blocks of 3×3 convolution, norm and ReLU, then a linear head; (B, channels, size, size) -> (B, ways).
+
+    The network of Vinyals 2016, with strides in place of pooling as in the MAML paper's Omniglot runs.
+
+    Args:
+        ways: number of classes N.
+        channels: colour channels of the images.
+        size: height and width of the images, in pixels.
+        filters: width of every convolution.
+        pool: 2×2 max-pooling in place of stride 2 (the mini-ImageNet network; about four times the work).
+        norm: "batch" (see the normalisation policies), "layer" or "none".
+        features: what the head reads: all positions ("flatten") or their mean ("mean", as the MAML paper's code).
+    """
+    if ways < 2 or channels < 1 or filters < 1:
+        raise ValueError(
+            f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1."
+        )
+    smallest = 16 if pool else 1
+    if size < smallest:
+        raise ValueError(f"conv4: size={size} leaves no pixel after four halvings; images need >= {smallest} pixels.")
+    # A bias ahead of batch statistics cancels out; its gradient would be rounding noise, which Adam would amplify.
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    side, width = size, channels
+    for i in range(4):
+        side = side // 2 if pool else (side + 1) // 2
+        block: list[nn.Module] = [
+            nn.Conv2d(width, filters, 3, stride=1 if pool else 2, padding=1, bias=norm != "batch")
+        ]
+        shape = [filters, size >> i, size >> i] if pool else [filters, side, side]
+        if norm == "batch":
+            block.append(BatchNorm(filters))
+        elif norm == "layer":
+            block.append(LayerNorm(shape))
+        block += [nn.ReLU(), nn.MaxPool2d(2)] if pool else [nn.ReLU()]
+        blocks[f"block{i}"] = nn.Sequential(*block)
+        width = filters
+    blocks["features"] = nn.Flatten() if features == "flatten" else SpatialMean()
+    blocks["head"] = nn.Linear(filters * side * side if features == "flatten" else filters, ways)
+    return nn.Sequential(blocks)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4}

@@ -1,0 +1,145 @@
+"""Normalisation layers that are right under every function transform, and the policy that says whose statistics count.
+
+torch's own layers keep running statistics, which no transform can update, and the batching rules of `batch_norm` and
+`layer_norm` give a wrong second derivative where the outer gradient is taken outside `vmap` (pytorch/functorch#534).
+These are written from primitives instead. Parameters and buffers have torch's names, so state dicts can be exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class _Statistics(NamedTuple):
+    frozen: bool = False
+    rows: int | None = None
+
+
+_BATCH = _Statistics()
+_STATISTICS: ContextVar[_Statistics] = ContextVar("statistics", default=_BATCH)
+
+
+@contextmanager
+def statistics(frozen: bool = False, rows: int | None = None) -> Iterator[None]:
+    """Inside, `BatchNorm` uses its stored statistics (`frozen`), or those of the first `rows` examples of each batch."""
+    token = _STATISTICS.set(_Statistics(frozen, rows))
+    try:
+        yield
+    finally:
+        _STATISTICS.reset(token)
+
+
+class BatchNorm(nn.Module):
+    """y = (x − mean) / √(var + eps) · weight + bias, per channel, for inputs (B, C, …) of any number of axes.
+
+    Statistics are the batch's (biased variance); the stored ones are read under the policy `frozen`, and always where
+    `stored` is set, as in an adapted module that `Run.adapt` returns. They never change in a forward pass.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        nn.Module.__init__(self)
+        self.features, self.eps, self.stored, self.recording = features, eps, False, False
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        frozen, rows = _STATISTICS.get()
+        if self.stored or frozen:
+            mean, var = self.running_mean.view(shape), self.running_var.view(shape)
+        else:
+            source = x if rows is None else x[:rows]
+            var, mean = torch.var_mean(source, (0, *range(2, x.ndim)), correction=0, keepdim=True)
+        if self.recording:
+            self.running_mean.copy_(mean.detach().flatten())
+            self.running_var.copy_(var.detach().flatten())
+        scale = (var + self.eps).rsqrt()
+        if self.weight is None or self.bias is None:
+            return (x - mean) * scale
+        return (x - mean) * (scale * self.weight.view(shape)) + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, eps={self.eps}, affine={self.weight is not None}"
+
+
+class LayerNorm(nn.Module):
+    """y = (x − mean) / √(var + eps) · weight + bias over the last axes, of the given shape, of each example."""
+
+    def __init__(self, shape: int | Sequence[int], eps: float = 1e-5, affine: bool = True, bias: bool = True) -> None:
+        nn.Module.__init__(self)
+        self.shape, self.eps = (shape,) if isinstance(shape, int) else tuple(shape), eps
+        self.weight = nn.Parameter(torch.ones(self.shape)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(self.shape)) if affine and bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, tuple(range(-len(self.shape), 0)), correction=0, keepdim=True)
+        y = (x - mean) * (var + self.eps).rsqrt()
+        y = y if self.weight is None else y * self.weight
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, eps={self.eps}, affine={self.weight is not None}"
+
+
+def convert(module: nn.Module) -> nn.Module:
+    """The same module with its batch and layer norms swapped, in place, for those of this file.
+
+    Weights are kept, as the same Parameter objects; running statistics are kept for the policy `frozen`. Returns the
+    module (a new one only where the module itself is a norm).
+    """
+    for name, child in module.named_children():
+        setattr(module, name, convert(child))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        batch = BatchNorm(module.num_features, module.eps, affine=False)
+        batch.weight, batch.bias = module.weight, module.bias
+        if module.running_mean is not None and module.running_var is not None:
+            batch.running_mean, batch.running_var = module.running_mean, module.running_var
+        return batch
+    if isinstance(module, nn.LayerNorm):
+        layer = LayerNorm(module.normalized_shape, module.eps, affine=False)
+        layer.weight, layer.bias = module.weight, module.bias
+        return layer
+    return module
+
+
+def refuse_running_statistics(module: nn.Module, policy: str) -> None:
+    """Raises a ValueError that names the first layer whose statistics no inner loop could keep right, and the fix."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _NormBase) and (layer.track_running_stats or policy != "transductive"):
+            why = (
+                "keeps running statistics, which an inner loop would mix across tasks and no transform can update"
+                if layer.track_running_stats
+                else f"knows only its batch's statistics, which the policy `{policy}` forbids"
+            )
+            raise ValueError(
+                f"layer `{name or 'module'}` ({type(layer).__name__}) {why}; call metaoptim.nn.convert(module), which "
+                "swaps such layers for ours and keeps the weights."
+            )
+
+
+def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:
+    """Runs x through the module and freezes the batch statistics that its `BatchNorm` layers see; returns the module."""
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    for layer in norms:
+        layer.recording = True
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for layer in norms:
+            layer.recording = False
+    for layer in norms:
+        layer.stored = True
+    return module

@@ -1,0 +1,91 @@
+"""One picture of an evaluation: the score after every inner step, beside episodes that it was measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from metaoptim.loop import Result, Run
+from metaoptim.tasks import TaskFamily
+from metaoptim.types import Task
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart with any colour vision
+EPISODES = 3
+
+
+def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
+    """Writes a PNG: curves with their 95 % intervals on the left, the first episodes on the right."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+    _curves(left.subplots(), result)
+    facts = result.facts
+    batch = tasks.sample(facts["split"], seed=facts["episode_seed"], start=0, count=min(EPISODES, facts["episodes"]))
+    if batch.query[0].ndim == 5:
+        _sheet(right, batch)
+    else:
+        _fits(right, run, batch, facts["steps"])
+    figure.savefig(path, dpi=130)
+
+
+def _curves(axes: Axes, result: Result) -> None:
+    percent = result.metric == "accuracy"
+    scale = 100 if percent else 1
+    steps = np.arange(result.facts["steps"] + 1)
+    for colour, row in zip(COLOURS, result.rows, strict=False):
+        mean, half = (scale * np.array(v) for v in (row.mean(result.metric), row.interval(result.metric)))
+        mean, half = (np.broadcast_to(v, steps.shape) if len(v) == 1 else v for v in (mean, half))
+        style = "--" if len(row.mean(result.metric)) == 1 else "-"
+        axes.plot(steps, mean, style, color=colour, label=row.name, marker="o" if style == "-" else "")
+        axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("inner steps")
+    axes.set_xticks(steps if len(steps) <= 12 else steps[:: len(steps) // 10])
+    axes.set_ylabel("query accuracy, %" if percent else "query loss")
+    axes.set_title(
+        f"{result.facts['tasks']['family']}, {result.facts['split']}: {result.facts['episodes']} episodes, 95 % bands"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _sheet(figure: SubFigure, batch: Task) -> None:
+    """Each episode: a row per class, its support left of the line and its query right of it."""
+    figure.suptitle("episodes: support | query, a row per class")
+    for axes, e in zip(
+        figure.subplots(1, batch.query[0].shape[0], squeeze=False)[0], range(batch.query[0].shape[0]), strict=True
+    ):
+        (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)
+        rows = [_strip(xs[ys == c][:5], xq[yq == c][:5]) for c in range(int(yq.max()) + 1)][:10]
+        axes.imshow(torch.cat(rows).numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
+        axes.axvline(min(5, int((ys == 0).sum())) * (xs.shape[-1] + 2) - 1.5, color=COLOURS[1], linewidth=1)
+        axes.set_axis_off()
+
+
+def _strip(support: Tensor, query: Tensor) -> Tensor:
+    images = torch.nn.functional.pad(torch.cat([support, query]).mean(1), (0, 2, 0, 2))
+    return torch.cat(list(images), 1)
+
+
+def _fits(figure: SubFigure, run: Run, batch: Task, steps: int) -> None:
+    """Each episode of a regression on one input: support, truth, and the fit before and after adaptation."""
+    if batch.query[0].shape[2:] != (1,):
+        return
+    all_axes = figure.subplots(batch.query[0].shape[0], 1, squeeze=False, sharex=True)[:, 0]
+    for e, axes in enumerate(all_axes):
+        (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)
+        grid = torch.linspace(float(xq.min()), float(xq.max()), 200, dtype=xq.dtype)[:, None]
+        axes.plot(xs.flatten().numpy(force=True), ys.flatten().numpy(force=True), "k^", label="support")
+        axes.plot(xq.flatten().numpy(force=True), yq.flatten().numpy(force=True), "k.", alpha=0.5, label="query")
+        for k, colour in ((0, "0.6"), (steps, COLOURS[0])):
+            module = run.adapt((xs, ys), steps=k)
+            with torch.no_grad():
+                axes.plot(grid.flatten().numpy(), module(grid).flatten().numpy(force=True), color=colour, label=f"{k} steps")
+        axes.grid(alpha=0.3)
+    all_axes[0].legend(ncols=4, fontsize=7)
+    all_axes[-1].set_xlabel("x")

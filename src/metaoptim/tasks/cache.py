@@ -1,0 +1,69 @@
+"""Where data that was made or downloaded is kept, and the bar that shows the making."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, track
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def directory() -> Path:
+    """METAOPTIM_CACHE, else `metaoptim` in the user's cache folder; made if it's missing (OSError)."""
+    if named := os.environ.get("METAOPTIM_CACHE"):
+        return folder(Path(named).expanduser())
+    return folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaoptim")
+
+
+def folder(path: Path) -> Path:
+    """Makes a folder for data, or raises an OSError that says what to do."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"The cache {path} can't be made ({error.strerror}); name a writable folder in METAOPTIM_CACHE."
+        ) from error
+    return path
+
+
+def read(path: Path) -> Arrays | None:
+    """The arrays of a cache file, or None where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception:  # damage makes zipfile and numpy raise nearly anything; the answer is always the same
+        return None
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    """Writes a cache file at once or not at all; OSError where that is impossible."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be making the same file
+    try:
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} can't be written ({error.strerror}); name a writable folder in METAOPTIM_CACHE.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def progress(*columns: str | ProgressColumn) -> Progress:
+    """A progress bar on stderr, silent where stderr isn't a terminal."""
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def tracked(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The items, with a progress bar."""
+    console = Console(stderr=True)
+    return track(items, description, console=console, disable=not console.is_terminal)

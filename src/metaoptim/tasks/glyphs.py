@@ -1,0 +1,72 @@
+"""Letters of six scripts, drawn from the type faces that matplotlib brings: images without a download."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaoptim.tasks import cache
+from metaoptim.tasks.glyph_drawing import DRAWINGS, SIZE, draw, fill, outlines, thin
+from metaoptim.tasks.glyph_letters import LETTERS
+from metaoptim.tasks.images import ImageTasks
+
+SPLITS = {"train": ("Latin", "Greek", "Cyrillic"), "val": ("Armenian",), "test": ("Georgian", "Lao")}
+"""No script is in two splits; 502 letters to train on, 61 to validate with and 148 to test with."""
+SHA256 = "2b1f21fc77ce508b39ee80c816a92f65969c9d9c173c8cfc37aea2c13e0d5a09"
+"""The images that published scores were measured on."""
+
+
+def glyphs(
+    ways: int = 5, shots: int = 1, queries: int = 5, train_shots: int | None = None, root: str | None = None
+) -> ImageTasks:
+    """711 letters, each drawn 20 times, as 28×28 images, ink = 1: x [T, N·S, 1, 28, 28].
+
+    Every drawing is a type face's letter thinned to its skeleton, randomly turned, sheared and bent, and
+    painted with a round brush. The splits share no script: train is Latin, Greek and Cyrillic, val Armenian,
+    test Georgian and Lao. The drawings are made once (some seconds) and cached; a warning tells if they
+    differ from those of the published scores, as they may where matplotlib's fonts have changed.
+
+    Args:
+        ways: Letters per episode.
+        shots: Support drawings per letter.
+        queries: Query drawings per letter.
+        train_shots: Support drawings per letter in the split `train`, where it differs.
+        root: The folder to keep the drawings in; the cache where it isn't given.
+    """
+    images = _load(cache.folder(Path(root).expanduser()) if root else cache.directory())
+    names = [f"{script}/U+{ord(letter):04X}" for script, letters in LETTERS.items() for letter in letters]
+    members = {
+        split: np.array([i for i, name in enumerate(names) if name.split("/")[0] in scripts])
+        for split, scripts in SPLITS.items()
+    }
+    return ImageTasks("glyphs", images, names, members, ways, shots, queries, train_shots=train_shots)
+
+
+def _load(folder: Path) -> NDArray[np.uint8]:
+    version = importlib.metadata.version("matplotlib")  # other fonts, other drawings
+    path = folder / f"glyphs-{SHA256[:8]}-matplotlib-{version}.npz"
+    kept = (cache.read(path) or {}).get("images")
+    if kept is None:
+        kept = generate("".join(LETTERS.values()))
+        cache.write(path, {"images": kept})
+    if (found := hashlib.sha256(kept.tobytes()).hexdigest()) != SHA256:
+        warnings.warn(
+            f"The glyphs drawn from matplotlib {version} (sha256 {found[:12]}) differ from those of the "
+            f"published scores ({SHA256[:12]}): scores aren't comparable with them.",
+            stacklevel=3,
+        )
+    return kept
+
+
+def generate(letters: str) -> NDArray[np.uint8]:
+    """All drawings of some letters, always the same ones: uint8 [letters, DRAWINGS, SIZE, SIZE]."""
+    images = np.empty((len(letters), DRAWINGS, SIZE, SIZE), np.uint8)
+    faces = outlines(letters)
+    for place, letter in enumerate(cache.tracked(letters, "drawing the glyphs, once")):
+        images[place] = draw(thin(np.stack([fill(face) for face in faces[place]])), f"glyphs/{letter}")
+    return images

@@ -1,0 +1,161 @@
+"""N-way S-shot episodes from images in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
+from metaoptim.types import Batch, Task
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTasks:
+    """Few-shot classification of images: uint8 [classes, drawings, H, W], or with channels before H.
+
+    An episode draws N classes of a split, gives them the labels 0 … N−1 at random, and S support and Q query
+    images of each, which never overlap: x float32 in [0, 1], [T, N·S, channels, H, W] and [T, N·Q, channels,
+    H, W]; y int64. The support is shuffled, because learners take minibatches of it in turn; the query is
+    sorted by label.
+
+    Args:
+        name: The family's name, for records.
+        images: All images, uint8.
+        names: The name of every class.
+        members: The classes of each split, as indices into `images`; no class may be in two splits.
+        ways: Classes per episode.
+        shots: Support images per class.
+        queries: Query images per class.
+        rotations: Whether each class, turned by 0, 90, 180 and 270 degrees, counts as four classes.
+        train_shots: Support images per class in the split `train`, where it differs.
+        options: Further options of the family, for records.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    names: Sequence[str]
+    members: Mapping[str, NDArray[np.int64]]
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    rotations: bool = False
+    train_shots: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_counts(shots=self.shots, queries=self.queries, train_shots=self.train_shots)
+        if self.ways < 2:
+            raise ValueError(f"ways is {self.ways}; telling classes apart takes 2 or more.")
+        if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
+            raise ValueError(
+                f"The images are {self.images.dtype} of shape {self.images.shape}; pass uint8 of shape "
+                "[classes, drawings, height, width] or [classes, drawings, channels, height, width]."
+            )
+        if len(self.names) != len(self.images):
+            raise ValueError(f"There are {len(self.names)} names for {len(self.images)} classes; pass one for each.")
+        if self.rotations and self.images.shape[-1] != self.images.shape[-2]:
+            raise ValueError(f"Images of {self.images.shape[-2:]} can't be turned by 90 degrees; pass rotations=False.")
+        drawings = self.images.shape[1]
+        for shots in (self.shots, self.train_shots or 1):
+            if shots + self.queries > drawings:
+                raise ValueError(
+                    f"{shots} shots and {self.queries} queries need {shots + self.queries} images of each "
+                    f"class, but `{self.name}` has {drawings}; ask for fewer."
+                )
+        owner: dict[int, str] = {}
+        for split, classes in self.members.items():
+            if not len(classes) or min(classes) < 0 or max(classes) >= len(self.images):
+                raise ValueError(f"Split `{split}` must name classes from 0 to {len(self.images) - 1}, and at least one.")
+            if self.ways > self.classes(split):
+                raise ValueError(
+                    f"{self.ways} ways were asked for, but split `{split}` of `{self.name}` has "
+                    f"{self.classes(split)} classes; ask for fewer ways."
+                )
+            for c in map(int, classes):
+                if c in owner:
+                    raise ValueError(
+                        f"Class {self.names[c]!r} is listed twice (`{owner[c]}`, `{split}`); "
+                        "give each class one place in one split."
+                    )
+                owner[c] = split
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.members)
+
+    def classes(self, split: str) -> int:
+        """How many classes a split has, rotations counted."""
+        check_split(split, self.splits)
+        return len(self.members[split]) * (4 if self.rotations else 1)
+
+    def class_names(self, split: str) -> list[str]:
+        """The names of a split's classes, in the order of the labels that `batch` gives."""
+        check_split(split, self.splits)
+        names = [self.names[int(c)] for c in self.members[split]]
+        if not self.rotations:
+            return names
+        return [f"{name}/rot{angle:03d}" for name in names for angle in (0, 90, 180, 270)]
+
+    def support_shots(self, split: str) -> int:
+        """Support images per class in a split."""
+        return self.train_shots if split == "train" and self.train_shots is not None else self.shots
+
+    def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
+        """Episodes start … start+count−1 of the stream (seed, split), stacked: T = count."""
+        classes, drawings, shots = self.classes(split), self.images.shape[1], self.support_shots(split)
+        widths = (classes, self.ways * drawings, self.ways * shots)
+        keys = uniforms(seed, f"episodes/{split}", start, count, sum(widths))
+        of_class, of_drawing, of_row = np.split(keys, np.cumsum(widths)[:-1], axis=1)
+        chosen = choose(of_class, self.ways)[:, :, None]
+        drawn = choose(of_drawing.reshape(count, self.ways, drawings), shots + self.queries)
+        labels = np.arange(self.ways)[None, :, None]
+
+        def rows(part: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+            return [np.broadcast_to(a, part.shape).reshape(count, -1) for a in (chosen, part, labels)]
+
+        order = np.argsort(of_row, axis=1)
+        support = [np.take_along_axis(a, order, axis=1) for a in rows(drawn[:, :, :shots])]
+        query = rows(drawn[:, :, shots:])
+        return Task(self._batch(split, *support), self._batch(split, *query))
+
+    def batch(self, split: str, *, seed: int, start: int, count: int) -> Batch:
+        """Images start … start+count−1 of a stream (seed, split), for training an ordinary classifier.
+
+        Drawn uniformly from a split's classes: x [count, channels, H, W], y [count] in 0 … classes(split)−1.
+        """
+        sizes = np.array([self.classes(split), self.images.shape[1]])
+        picks = (uniforms(seed, f"images/{split}", start, count, 2) * sizes).astype(np.intp)
+        return self._batch(split, picks[:, 0], picks[:, 1], picks[:, 0])
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """Family, options, split, how many classes it has, and the sha256 of their names, one a line."""
+        names = "\n".join(self.class_names(split))
+        fields = ("ways", "shots", "queries", "rotations", "train_shots")
+        return {
+            "family": self.name,
+            "options": {**{f: getattr(self, f) for f in fields}, **self.options},
+            "split": split,
+            "classes": self.classes(split),
+            "classes_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        }
+
+    def _batch(self, split: str, classes: NDArray[np.intp], drawings: NDArray[np.intp], labels: NDArray[np.intp]) -> Batch:
+        turns = 4 if self.rotations else 1
+        base, turn = np.divmod(classes, turns)
+        x = self.images[self.members[split][base], drawings]
+        for k in range(1, turns):
+            x[turn == k] = np.rot90(x[turn == k], k, axes=(-2, -1))
+        if self.images.ndim == 4:
+            x = np.expand_dims(x, -3)
+        return _tensor(np.divide(x, np.float32(255))), _tensor(labels.astype(np.int64))
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,86 @@
+"""Regression of sine waves, the toy problem of the MAML paper (Finn et al. 2017, arXiv 1703.03400, §5.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
+from metaoptim.types import Batch, Task
+
+
+def sinusoid(
+    shots: int = 10,
+    queries: int = 10,
+    phase: Literal["pi", "2pi"] = "pi",
+    train_shots: int | None = None,
+    grid: int | None = None,
+) -> Sinusoid:
+    """Sine waves y = A sin(x − φ), A ~ U[0.1, 5], φ ~ U[0, π], x ~ U[−5, 5]: x, y [T, S, 1], [T, Q, 1].
+
+    What needs no adaptation, as mean squared error: the zero function has 4.25; the best function that knows
+    no task is −1.623 cos x with 3.00 for phases up to π, and zero itself, with 4.25, for phases up to 2π. A
+    meta-learner has to beat these before adaptation gets any credit.
+
+    Every task is drawn afresh, so the splits differ in their random streams only. Reptile's variant (Nichol,
+    Achiam and Schulman 2018) trains on all of 50 fixed points and is judged on them: `sinusoid(shots=10,
+    queries=50, phase="2pi", train_shots=50, grid=50)`.
+
+    Args:
+        shots: Support points per task.
+        queries: Query points per task.
+        phase: The largest phase: `pi` as in the MAML paper, or `2pi`.
+        train_shots: Support points in the split `train`, where it differs.
+        grid: How many evenly spaced points of [−5, 5] support and query are each drawn from, none twice.
+    """
+    return Sinusoid(shots, queries, phase, train_shots, grid)
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """The family that `sinusoid` builds; its fields are that function's arguments."""
+
+    shots: int
+    queries: int
+    phase: Literal["pi", "2pi"]
+    train_shots: int | None
+    grid: int | None
+
+    def __post_init__(self) -> None:
+        check_counts(shots=self.shots, queries=self.queries, train_shots=self.train_shots)
+        if self.phase not in ("pi", "2pi"):
+            raise ValueError(f"phase is {self.phase!r}; it must be 'pi' or '2pi'.")
+        most = max(self.shots, self.queries, self.train_shots or 1)
+        if self.grid is not None and self.grid < max(most, 2):
+            raise ValueError(f"A grid of {self.grid} points can't give {most} different ones; pass a larger grid or None.")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "val", "test")
+
+    def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
+        """Episodes start … start+count−1 of the stream (seed, split), stacked: T = count."""
+        check_split(split, self.splits)
+        shots = self.train_shots if split == "train" and self.train_shots is not None else self.shots
+        widths = (1, 1, self.grid or shots, self.grid or self.queries)
+        u = uniforms(seed, f"episodes/{split}", start, count, sum(widths))
+        of_amplitude, of_phase, of_support, of_query = np.split(u, np.cumsum(widths)[:-1], axis=1)
+        amplitude = 0.1 + 4.9 * of_amplitude
+        phase = {"pi": math.pi, "2pi": 2 * math.pi}[self.phase] * of_phase
+
+        def batch(keys: NDArray[np.float64], n: int) -> Batch:
+            x = 10 * keys - 5 if self.grid is None else np.linspace(-5, 5, self.grid)[choose(keys, n)]
+            pair = np.stack([x, amplitude * np.sin(x - phase)]).astype(np.float32)
+            return torch.from_numpy(pair[0, :, :, None]), torch.from_numpy(pair[1, :, :, None])
+
+        return Task(batch(of_support, shots), batch(of_query, self.queries))
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """Family, options and split; there are no classes."""
+        check_split(split, self.splits)
+        return {"family": "sinusoid", "options": asdict(self), "split": split}

@@ -1,0 +1,294 @@
+"""The command line: what it prints, its exit codes, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaoptim import config, loop
+from metaoptim.algorithms import ALGORITHMS
+from metaoptim.cli import main
+from metaoptim.nn import MODELS
+from metaoptim.tasks import TASKS
+
+TINY = """
+description = "a tiny one"
+[algorithm]
+name = "maml"
+loss = "mse"
+lr = 0.01
+[model]
+name = "mlp"
+sizes = [1, 8, 1]
+[tasks]
+name = "sinusoid"
+[train]
+iterations = 3
+tasks_per_step = 2
+validate_episodes = 4
+[evaluate]
+episodes = 8
+[engine]
+tasks = "loop"
+"""
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the command line in an empty folder with tiny.toml; gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("METAOPTIM_DEBUG", raising=False)
+    monkeypatch.setenv("METAOPTIM_DATA", "")  # set first, so that what a command sets is undone as well
+    monkeypatch.delenv("METAOPTIM_DATA")
+    (tmp_path / "tiny.toml").write_text(TINY)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main(args)
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err
+        return code, out, err
+
+    return run
+
+
+def python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_help_imports_nothing_heavy_and_is_plain_without_a_terminal() -> None:
+    code = """
+import sys
+from metaoptim.cli import main
+heavy = {"pydantic", "rich.console"} & set(sys.modules)
+codes = [main(a) for a in ([], ["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["trian"])]
+heavy |= {"torch", "numpy", "matplotlib", "tensorboard", "rich.console"} & set(sys.modules)
+print("codes", codes, "heavy", heavy)
+"""
+    said = python(code, GITHUB_ACTIONS="1", FORCE_COLOR="1", TERM="xterm-256color")
+    assert "codes [0, 0, 0, 0, 0, 2] heavy set()" in said
+    assert "\x1b" not in said
+    for word in ("Exit codes:", "130 interrupted", "--set", "--resume", "--normalisation"):
+        assert word in said
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "metaoptim.cli", "trian"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: No such command 'trian'. Did you mean 'train'?")
+
+
+def test_list_names_everything(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, out, _ = cli("list")
+    assert code == 0
+    for name in (*ALGORITHMS, *TASKS, *MODELS, *config.names()):
+        assert f"  {name} " in out
+
+
+def test_list_shows_what_a_recipe_was_measured_to_reach() -> None:
+    from metaoptim.cli_show import measured
+
+    assert measured({"metric": "accuracy", "value": 0.95, "interval": 0.01}) == "accuracy 0.95 ± 0.01"
+    assert measured({"metric": "mse", "value": 0.4, "interval": [0.3, 0.5]}) == "mse 0.4 [0.3, 0.5]"
+    assert measured({"value": 0.4}) == "0.4"
+    assert measured({"note": "not measured yet"}) == ""
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_show_explains_every_algorithm(cli: Cli, name: str) -> None:
+    code, out, _ = cli("show", name)
+    assert code == 0
+    build = ALGORITHMS[name]
+    head = inspect.getmodule(build).__doc__ or ""
+    equations = [line for line in head.splitlines() if line.startswith("    ")]
+    assert equations and all(line.rstrip() in out for line in equations)
+    assert "https://" in out and "Deviations:" in out
+    for option in inspect.signature(build).parameters.values():
+        if option.kind is option.KEYWORD_ONLY:
+            line = next(line for line in out.splitlines() if line.startswith(f"  {option.name} "))
+            assert ('"none"' if option.default is None else json.dumps(option.default)) in line
+    assert "inner steps K in training" in out
+
+
+def test_show_explains_tasks_models_and_recipes(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, words in {
+        "sinusoid": ("(tasks)", "4.25", "phase", '"pi" or "2pi"'),
+        "omniglot": ("(tasks)", "vinyals", "rotations"),
+        "conv4": ("(model)", "(required)", "filters", "64"),
+        "mlp": ("(model)", "[1, 40, 40, 1]"),
+    }.items():
+        code, out, _ = cli("show", name)
+        assert code == 0
+        for word in words:
+            assert word in out
+    monkeypatch.setattr(config, "_shipped", lambda: {"tiny": tmp_path / "tiny.toml"})
+    for command in (("list",), ("show", "tiny")):
+        code, out, _ = cli(*command)
+        assert code == 0 and "a tiny one" in out
+    assert "sizes = [" in out and "metaoptim train tiny" in out
+
+
+def test_train_then_evaluate_then_resume(cli: Cli, tmp_path: Path) -> None:
+    code, out, err = cli("train", "tiny.toml", "--set", "algorithm.steps=2")
+    assert code == 0, err
+    run = tmp_path / "runs" / "tiny"
+    assert "runs/tiny" in out and "metaoptim evaluate runs/tiny" in out
+    stored = config.load(run / "recipe.toml")
+    assert stored == config.load("tiny.toml", ["algorithm.steps=2"])
+
+    code, out, err = cli("evaluate", "runs/tiny", "--steps", "3", "--checkpoint", "last")
+    assert code == 0, err
+    assert out.strip()
+    result = json.loads((run / "result.json").read_text())
+    assert result
+
+    code, _, err = cli("train", "tiny.toml", "--set", "algorithm.steps=2")
+    assert code == 2 and "resume" in err
+    code, _, err = cli("train", "tiny.toml", "--resume")
+    assert code == 2 and "algorithm.steps" in err and "--out" in err
+    code, _, err = cli("train", "tiny.toml", "--set", "algorithm.steps=2", "--resume")
+    assert code == 0, err
+
+
+def test_runs_that_are_judged_together_are_seeds_of_one_recipe(cli: Cli) -> None:
+    for name, setting in {"a": "train.seed=0", "b": "train.seed=1", "c": "algorithm.lr=0.02"}.items():
+        code, _, err = cli("train", "tiny.toml", "--set", setting, "--out", name)
+        assert code == 0, err
+    code, _, err = cli("evaluate", "a", "b")
+    assert code == 0, err
+    code, _, err = cli("evaluate", "a", "c")
+    assert code == 2 and "a and c differ in algorithm.lr" in err
+
+
+BAD = [
+    (["trian"], ["No such command 'trian'", "'train'"]),
+    (["--versoin"], ["--versoin", "--version"]),
+    (["train"], ["Missing argument", "RECIPE"]),
+    (["train", "tiny.toml", "more"], ["unexpected extra argument", "more"]),
+    (["train", "tiny.toml", "--ste", "algorithm.steps=5"], ["--ste", "--set"]),
+    (["train", "tiny.toml", "--set"], ["--set", "requires an argument"]),
+    (["train", "tiny.toml", "--set", "algorithm.stpes=5"], ["tiny.toml: unknown key `stpes`", "`steps`"]),
+    (["train", "tiny.toml", "--set", "algorithm.steps=x"], ['found the text "x", expected a whole number']),
+    (["train", "tiny.toml", "--set", "algorithm.steps"], ["TABLE.KEY=VALUE"]),
+    (["train", "tiny.toml", "--set", "agorithm.steps=5"], ["unknown table `agorithm`", "`algorithm`"]),
+    (["train", "tiny.toml", "--set", "algorithm.name=mmal"], ["unknown algorithm `mmal`", "`maml`"]),
+    (["train", "tiny.toml", "--set", "train.iterations=0"], ["iterations=0", "at least 1"]),
+    (["train", "tiny.toml", "--set", "train.optimizer=Adamm"], ["Adamm", "torch.optim"]),
+    (["train", "tiny.toml", "--set", "train.lr=-1"], ["-1", "positive"]),
+    (["train", "tiny.toml", "--set", "model.sizes=[1]"], ["sizes=[1]"]),
+    (["train", "tiny.toml", "--set", "tasks.shots=0"], ["shots"]),
+    (["train", "tiny.toml", "--set", "tasks.grid=3"], ["grid of 3"]),
+    (["train", "tiny.toml", "--set", "engine.tasks=vmpa"], ["vmpa", "vmap"]),
+    (["train", "tiny.toml", "--set", "model.sizes=[1, 8, 2]"], ["mse", "(10, 2)", "(10, 1)"]),
+    (["train", "tiny.toml", "--data", "nowhere"], ["--data", "nowhere", "does not exist"]),
+    (["train", "tiny.toml", "--data", "tiny.toml"], ["--data", "tiny.toml"]),
+    (["train", "tiny.toml", "--out", "tiny.toml"], ["tiny.toml"]),
+    (["train", "tiny.toml", "--out", "empty", "--resume"], ["empty", "run"]),
+    (["train", "none.toml"], ["there is no file none.toml"]),
+    (["train", "empty"], ["empty is a folder"]),
+    (["train", "tyni"], ["unknown recipe `tyni`"]),
+    (["train", ""], ["is a folder"]),
+    (["train", "broken.toml"], ["broken.toml: not valid TOML", "line 1"]),
+    (["show"], ["Missing argument", "NAME"]),
+    (["show", ""], ["unknown name ``", "expected one of: "]),
+    (["show", "mamml"], ["unknown name `mamml`", "`maml`"]),
+    (["show", "conv"], ["unknown name `conv`", "`conv4`"]),
+    (["list", "maml"], ["unexpected extra argument"]),
+    (["evaluate"], ["Missing argument", "RUN"]),
+    (["evaluate", "nowhere"], ["nowhere/recipe.toml", "metaoptim train"]),
+    (["evaluate", "empty"], ["empty/recipe.toml"]),
+    (["evaluate", "python"], ["python/recipe.toml", "started from Python"]),
+    (["evaluate", "new"], ["new", "checkpoint"]),
+    (["evaluate", "new", "--episodes", "many"], ["--episodes", "valid integer"]),
+    (["evaluate", "new", "--checkpoint", "bset"], ["--checkpoint", "bset", "best"]),
+    (["evaluate", "new", "--normalisation", "frozn"], ["`frozen`"]),
+    (["evaluate", "new", "--step", "3"], ["--step", "--steps"]),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), BAD, ids=[" ".join(args) for args, _ in BAD])
+def test_wrong_input_is_one_sentence_and_exit_code_2(cli: Cli, tmp_path: Path, args: list[str], words: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "recipe.toml").write_text(config.load(tmp_path / "tiny.toml").text())
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "recipe.toml").write_text("# started from Python\n")
+    (tmp_path / "broken.toml").write_text("[algorithm\n")
+    code, out, err = cli(*args)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def test_a_loss_that_is_not_finite_is_exit_code_1(cli: Cli) -> None:
+    code, out, err = cli("train", "tiny.toml", "--set", "algorithm.lr=1e30")
+    assert (code, out) == (1, "")
+    assert "error: step 1: " in err and "not finite" in err and "Traceback" not in err
+
+
+def raising(error: BaseException, like: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that raises, with the signature of another: recipes are checked by signatures."""
+
+    @functools.wraps(like)
+    def raises(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return raises
+
+
+def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "train", raising(loop.Interrupted("stopped after step 2"), like=loop.train))
+    code, out, err = cli("train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b")
+    assert (code, out) == (130, "")
+    again = "metaoptim train tiny.toml --set algorithm.lr=0.5 --out 'a b' --resume"
+    assert err == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
+
+
+def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "load", raising(RuntimeError("what\nnow"), like=config.load))
+    code, out, err = cli("train", "tiny.toml")
+    assert (code, out) == (1, "")
+    assert err == "internal error: RuntimeError: what now (set METAOPTIM_DEBUG=1 for the traceback)\n"
+    monkeypatch.setenv("METAOPTIM_DEBUG", "1")
+    assert "Traceback" in cli("train", "tiny.toml")[2]
+
+
+def test_an_error_of_the_system_names_the_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "tiny.toml")
+    monkeypatch.setattr(config, "load", raising(full, like=config.load))
+    assert cli("train", "tiny.toml") == (1, "", "error: tiny.toml: No space left on device\n")
+    denied = PermissionError(errno.EACCES, "Permission denied", "tiny.toml")
+    monkeypatch.setattr(config, "load", raising(denied, like=config.load))
+    assert cli("train", "tiny.toml") == (2, "", "error: tiny.toml: Permission denied\n")
+
+
+def test_a_warning_is_one_line(cli: Cli) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, _, err = cli("train", "tiny.toml", "--set", "algorithm.name=reptile", "--set", "algorithm.steps=1")
+    line = next(line for line in err.splitlines() if line.startswith("warning: "))
+    assert "joint training" in line and ".py" not in line
+
+
+def test_data_sets_the_folder_of_the_data(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert cli("train", "tiny.toml", "--data", "data", "--set", "algorithm.stpes=1")[0] == 2
+    assert os.environ["METAOPTIM_DATA"] == "data"
