@@ -120,9 +120,7 @@ def test_non_finite_floats_become_null(tmp_path: Path) -> None:
         "steps": [None, 2],
     }
     for file in ("metrics.jsonl", "state.json"):
-        assert not {"NaN", "Infinity", "-Infinity"} & set(
-            (run.path / file).read_text().replace(",", " ").split()
-        )
+        assert not {"NaN", "Infinity", "-Infinity"} & set((run.path / file).read_text().replace(",", " ").split())
 
 
 def test_complex128_is_refused_by_name(tmp_path: Path) -> None:
@@ -198,9 +196,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damag
     with pytest.warns(UserWarning) as caught:
         check_intact(run.load(), 1)
     [warning] = caught
-    assert str(warning.message) == (
-        f"{file} is cut or altered: falling back to checkpoint.previous.safetensors, step 1"
-    )
+    assert str(warning.message) == (f"{file} is cut or altered: falling back to checkpoint.previous.safetensors, step 1")
     assert warning.filename == __file__
     # The damaged one never takes the place of the good one, and is said once.
     run.save(at_step(2))

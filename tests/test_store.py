@@ -64,8 +64,7 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
     table = {
         "missing": "there is no run in {}, for there is no such folder: check the path",
         "empty": "there is no run in {} (found nothing, expected recipe.toml): check the path",
-        "other": "there is no run in {} (found a.txt, b.txt, c.txt, d.txt, e.txt, …, expected recipe.toml): "
-        "check the path",
+        "other": "there is no run in {} (found a.txt, b.txt, c.txt, d.txt, e.txt, …, expected recipe.toml): check the path",
         "file": "{} is a file, and a run is a folder: give the folder",
     }
     before = sorted(tmp_path.rglob("*"))
@@ -78,9 +77,7 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"file is a file, and a run needs a folder: choose another path$"):
         RunDirectory.create(tmp_path / "file", recipe="", environment={})
-    with pytest.raises(
-        OSError, match=r"^can't create the run .*sub \(Not a directory\): check the path and its"
-    ):
+    with pytest.raises(OSError, match=r"^can't create the run .*sub \(Not a directory\): check the path and its"):
         RunDirectory.create(tmp_path / "file" / "sub", recipe="", environment={})
 
 
@@ -99,9 +96,7 @@ def test_missing_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(OSError) as raised:
         load_checkpoint(run.path)
-    assert str(raised.value) == (
-        f"can't read the run {run.path} (Permission denied): check the path and its permissions"
-    )
+    assert str(raised.value) == (f"can't read the run {run.path} (Permission denied): check the path and its permissions")
     monkeypatch.setattr(Path, "mkdir", forbidden)
     with pytest.raises(OSError, match=r"^can't create the run .* \(Permission denied\): check the path"):
         RunDirectory.create(tmp_path / "other", recipe="", environment={})
@@ -136,9 +131,7 @@ def test_rewinding_what_was_logged(tmp_path: Path) -> None:
     assert file.read_bytes() == b""
 
 
-@pytest.mark.parametrize(
-    "torn", [b'{"step": 1}', b"\0\0\0\n", b"3\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\xff\n"]
-)
+@pytest.mark.parametrize("torn", [b'{"step": 1}', b"\0\0\0\n", b"3\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\xff\n"])
 def test_a_line_that_is_not_whole_is_dropped(tmp_path: Path, torn: bytes) -> None:
     run = new_run(tmp_path)
     (run.path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n' + torn)

@@ -69,9 +69,7 @@ class Torn:
 class Faults:
     """Counts the operations of a save and raises `error` before one of them, or after it (`late`)."""
 
-    def __init__(
-        self, patch: pytest.MonkeyPatch, turn: int, error: BaseException, late: bool = False
-    ) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, turn: int, error: BaseException, late: bool = False) -> None:
         self.turn, self.error, self.late, self.seen = turn, error, late, list[str]()
         patch.setattr(os, "fsync", self.wrapped("fsync", os.fsync))
         patch.setattr(os, "replace", self.wrapped("replace", os.replace))
@@ -105,8 +103,7 @@ STATE = ["write", "fsync", "replace", "fsync"]
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     ("best", "turn"),
-    [(False, n) for n in range(1, len(SAVE + STATE) + 1)]
-    + [(True, n) for n in range(1, len(SAVE_BEST + STATE) + 1)],
+    [(False, n) for n in range(1, len(SAVE + STATE) + 1)] + [(True, n) for n in range(1, len(SAVE_BEST + STATE) + 1)],
 )
 def test_dying_at_each_operation_of_a_save(tmp_path: Path, turn: int, late: bool, best: bool) -> None:
     run = new_run(tmp_path)

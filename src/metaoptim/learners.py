@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,16 @@ class Network:
     net: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     normalisation: Normalisation = "transductive"
+    learnt: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
+        learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
+        object.__setattr__(self, "learnt", learnt)
+        if self.normalisation not in get_args(Normalisation):
+            raise ValueError(
+                f"normalisation {self.normalisation!r} is unknown: choose among {', '.join(get_args(Normalisation))}."
+            )
         refuse_running_statistics(self.net, self.normalisation)
 
     def weights(self) -> Params:
@@ -38,8 +46,8 @@ class Network:
         return {n: p.detach().clone() for n, p in self.net.named_parameters()}
 
     def trainable(self, name: str) -> bool:
-        """Whether the module's own parameter of that name asks for a gradient."""
-        return self.net.get_parameter(name).requires_grad
+        """Whether the module's own parameter of that name asked for a gradient."""
+        return name in self.learnt
 
     def __call__(self, weights: Params, batch: Batch, support: Batch | None = None) -> tuple[Tensor, Info]:
         x, y = batch

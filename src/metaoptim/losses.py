@@ -16,6 +16,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy in nats. Shapes: output (…, N) logits, target (…) class numbers 0 … N−1."""
+    if target.is_floating_point():
+        raise ValueError(
+            f"cross_entropy: the targets are {target.dtype}; they must be class numbers, such as int64 (for regression: mse)."
+        )
     return -F.log_softmax(output, -1).gather(-1, target.unsqueeze(-1)).mean()
 
 

@@ -26,6 +26,8 @@ def multi_step(weights: Sequence[float]) -> Objective:
     def objective(steps: int) -> tuple[float, ...]:
         if len(weights) != steps:
             raise ValueError(f"multi_step has {len(weights)} weights for {steps} inner steps: give one per step.")
+        if not any(weights):
+            raise ValueError(f"multi_step has nothing but zeros for its {steps} weights: give at least one that counts.")
         return (0.0, *weights)
 
     return objective

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaoptim.types import Params
+
+Tree = TypeVar("Tree")
 
 
 def add(a: Params, b: Params, scale: float = 1.0) -> Params:
@@ -41,6 +43,12 @@ def select(a: Params, keep: Callable[[str], bool]) -> Params:
 def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same structure with f applied to every tensor."""
     return pytree.tree_map(f, tree)
+
+
+def to(tree: Tree, device: torch.device) -> Tree:
+    """The same structure on a device."""
+    moved: Tree = map_tensors(lambda x: x.to(device), tree)
+    return moved
 
 
 def index(tree: Any, i: int) -> Any:

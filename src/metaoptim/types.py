@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -43,6 +44,11 @@ class Meta(NamedTuple):
 
     weights: Params
     rule: Params
+
+    @property
+    def device(self) -> torch.device:
+        """Where θ is."""
+        return next(iter(self.weights.values())).device
 
 
 class Task(NamedTuple):
@@ -146,7 +152,10 @@ class MetaOptimizer:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        self.estimator.check(self.learner, self.split(self.meta)[0])
+        learnt = self.split(self.meta)[0]
+        if not learnt.weights and not learnt.rule:
+            raise ValueError("nothing is learnt: every weight has requires_grad=False, or there is none; free some of them.")
+        self.estimator.check(self.learner, learnt)
 
     def split(self, meta: Meta) -> tuple[Meta, Params]:
         """The learnt part of φ, and the weights that only adapt or stay as they are."""

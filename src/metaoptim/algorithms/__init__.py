@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from metaoptim.algorithms.article_maml import article_maml
-from metaoptim.algorithms.article_reptile import article_reptile
-from metaoptim.algorithms.fomaml import fomaml
-from metaoptim.algorithms.maml import maml
-from metaoptim.algorithms.meta_sgd import meta_sgd
-from metaoptim.algorithms.reptile import reptile
+from metaoptim.algorithms.article_maml import article_maml as article_maml
+from metaoptim.algorithms.article_reptile import article_reptile as article_reptile
+from metaoptim.algorithms.fomaml import fomaml as fomaml
+from metaoptim.algorithms.maml import maml as maml
+from metaoptim.algorithms.meta_sgd import meta_sgd as meta_sgd
+from metaoptim.algorithms.reptile import reptile as reptile
 from metaoptim.types import MetaOptimizer
 
 ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
@@ -18,5 +18,3 @@ ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "article_maml": article_maml,
     "article_reptile": article_reptile,
 }
-
-__all__ = ["ALGORITHMS", "article_maml", "article_reptile", "fomaml", "maml", "meta_sgd", "reptile"]

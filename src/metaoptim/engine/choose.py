@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metaoptim import trees
+from metaoptim import folders, trees
 from metaoptim.types import Meta, MetaOptimizer, Task
 
 ROUNDS = 3
@@ -34,7 +35,7 @@ def key(optimizer: MetaOptimizer, meta: Meta, batch: Task) -> str:
         work,
         sorted(meta.weights),
         optimizer.learner.steps,
-        repr(optimizer.estimator),
+        re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer.estimator)),  # a function's address differs in every process
         torch.__version__,
         platform.processor() or platform.machine(),
         os.cpu_count(),
@@ -45,28 +46,29 @@ def key(optimizer: MetaOptimizer, meta: Meta, batch: Task) -> str:
 
 def choose(key: str, ways: Mapping[str, Callable[[], Any]], clock: Callable[[], float]) -> Choice:
     """The fastest way by its best of a few runs, taken in turns; read from the cache where the same work was timed before."""
-    path = cache_folder() / "plans" / f"{key}.json"
+    path = folders.cache() / "plans" / f"{key}.json"
     known = _read(path, ways)
     if known is not None:
         return known
     best: dict[str, float] = {}
+    refused: dict[str, Exception] = {}
     for turn in range(ROUNDS):
         for name, run in ways.items():
-            if turn and best[name] > HOPELESS * min(best.values()):
+            if name in refused or (turn and best[name] > HOPELESS * min(best.values())):
                 continue
             start = clock()
-            run()
+            try:
+                run()
+            except RuntimeError as error:  # such as a layer that vmap has no rule for
+                refused[name] = error
+                continue
             seconds = clock() - start
             best[name] = min(seconds, best.get(name, seconds))
+    if not best:
+        raise refused[next(iter(refused))]
     choice = Choice(min(best, key=lambda name: best[name]), best)
     _write(path, choice)
     return choice
-
-
-def cache_folder() -> Path:
-    """`METAOPTIM_CACHE`, else the user's cache folder."""
-    root = os.environ.get("METAOPTIM_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metaoptim"
 
 
 def _read(path: Path, ways: Mapping[str, Any]) -> Choice | None:

@@ -7,11 +7,13 @@ gradient, silently, for affine batch and layer norms (pytorch/functorch#534).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 
@@ -68,16 +70,12 @@ class Engine:
         runtime: "auto" or "eager".
     """
 
-    def __init__(
-        self, optimizer: MetaOptimizer, tasks: str = "auto", memory: str = "auto", runtime: str = "auto"
-    ) -> None:
+    def __init__(self, optimizer: MetaOptimizer, tasks: str = "auto", memory: str = "auto", runtime: str = "auto") -> None:
         for name, value, allowed in (("memory", memory, ("auto", "graph")), ("runtime", runtime, ("auto", "eager"))):
             if value not in allowed:
                 raise ValueError(f"engine.{name} = {value!r} is not offered; choose one of {', '.join(allowed)}.")
         if tasks not in ("auto", "loop", "vmap") and not chunk_size(tasks):
-            raise ValueError(
-                f"engine.tasks = {tasks!r} is not offered; choose auto, loop, vmap, or vmap:C with C >= 1."
-            )
+            raise ValueError(f"engine.tasks = {tasks!r} is not offered; choose auto, loop, vmap, or vmap:C with C >= 1.")
         self.optimizer, self.tasks = optimizer, tasks
         self.choice: Choice | None = None if tasks == "auto" else Choice(tasks, {})
 
@@ -87,14 +85,22 @@ class Engine:
 
     def __call__(self, meta: Meta, batch: Task, carry: Carry = ()) -> Estimate:
         count = check_tasks(batch)
-        learnt, fixed = self.optimizer.split(meta)
-        if self.choice is None:
-            self.choice = choose(
-                key(self.optimizer, meta, batch),
-                {how: partial(self._map, how, learnt, fixed, batch, carry) for how in ("loop", "vmap")},
-                time.perf_counter,
+        slots = {x.shape[0] for x in trees.flatten(carry)}
+        if slots - {count}:
+            raise ValueError(
+                f"the batch has {count} tasks and this algorithm carries its state for {slots.pop()} task slots; keep the "
+                'number of tasks per step, or choose moments="reset".'
             )
-        total = self._map(self.choice.tasks, learnt, fixed, batch, carry)
+        learnt, fixed = self.optimizer.split(meta)
+        with explained(batch):
+            if self.choice is None:
+                with torch.random.fork_rng(devices=[]):  # dropout must draw the same, measured or read from the cache
+                    self.choice = choose(
+                        key(self.optimizer, meta, batch),
+                        {how: partial(self._map, how, learnt, fixed, batch, carry) for how in ("loop", "vmap")},
+                        time.perf_counter,
+                    )
+            total = self._map(self.choice.tasks, learnt, fixed, batch, carry)
         scale = 1.0 if self.optimizer.reduction == "sum" else 1.0 / count
         return Estimate(
             total.loss.sum() * scale,
@@ -142,16 +148,36 @@ def check_tasks(batch: Task) -> int:
     }
     counts = {len(s) and s[0] for s in sizes.values()}
     pairs_agree = all(sizes[f"{p}.x"][:2] == sizes[f"{p}.y"][:2] for p in Task._fields)
-    if len(counts) != 1 or 0 in counts or any(len(s) < 2 for s in sizes.values()) or not pairs_agree:
+    if len(counts) != 1 or any(len(s) < 2 or 0 in s for s in sizes.values()) or not pairs_agree:
         found = ", ".join(f"{n} {tuple(s)}…" for n, s in sizes.items())
         raise ValueError(
             "a batch of tasks needs support x (T, S, …) and y (T, S, …) and query x (T, Q, …) and y (T, Q, …) with the "
-            f"same T >= 1; found leading axes {found}."
+            f"same T >= 1, S >= 1 and Q >= 1; found leading axes {found}."
         )
     return int(counts.pop())
+
+
+@contextmanager
+def explained(data: Any) -> Iterator[None]:
+    """Turns what torch says of data that don't go through the model or the loss into one sentence about them."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        found = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the model or the loss can't take these data ({reason}): found tensors {found}, in the order of support and "
+            "query, inputs and targets; expected what the model reads and, for classes, targets below its outputs."
+        ) from error
+
+
+def _range(x: Tensor) -> str:
+    return "" if x.is_floating_point() or x.is_complex() else f" from {x.min()} to {x.max()}"
 
 
 def chunk_size(how: str) -> int | None:
     """C of "vmap:C", None for anything else."""
     head, _, size = how.partition(":")
-    return int(size) if head == "vmap" and size.isdigit() and int(size) > 0 else None
+    return int(size) if head == "vmap" and size.isdecimal() and int(size) > 0 else None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metaoptim import trees
-from metaoptim.engine.mapping import chunk_size
+from metaoptim.engine.mapping import chunk_size, explained
 from metaoptim.types import Batch, Carry, Meta, MetaOptimizer, Params, State, Task
 
 
@@ -20,7 +20,7 @@ def rest(carry: Carry) -> Carry:
 
 def adapt(optimizer: MetaOptimizer, meta: Meta, support: Batch, memory: Carry, steps: int) -> Params:
     """All weights after `steps` inner steps on one task's support set (S, …); `memory` as of `rest`."""
-    with torch.no_grad():
+    with explained(support), torch.no_grad():
         state = optimizer.estimator.start(optimizer.learner, meta, support, memory)
         for k in range(steps):
             state = optimizer.learner.step(meta, state, support, k, grad)
@@ -48,9 +48,7 @@ def rollout(
             scores.append(judged(state, task, k + 1))
         return cast(dict[str, Tensor], trees.stack(scores))
 
-    with torch.no_grad():
+    with explained(batch), torch.no_grad():
         if tasks == "loop":
-            return cast(
-                dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(batch.query[0].shape[0])])
-            )
+            return cast(dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(batch.query[0].shape[0])]))
         return vmap(one, randomness="different", chunk_size=chunk_size(tasks))(batch)

@@ -75,7 +75,7 @@ def pretrained(run: Run, tasks: TaskFamily, iterations: int, steps: int, progres
     network = run.network
     meta = Meta(_pretrain(run, tasks, iterations, progress), {})
     split = "val" if "val" in tasks.splits else tasks.splits[0]
-    batch = tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES)
+    batch = trees.to(tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES), meta.device)
     candidates = [
         replace(run, optimizer=_fine_tuner(network, meta, lr, steps), meta=meta, memory=(), step=iterations)
         for lr in STEP_SIZES
@@ -90,7 +90,7 @@ def _fine_tuner(network: Network, meta: Meta, lr: float, steps: int) -> MetaOpti
 
 def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> Params:
     """The weights of the run's network after ordinary training, from φ at the start; a classifier's head is zero."""
-    net = copy.deepcopy(run.network.net)
+    net = copy.deepcopy(run.network.net).train()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(run.optimizer.meta.weights[name])

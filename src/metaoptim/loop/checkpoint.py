@@ -51,8 +51,7 @@ def pack(checkpoint: Checkpoint) -> bytes:
     """The checkpoint as a safetensors file's bytes; raises ValueError for complex128, which it can't hold."""
     # Copies, because safetensors takes no strided tensors, none that share memory and no lazy conjugates.
     tensors = {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for name, tensor in checkpoint.tensors.items()
+        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in checkpoint.tensors.items()
     }
     for name, tensor in tensors.items():
         if tensor.dtype is torch.complex128:

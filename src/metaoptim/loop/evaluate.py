@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -89,14 +90,17 @@ def evaluate(
         methods["untrained"] = [adapted(base.untrained(r)) for r in runs]
     if "prototypes" in baselines and classes:
         methods["prototypes"] = [partial(base.prototypes, r) for r in runs]
-    with quiet(runs[0].optimizer):
+    with quiet(*(r.network.net for r in runs)):
         if "pretrained" in baselines:
-            methods["pretrained"] = [
-                adapted(base.pretrained(r, tasks, pretrain_iterations, max(count, 1), progress)) for r in runs
-            ]
-        scores = _score(methods, tasks, split, seed, episodes, progress)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                methods["pretrained"] = [
+                    adapted(base.pretrained(r, tasks, pretrain_iterations, max(count, 1), progress)) for r in runs
+                ]
+        scores = _score(methods, tasks, split, seed, episodes, runs[0].meta.device, progress)
     rows = tuple(_row(name, scores[name], runs[0].optimizer.name if name == "method" else name) for name in methods)
-    return Result(rows, _facts(runs, tasks, split, seed, episodes, count))
+    facts = _facts(runs, tasks, split, seed, episodes, count)
+    return Result(rows, facts | ({"pretrain_iterations": pretrain_iterations} if "pretrained" in methods else {}))
 
 
 def with_normalisation(run: Run, policy: Normalisation) -> Run:
@@ -110,7 +114,7 @@ def with_normalisation(run: Run, policy: Normalisation) -> Run:
 
 def _score(
     methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]], tasks: TaskFamily, split: str, seed: int, episodes: int,
-    progress: bool,
+    device: torch.device, progress: bool,
 ) -> dict[str, list[dict[str, Tensor]]]:  # fmt: skip
     """Scores (E, K+1) by method, run and metric; every method sees the same episodes."""
     parts: dict[str, list[list[dict[str, Tensor]]]] = {n: [[] for _ in runs] for n, runs in methods.items()}
@@ -120,14 +124,14 @@ def _score(
             batch = tasks.sample(split, seed=seed, start=start, count=min(AT_ONCE, episodes - start))
             for name, runs in methods.items():
                 for found, judge in zip(parts[name], runs, strict=True):
-                    found.append(judge(batch))
+                    found.append(judge(trees.to(batch, device)))
     return {name: [{m: torch.cat([p[m] for p in found]) for m in found[0]} for found in runs] for name, runs in parts.items()}
 
 
 def _row(method: str, scores: list[dict[str, Tensor]], name: str) -> Row:
     """One method over its runs: per-episode means over the seeds, and each seed's own mean after the last step."""
     together = {m: torch.stack([s[m] for s in scores]).mean(0) for m in scores[0]}
-    return Row(name, ABOUT[method], together, tuple({m: x[:, -1].mean().item() for m, x in s.items()} for s in scores))
+    return Row(name, ABOUT[method], together, tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores))
 
 
 def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: int, steps: int) -> dict[str, Any]:
@@ -146,7 +150,14 @@ def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: 
         "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
         "engine": [r.tasks for r in runs],
         "environment": environment(),
+        "recipe": recipe.read_text(encoding="utf-8") if (recipe := _recipe(runs[0])) is not None else None,
     }
+
+
+def _recipe(run: Run) -> Path | None:
+    """The recipe in a run's directory, where it has one."""
+    path = run.path / "recipe.toml" if run.path else None
+    return path if path is not None and path.is_file() else None
 
 
 def phi_hash(run: Run) -> str:

@@ -34,7 +34,8 @@ def meta_train(
 
     Args:
         model: adapted from its current weights in every task, and changed by the optimizer alone.
-        optimizer: made on `model.parameters()`; Meta-SGD's step sizes are added to it as a group of their own.
+        optimizer: made on `model.parameters()`; Meta-SGD's step sizes are added to it as a group of their own, found
+            again in another pass.
         data_loader: yields batches of T tasks, or plain (data, targets) batches, each of which is ONE task: a random half
             of its examples is the support set, the rest the query set.
         num_inner_steps: inner steps K.
@@ -52,9 +53,7 @@ def meta_train(
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
-        raise ValueError(
-            f"the optimizer does not hold the model's parameter `{missing[0]}`; make it on model.parameters()."
-        )
+        raise ValueError(f"the optimizer does not hold the model's parameter `{missing[0]}`; make it on model.parameters().")
     losses: list[float] = []
     stepper: _Stepper | None = None
     for item in data_loader:
@@ -76,9 +75,14 @@ class _Stepper:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, meta: MetaOptimizer, engine: Mapping[str, str]
     ) -> None:
         self.weights = dict(model.named_parameters())
-        self.rule = {n: nn.Parameter(p.clone()) for n, p in meta.meta.rule.items()}
-        if self.rule:
-            optimizer.add_param_group({"params": list(self.rule.values()), "weight_decay": 0.0})
+        names = list(meta.meta.rule)
+        # Found again on another pass, so that an epoch goes on with the step sizes that the one before it learnt.
+        known = [group for group in optimizer.param_groups if names and group.get("rule") == names]
+        if names and not known:
+            values = [nn.Parameter(p.clone()) for p in meta.meta.rule.values()]
+            optimizer.add_param_group({"params": values, "weight_decay": 0.0, "rule": names})
+            known = optimizer.param_groups[-1:]
+        self.rule = dict(zip(names, known[0]["params"], strict=True)) if known else {}
         self.optimizer, self.engine = optimizer, Engine(meta, **engine)
         self.carry: Any = ()
 
@@ -94,9 +98,7 @@ class _Stepper:
         return estimate.loss.item()
 
 
-def _build(
-    method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps: int, lr: float
-) -> MetaOptimizer:
+def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps: int, lr: float) -> MetaOptimizer:
     if method not in ALGORITHMS:
         raise ValueError(f"method {method!r} is unknown: choose among {', '.join(ALGORITHMS)}.")
     build = ALGORITHMS[method]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metaoptim import trees
 from metaoptim.engine import Engine, check_tasks
 from metaoptim.types import Carry, Estimate, Meta, MetaOptimizer, Params, Task
 
@@ -39,12 +38,6 @@ class MetaModule(nn.Module):
         meta, count = self.meta(), check_tasks(batch)
         if self.carry is None:
             self.carry = self.engine.init(meta, count)
-        slots = {x.shape[0] for x in trees.flatten(self.carry)}
-        if slots - {count}:
-            raise ValueError(
-                f"the batch has {count} tasks and this algorithm carries its state for {slots.pop()} task slots; keep the "
-                'number of tasks per step, or choose moments="reset".'
-            )
         estimate = self.engine(meta, batch, self.carry)
         self.carry = estimate.carry
         return estimate

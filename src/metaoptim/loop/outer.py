@@ -21,6 +21,7 @@ def make_optimizer(module: MetaModule, outer: Outer) -> torch.optim.Optimizer:
         )
     if not outer.lr > 0:
         raise ValueError(f"the outer step size is lr={outer.lr}; it must be positive.")
+    factor(outer.schedule, 0.0)  # an unknown one is refused before anything is written
     groups: list[dict[str, Any]] = [{"params": list(module.weights.parameters())}]
     rule = list(module.rule.parameters())
     groups += [{"params": rule, "weight_decay": 0.0}] if rule else []

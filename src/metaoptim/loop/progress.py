@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -21,17 +22,22 @@ from rich.progress import (
 QUIET_SECONDS = 20.0
 
 
+def _console() -> Console:
+    # Asked of the stream itself: FORCE_COLOR would have rich take a pipe for a terminal and send it control codes.
+    return Console(stderr=True, force_terminal=sys.stderr.isatty())
+
+
 class Reporter:
     """Shows loss, accuracy, steps/s and time left; `with Reporter(total, done, enabled) as report`."""
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
-        self.console = Console(stderr=True)
+        self.console = _console()
         self.bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self.console, disable=not (enabled and self.console.is_terminal), refresh_per_second=4,
         )  # fmt: skip
-        self.lines = enabled and not self.console.is_terminal
+        self.enabled = enabled
         self.total, self.done, self.rate = total, done, 0.0
         self.spoken = self.last = time.monotonic()
         self.smooth: dict[str, float] = {}
@@ -41,9 +47,7 @@ class Reporter:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
 
     def advanced(self, record: Mapping[str, Any]) -> None:
@@ -59,22 +63,23 @@ class Reporter:
             text += f"  accuracy {100 * self.smooth['accuracy']:.1f} %"
         text += f"  {1 / self.smooth['seconds']:.2f} steps/s"
         self.bar.update(self.task, completed=self.done, text=text)
-        if self.lines and (now - self.spoken > QUIET_SECONDS or self.done == self.total):
+        if self.enabled and not self.console.is_terminal and (now - self.spoken > QUIET_SECONDS or self.done == self.total):
             self.spoken = now
             left = (self.total - self.done) * self.smooth["seconds"]
-            self.console.print(f"step {self.done}/{self.total}  {text}  {left:.0f} s left", highlight=False)
+            self.say(f"step {self.done}/{self.total}  {text}  {left:.0f} s left")
 
     def validated(self, step: int, scores: Mapping[str, float], improved: bool) -> None:
         """A validation is done."""
         score = f"accuracy {100 * scores['accuracy']:.2f} %" if "accuracy" in scores else f"loss {scores['loss']:.4f}"
-        text = f"step {step}: validation {score}{'  (best so far)' if improved else ''}"
-        if self.lines:
+        self.say(f"step {step}: validation {score}{'  (best so far)' if improved else ''}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.enabled:
             self.console.print(text, highlight=False)
-        else:
-            self.bar.console.print(text, highlight=False) if not self.bar.disable else None
 
 
 def tracked(items: Sequence[int], description: str, enabled: bool) -> Iterable[int]:
     """The items, with a progress bar on a terminal."""
-    console = Console(stderr=True)
+    console = _console()
     return track(items, description, console=console, disable=not (enabled and console.is_terminal))

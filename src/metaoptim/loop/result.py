@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metaoptim.loop.checkpoint import strict_json
 
-SHOWN = (0, 1, 2, 3, 5, 10, 20, 50)
+SHOWN = (0, 1, 5, 10, 20)  # with the last one, as many columns as fit in 100 characters
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Result:
         facts, percent = self.facts, self.metric == "accuracy"
         unit = "accuracy, %" if percent else "loss"
         steps = facts["steps"]
-        shown = [k for k in SHOWN if k < steps] + [steps]
+        shown = [k for k in (SHOWN if steps > 4 else range(steps)) if k < steps] + [steps]
         title = f"{facts['tasks']['family']}, split {facts['split']}: {unit} ± 95 % interval over {facts['episodes']} episodes"
         table = Table(title=title, caption=_caption(facts))
-        table.add_column("inner steps", no_wrap=True)
+        table.add_column("inner steps")
         for k in shown:
             table.add_column(str(k), justify="right", no_wrap=True)
-        table.add_column("against the first", justify="right", no_wrap=True)
+        table.add_column("difference", justify="right", no_wrap=True)
         for row in self.rows:
             mean, half = row.mean(self.metric), row.interval(self.metric)
             constant = len(mean) == 1
@@ -94,11 +94,7 @@ class Result:
                 },
                 **{m: {"mean": row.mean(m), "interval": row.interval(m)} for m in row.scores},
                 **(
-                    {
-                        "against_first": dict(
-                            zip(("mean", "interval"), row.paired(self.rows[0], self.metric), strict=True)
-                        )
-                    }
+                    {"against_first": dict(zip(("mean", "interval"), row.paired(self.rows[0], self.metric), strict=True))}
                     if row is not self.rows[0]
                     else {}
                 ),

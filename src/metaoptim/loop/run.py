@@ -58,24 +58,25 @@ class Run:
             steps: inner steps; as in training where not given.
         """
         x, y = support
+        count = self.optimizer.learner.steps if steps is None else steps
+        if count < 0:
+            raise ValueError(f"steps={count}: the number of inner steps must not be negative.")
         if x.ndim == 0 or y.ndim == 0 or x.shape[0] != y.shape[0] or x.shape[0] == 0:
             raise ValueError(
                 f"a support set is a pair of inputs (S, …) and targets (S, …) with the same S >= 1; found shapes "
                 f"{tuple(x.shape)} and {tuple(y.shape)}."
             )
         network = self.network
-        device = next(iter(self.meta.weights.values())).device
-        here = (x.to(device), y.to(device))
-        with quiet(self.optimizer):
-            weights = adapt(
-                self.optimizer, self.meta, here, self.memory, self.optimizer.learner.steps if steps is None else steps
-            )
+        here = trees.to((x, y), self.meta.device)
+        with quiet(network.net):
+            weights = adapt(self.optimizer, self.meta, here, self.memory, count)
         module = copy.deepcopy(network.net)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(weights[name])
         if network.normalisation == "inductive":
-            store_statistics(module, here[0])
+            with quiet(module):
+                store_statistics(module, here[0])
         if network.normalisation == "frozen":
             for layer in module.modules():
                 if isinstance(layer, BatchNorm):
@@ -91,10 +92,9 @@ def network_of(optimizer: MetaOptimizer) -> Network | None:
 
 
 @contextmanager
-def quiet(optimizer: MetaOptimizer) -> Iterator[None]:
-    """Its module without dropout, as in `eval()`, and as it was afterwards."""
-    network = network_of(optimizer)
-    modes = [(m, m.training) for m in network.net.modules()] if network else []
+def quiet(*nets: nn.Module) -> Iterator[None]:
+    """Modules without dropout, as in `eval()`, and as they were afterwards."""
+    modes = [(m, m.training) for net in nets for m in net.modules()]
     for m, _ in modes:
         m.training = False
     try:
@@ -113,9 +113,7 @@ def load(path: str | Path, optimizer: MetaOptimizer, which: Literal["best", "las
     meta, carry = unpack(checkpoint, optimizer)
     state = checkpoint.state
     selection: Literal["best", "last"] = "best" if which == "best" and state.get("best") else "last"
-    return Run(
-        optimizer, meta, rest(carry), checkpoint.step, selection, state["seed"], state["choice"]["tasks"], Path(path)
-    )
+    return Run(optimizer, meta, rest(carry), checkpoint.step, selection, state["seed"], state["choice"]["tasks"], Path(path))
 
 
 def pack(meta: Meta, carry: Carry) -> dict[str, Tensor]:
@@ -135,7 +133,6 @@ def part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def unpack(checkpoint: Checkpoint, optimizer: MetaOptimizer) -> tuple[Meta, Carry]:
     """φ and the carry of a checkpoint, on the device of the meta-optimizer's own φ."""
     found = Meta(part(checkpoint.tensors, "weights"), part(checkpoint.tensors, "rule"))
-    device = next(iter(optimizer.meta.weights.values())).device
     for what, saved, expected in zip(("weights", "rule"), found, optimizer.meta, strict=True):
         saved_shapes = {n: tuple(p.shape) for n, p in saved.items()}
         shapes = {n: tuple(p.shape) for n, p in expected.items()}
@@ -146,4 +143,4 @@ def unpack(checkpoint: Checkpoint, optimizer: MetaOptimizer) -> tuple[Meta, Carr
                 f"in the checkpoint and {shapes.get(name, 'missing')} here; build the same model and algorithm."
             )
     carry = trees.unnamed(part(checkpoint.tensors, "carry"))
-    return trees.map_tensors(lambda x: x.to(device), found), trees.map_tensors(lambda x: x.to(device), carry)
+    return trees.to((found, carry), optimizer.meta.device)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,10 @@ from metaoptim.engine import Choice, rest, rollout
 from metaoptim.loop.checkpoint import Checkpoint
 from metaoptim.loop.module import MetaModule
 from metaoptim.loop.outer import factor
-from metaoptim.loop.run import Run, pack, part, quiet, unpack
+from metaoptim.loop.run import Run, network_of, pack, part, quiet, unpack
 from metaoptim.loop.store import RunDirectory
 from metaoptim.tasks import TaskFamily
-from metaoptim.types import Carry, Estimate, Meta, MetaOptimizer, Outer, Task
+from metaoptim.types import Carry, Estimate, Meta, MetaOptimizer, Outer
 
 AT_ONCE = 50  # validation episodes sampled and adapted at a time
 
@@ -37,8 +38,6 @@ class Best(NamedTuple):
 
 
 class Training:
-    """The state of training and the one place that changes it."""
-
     """φ, the outer optimizer and where the run stands; the only thing that `train` changes."""
 
     def __init__(
@@ -55,9 +54,9 @@ class Training:
         """One outer step; returns its record."""
         started = time.perf_counter()
         first = self.step * self.tasks_per_step
-        batch = self.to_device(self.tasks.sample("train", seed=self.seed, start=first, count=self.tasks_per_step))
+        batch = self.tasks.sample("train", seed=self.seed, start=first, count=self.tasks_per_step)
         with _seeded(self.seed, self.step):
-            estimate = self.module.estimate(batch)
+            estimate = self.module.estimate(trees.to(batch, self.module.meta().device))
         size = self.check_finite(estimate, first, directory)
         self.optimizer.zero_grad()
         shrink = 1.0 if self.clip is None or size <= self.clip else self.clip / size
@@ -70,11 +69,6 @@ class Training:
         scalars = {n: x.item() for n, x in estimate.info.items() if n != "losses"}
         return {"step": self.step, "loss": estimate.loss.item(), **scalars, "grad_norm": size, "lr": rate,
                 "seconds": time.perf_counter() - started}  # fmt: skip
-
-    def to_device(self, batch: Task) -> Task:
-        device = next(self.module.parameters()).device
-        moved: Task = trees.map_tensors(lambda x: x.to(device), batch)
-        return moved
 
     def check_finite(self, estimate: Estimate, first: int, directory: RunDirectory | None) -> float:
         """The norm of the meta-gradient; a TrainingError where it or a loss is not finite."""
@@ -102,10 +96,11 @@ class Training:
         steps = self.meta.learner.steps if steps is None else steps
         totals: dict[str, float] = {}
         phi, memory = self.module.meta(), rest(self.module.carry)
-        with _seeded(self.seed, self.step), quiet(self.meta):
+        network = network_of(self.meta)
+        with _seeded(self.seed, self.step), quiet(*([network.net] if network else [])):
             for start in range(0, episodes, AT_ONCE):
                 batch = self.tasks.sample("val", seed=self.seed, start=start, count=min(AT_ONCE, episodes - start))
-                scores = rollout(self.meta, phi, self.to_device(batch), memory, steps, self.choice.tasks)
+                scores = rollout(self.meta, phi, trees.to(batch, phi.device), memory, steps, self.choice.tasks)
                 for name, x in scores.items():
                     totals[name] = totals.get(name, 0.0) + x[:, -1].sum().item() / episodes
         return totals
@@ -197,5 +192,6 @@ class Training:
 def _seeded(seed: int, step: int) -> Iterator[None]:
     """torch's generator as a function of (seed, step), so that no generator's state need be saved; the caller's is kept."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed << 32) + step)
+        # Hashed, because torch's CPU generator reads 32 bits of its seed alone.
+        torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
         yield

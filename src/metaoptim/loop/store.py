@@ -40,9 +40,7 @@ class RunDirectory:
         self._state: dict[str, Any] = {}
 
     @classmethod
-    def create(
-        cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any]
-    ) -> RunDirectory:
+    def create(cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any]) -> RunDirectory:
         """A new run, with its recipe (TOML text) and environment.
 
         Raises ValueError when the folder holds a run already or another process works there, OSError when it
@@ -56,9 +54,7 @@ class RunDirectory:
                 found, _, damaged = newest(folder, (LAST, PREVIOUS, BEST))
                 none = "its checkpoints are damaged" if damaged else "no checkpoint yet"
                 reached = f"step {found.step} reached" if found else none
-                raise ValueError(
-                    f"{folder} holds a run already ({reached}): resume it, or choose another folder"
-                )
+                raise ValueError(f"{folder} holds a run already ({reached}): resume it, or choose another folder")
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, _locked(folder))
         try:
@@ -165,9 +161,7 @@ class RunDirectory:
                 writer.close()
 
 
-def load_checkpoint(
-    path_of_run: str | os.PathLike[str], which: Literal["best", "last"] = "best"
-) -> Checkpoint:
+def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", "last"] = "best") -> Checkpoint:
     """A run's best or last checkpoint; takes no lock and changes nothing, so that the run may be in training.
 
     A run that has no best yet gives its last. Warns when it had to pass over a damaged one; raises ValueError
@@ -232,9 +226,7 @@ def _locked(folder: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"another process or run is using {folder}: wait until it ends, or choose another folder"
-        ) from None
+        raise ValueError(f"another process or run is using {folder}: wait until it ends, or choose another folder") from None
     return lock
 
 

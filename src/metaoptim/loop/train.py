@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from metaoptim.loop.module import MetaModule
 from metaoptim.loop.outer import make_optimizer
 from metaoptim.loop.progress import Reporter
 from metaoptim.loop.run import Run, load
-from metaoptim.loop.state import Training, TrainingError
+from metaoptim.loop.state import Training
 from metaoptim.loop.store import RunDirectory
 from metaoptim.tasks import TaskFamily
 from metaoptim.types import MetaOptimizer, Outer
@@ -77,20 +77,22 @@ def train(
     """
     _check_counts(iterations=iterations, tasks_per_step=tasks_per_step, checkpoint_every=checkpoint_every,
                   log_every=log_every, validate_episodes=validate_episodes)  # fmt: skip
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: it must be positive, or None for no clipping.")
+    if validate_steps is not None and validate_steps < 0:
+        raise ValueError(f"validate_steps={validate_steps}: it must not be negative.")
     if resume and out is None:
         raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
-    outer = Outer(
-        optimizer or meta.outer.optimizer, meta.outer.lr if lr is None else lr, schedule or meta.outer.schedule
-    )
+    outer = Outer(optimizer or meta.outer.optimizer, meta.outer.lr if lr is None else lr, schedule or meta.outer.schedule)
     module = MetaModule(meta, **(engine or {}))
-    training = Training(
-        meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip
-    )
+    training = Training(meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip)
     directory = _open(out, resume, recipe)
     try:
         if directory is not None and resume:
             training.restore(directory)
         with Reporter(iterations, training.step, progress) as report, _interruptible() as stopped:
+            if resume:
+                report.say(f"going on after step {training.step}")
             while training.step < iterations:
                 record = training.advance(directory)
                 done, improved = training.step == iterations, False
@@ -109,9 +111,10 @@ def train(
                     raise Interrupted(_resume_hint(training.step, directory))
         if directory is not None:
             directory.mark("finished")
-    except (KeyboardInterrupt, TrainingError) as reason:
+    except BaseException as reason:
         if directory is not None:
-            directory.mark("failed" if isinstance(reason, TrainingError) else "interrupted")
+            with suppress(OSError):  # such as a full disk, which is what then is to be told
+                directory.mark("interrupted" if isinstance(reason, KeyboardInterrupt) else "failed")
         raise
     finally:
         if directory is not None:
@@ -124,9 +127,7 @@ def _open(out: str | Path | None, resume: bool, recipe: str | None) -> RunDirect
         return None
     if resume:
         return RunDirectory.reopen(out)
-    return RunDirectory.create(
-        out, recipe=recipe or "# started from Python, without a recipe\n", environment=environment()
-    )
+    return RunDirectory.create(out, recipe=recipe or "# started from Python, without a recipe\n", environment=environment())
 
 
 def _check_counts(**counts: int) -> None:

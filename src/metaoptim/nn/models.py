@@ -31,6 +31,7 @@ def mlp(sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu") 
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"mlp: sizes={list(sizes)} must name at least an input and an output width, all positive.")
+    _offered("mlp", "activation", activation, tuple(_ACTIVATIONS))
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(sizes)):
         layers += [_ACTIVATIONS[activation]()] if i else []
@@ -45,7 +46,7 @@ def conv4(
     filters: int = 64,
     pool: bool = False,
     norm: Literal["batch", "layer", "none"] = "batch",
-    features: Literal["flatten", "mean"] = "flatten",
+    features: Literal["mean", "flatten"] = "mean",
 ) -> nn.Module:
     """Four blocks of 3×3 convolution, norm and ReLU, then a linear head; (B, channels, size, size) -> (B, ways).
 
@@ -58,12 +59,13 @@ def conv4(
         filters: width of every convolution.
         pool: 2×2 max-pooling in place of stride 2 (the mini-ImageNet network; about four times the work).
         norm: "batch" (see the normalisation policies), "layer" or "none".
-        features: what the head reads: all positions ("flatten") or their mean ("mean", as the MAML paper's code).
+        features: what the head reads: the mean over positions ("mean", as the MAML paper's Omniglot code) or all of them
+            ("flatten").
     """
     if ways < 2 or channels < 1 or filters < 1:
-        raise ValueError(
-            f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1."
-        )
+        raise ValueError(f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1.")
+    _offered("conv4", "norm", norm, ("batch", "layer", "none"))
+    _offered("conv4", "features", features, ("mean", "flatten"))
     smallest = 16 if pool else 1
     if size < smallest:
         raise ValueError(f"conv4: size={size} leaves no pixel after four halvings; images need >= {smallest} pixels.")
@@ -72,9 +74,7 @@ def conv4(
     side, width = size, channels
     for i in range(4):
         side = side // 2 if pool else (side + 1) // 2
-        block: list[nn.Module] = [
-            nn.Conv2d(width, filters, 3, stride=1 if pool else 2, padding=1, bias=norm != "batch")
-        ]
+        block: list[nn.Module] = [nn.Conv2d(width, filters, 3, stride=1 if pool else 2, padding=1, bias=norm != "batch")]
         shape = [filters, size >> i, size >> i] if pool else [filters, side, side]
         if norm == "batch":
             block.append(BatchNorm(filters))
@@ -86,6 +86,11 @@ def conv4(
     blocks["features"] = nn.Flatten() if features == "flatten" else SpatialMean()
     blocks["head"] = nn.Linear(filters * side * side if features == "flatten" else filters, ways)
     return nn.Sequential(blocks)
+
+
+def _offered(model: str, name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{model}: {name}={value!r} is not offered; choose one of {', '.join(choices)}.")
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4}

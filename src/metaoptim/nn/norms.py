@@ -22,13 +22,12 @@ class _Statistics(NamedTuple):
     rows: int | None = None
 
 
-_BATCH = _Statistics()
-_STATISTICS: ContextVar[_Statistics] = ContextVar("statistics", default=_BATCH)
+_STATISTICS: ContextVar[_Statistics | None] = ContextVar("statistics", default=None)
 
 
 @contextmanager
 def statistics(frozen: bool = False, rows: int | None = None) -> Iterator[None]:
-    """Inside, `BatchNorm` uses its stored statistics (`frozen`), or those of the first `rows` examples of each batch."""
+    """Inside, `BatchNorm` uses its stored statistics (`frozen`), or those of the batch: of its first `rows` examples."""
     token = _STATISTICS.set(_Statistics(frozen, rows))
     try:
         yield
@@ -39,8 +38,8 @@ def statistics(frozen: bool = False, rows: int | None = None) -> Iterator[None]:
 class BatchNorm(nn.Module):
     """y = (x − mean) / √(var + eps) · weight + bias, per channel, for inputs (B, C, …) of any number of axes.
 
-    Statistics are the batch's (biased variance); the stored ones are read under the policy `frozen`, and always where
-    `stored` is set, as in an adapted module that `Run.adapt` returns. They never change in a forward pass.
+    Statistics are the batch's (biased variance), or the stored ones, which never change in a forward pass: inside of
+    `statistics` as that says; elsewhere where `stored` is set, as in an adapted module that `Run.adapt` returns.
     """
 
     running_mean: Tensor
@@ -53,11 +52,12 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))  # never used: torch's state dicts bring it
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        frozen, rows = _STATISTICS.get()
-        if self.stored or frozen:
+        frozen, rows = _STATISTICS.get() or _Statistics(frozen=self.stored and not self.recording)
+        if frozen:
             mean, var = self.running_mean.view(shape), self.running_var.view(shape)
         else:
             source = x if rows is None else x[:rows]
@@ -66,9 +66,8 @@ class BatchNorm(nn.Module):
             self.running_mean.copy_(mean.detach().flatten())
             self.running_var.copy_(var.detach().flatten())
         scale = (var + self.eps).rsqrt()
-        if self.weight is None or self.bias is None:
-            return (x - mean) * scale
-        return (x - mean) * (scale * self.weight.view(shape)) + self.bias.view(shape)
+        y = (x - mean) * (scale if self.weight is None else scale * self.weight.view(shape))
+        return y if self.bias is None else y + self.bias.view(shape)
 
     def extra_repr(self) -> str:
         return f"{self.features}, eps={self.eps}, affine={self.weight is not None}"
@@ -99,8 +98,9 @@ def convert(module: nn.Module) -> nn.Module:
     Weights are kept, as the same Parameter objects; running statistics are kept for the policy `frozen`. Returns the
     module (a new one only where the module itself is a norm).
     """
-    for name, child in module.named_children():
-        setattr(module, name, convert(child))
+    for name, child in module._modules.items():  # named_children() would skip the second name of a shared norm
+        if child is not None:
+            setattr(module, name, convert(child))
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         batch = BatchNorm(module.num_features, module.eps, affine=False)
         batch.weight, batch.bias = module.weight, module.bias
@@ -117,16 +117,21 @@ def convert(module: nn.Module) -> nn.Module:
 def refuse_running_statistics(module: nn.Module, policy: str) -> None:
     """Raises a ValueError that names the first layer whose statistics no inner loop could keep right, and the fix."""
     for name, layer in module.named_modules():
-        if isinstance(layer, _NormBase) and (layer.track_running_stats or policy != "transductive"):
+        if not isinstance(layer, _NormBase):
+            continue
+        mixes_examples = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if layer.track_running_stats or (mixes_examples and policy != "transductive"):
             why = (
                 "keeps running statistics, which an inner loop would mix across tasks and no transform can update"
                 if layer.track_running_stats
                 else f"knows only its batch's statistics, which the policy `{policy}` forbids"
             )
-            raise ValueError(
-                f"layer `{name or 'module'}` ({type(layer).__name__}) {why}; call metaoptim.nn.convert(module), which "
-                "swaps such layers for ours and keeps the weights."
+            fix = (
+                "call metaoptim.nn.convert(module), which swaps such layers for ours and keeps the weights"
+                if mixes_examples
+                else "build it with track_running_stats=False"
             )
+            raise ValueError(f"layer `{name or 'module'}` ({type(layer).__name__}) {why}; {fix}.")
 
 
 def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,14 +24,15 @@ def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
     """Writes a PNG: curves with their 95 % intervals on the left, the first episodes on the right."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.05, 1))
-    _curves(left.subplots(), result)
     facts = result.facts
     batch = tasks.sample(facts["split"], seed=facts["episode_seed"], start=0, count=min(EPISODES, facts["episodes"]))
-    if batch.query[0].ndim == 5:
-        _sheet(right, batch)
+    images, line = batch.query[0].ndim == 5, batch.query[0].shape[2:] == (1,)
+    if images or line:
+        left, right = cast(list[SubFigure], figure.subfigures(1, 2, width_ratios=(1.05, 1)))
+        _curves(left.subplots(), result)
+        _sheet(right, batch) if images else _fits(right, run, batch, facts["steps"])
     else:
-        _fits(right, run, batch, facts["steps"])
+        _curves(figure.subplots(), result)
     figure.savefig(path, dpi=130)
 
 
@@ -74,18 +76,19 @@ def _strip(support: Tensor, query: Tensor) -> Tensor:
 
 def _fits(figure: SubFigure, run: Run, batch: Task, steps: int) -> None:
     """Each episode of a regression on one input: support, truth, and the fit before and after adaptation."""
-    if batch.query[0].shape[2:] != (1,):
-        return
     all_axes = figure.subplots(batch.query[0].shape[0], 1, squeeze=False, sharex=True)[:, 0]
     for e, axes in enumerate(all_axes):
         (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)
-        grid = torch.linspace(float(xq.min()), float(xq.max()), 200, dtype=xq.dtype)[:, None]
+        seen = torch.cat([xs, xq])
+        grid = torch.linspace(float(seen.min()), float(seen.max()), 200, dtype=xq.dtype, device=run.meta.device)[:, None]
         axes.plot(xs.flatten().numpy(force=True), ys.flatten().numpy(force=True), "k^", label="support")
         axes.plot(xq.flatten().numpy(force=True), yq.flatten().numpy(force=True), "k.", alpha=0.5, label="query")
         for k, colour in ((0, "0.6"), (steps, COLOURS[0])):
             module = run.adapt((xs, ys), steps=k)
             with torch.no_grad():
-                axes.plot(grid.flatten().numpy(), module(grid).flatten().numpy(force=True), color=colour, label=f"{k} steps")
+                axes.plot(
+                    grid.flatten().numpy(force=True), module(grid).flatten().numpy(force=True), color=colour, label=f"{k} steps"
+                )
         axes.grid(alpha=0.3)
-    all_axes[0].legend(ncols=4, fontsize=7)
+    all_axes[0].legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     all_axes[-1].set_xlabel("x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, track
 
+from metaoptim import folders
+
 Arrays = dict[str, NDArray[Any]]
 
 
 def directory() -> Path:
-    """METAOPTIM_CACHE, else `metaoptim` in the user's cache folder; made if it's missing (OSError)."""
-    if named := os.environ.get("METAOPTIM_CACHE"):
-        return folder(Path(named).expanduser())
-    return folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaoptim")
+    """The cache, made where it's missing (OSError)."""
+    return folder(folders.cache())
 
 
 def folder(path: Path) -> Path:
@@ -59,11 +60,11 @@ def write(path: Path, arrays: Arrays) -> None:
 
 def progress(*columns: str | ProgressColumn) -> Progress:
     """A progress bar on stderr, silent where stderr isn't a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # whatever FORCE_COLOR says
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def tracked(items: Sequence[Any], description: str) -> Iterable[Any]:
     """The items, with a progress bar."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # whatever FORCE_COLOR says
     return track(items, description, console=console, disable=not console.is_terminal)

@@ -1,0 +1,228 @@
+"""What every entry of ALGORITHMS keeps to; a new entry is covered with nothing to touch here."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import metaoptim.nn
+from metaoptim import trees
+from metaoptim.algorithms import ALGORITHMS
+from metaoptim.engine import Engine
+from metaoptim.losses import cross_entropy
+from metaoptim.types import Batch, Estimate, MetaOptimizer, Normalisation, State, Task
+
+POLICIES: tuple[Normalisation, ...] = ("transductive", "inductive", "frozen")
+every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def small_net(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Convolutions, both norms, a hidden layer; every weight matters (no bias ahead of a batch norm)."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3, stride=2, padding=1, bias=False),
+        metaoptim.nn.BatchNorm(3),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+        metaoptim.nn.LayerNorm(5),
+        nn.Tanh(),
+        nn.Linear(5, 3),
+    )
+    return net.to(dtype)
+
+
+def tasks(count: int = 5, dtype: torch.dtype = torch.float64, seed: int = 2) -> Task:
+    """3-way 2-shot images of 4 × 4, a prototype per class and noise."""
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(count, 3, 1, 4, 4, generator=g, dtype=torch.float64)
+
+    def draw(per_class: int) -> Batch:
+        y = torch.arange(3).repeat(per_class)
+        noise = torch.randn(count, len(y), 1, 4, 4, generator=g, dtype=torch.float64)
+        return (means[:, y] + 0.3 * noise).to(dtype), y.expand(count, -1).clone()
+
+    return Task(draw(2), draw(3))
+
+
+def build(name: str, net: nn.Module | None = None, **options: Any) -> MetaOptimizer:
+    """The algorithm with the options it comes with; every float of φ is a function of the seed."""
+    torch.manual_seed(3)
+    return ALGORITHMS[name](small_net() if net is None else net, cross_entropy, **options)
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a builder beside the net and the loss."""
+    return dict(list(inspect.signature(ALGORITHMS[name]).parameters.items())[2:])
+
+
+def estimates(optimizer: MetaOptimizer, how: str = "loop", rounds: int = 2) -> list[Estimate]:
+    """Meta-gradients of several batches in turn, with what is carried from one to the next."""
+    engine = Engine(optimizer, how)
+    carry, found = engine.init(optimizer.meta, 5), []
+    for i in range(rounds):
+        found.append(engine(optimizer.meta, tasks(seed=10 + i, dtype=next(iter(optimizer.meta.weights.values())).dtype), carry))
+        carry = found[-1].carry
+    return found
+
+
+def leaves(estimate: Estimate) -> list[Tensor]:
+    return trees.flatten((estimate.loss, estimate.grad, estimate.carry, dict(sorted(estimate.info.items()))))
+
+
+@every_algorithm
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("how", ["vmap", "vmap:2"])
+def test_every_way_gives_the_same_numbers(name: str, how: str, policy: Normalisation) -> None:
+    if "normalisation" not in options(name):
+        pytest.skip("has no normalisation policy")
+    optimizer = build(name, normalisation=policy)
+    for loop, other in zip(estimates(optimizer), estimates(optimizer, how), strict=True):
+        assert loop.info["losses"].shape == (5,)
+        for a, b in zip(leaves(loop), leaves(other), strict=True):
+            assert a.shape == b.shape
+            assert (a - b).norm() <= 1e-9 * a.norm()
+
+
+@every_algorithm
+@pytest.mark.parametrize("how", ["loop", "vmap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dtype_is_kept(name: str, how: str, dtype: torch.dtype) -> None:
+    torch.set_default_dtype(torch.float32 if dtype == torch.float64 else torch.float64)  # so that none is made up
+    optimizer = build(name, small_net(dtype))
+    assert {x.dtype for x in trees.flatten(optimizer.meta)} == {dtype}
+    for estimate in estimates(optimizer, how):
+        assert {x.dtype for x in leaves(estimate)} == {dtype}
+
+
+@every_algorithm
+def test_every_learnt_leaf_gets_a_gradient(name: str) -> None:
+    optimizer = build(name)
+    gradient = estimates(optimizer, rounds=1)[0].grad
+    assert [g.keys() for g in gradient] == [p.keys() for p in optimizer.split(optimizer.meta)[0]]
+    for part, learnt in zip(gradient, optimizer.split(optimizer.meta)[0], strict=True):
+        for leaf, g in part.items():
+            assert g.shape == learnt[leaf].shape
+            assert g.isfinite().all(), leaf
+            assert g.norm() > 1e-9, leaf
+
+
+@every_algorithm
+def test_adaptation_lowers_the_support_loss(name: str) -> None:
+    optimizer = build(name)
+    learner, meta = optimizer.learner, optimizer.meta
+    for t in range(5):
+        support: Batch = trees.index(tasks(), t).support
+        state: State = learner.init(meta, support)
+        before, _ = learner.loss(meta, state, support, 0)
+        for k in range(learner.steps):
+            state = learner.step(meta, state, support, k, torch.func.grad)
+        after, _ = learner.loss(meta, state, support, learner.steps)
+        assert after < before
+
+
+@every_algorithm
+@pytest.mark.parametrize("how", ["loop", "vmap"])
+def test_same_seed_same_floats(name: str, how: str) -> None:
+    once, again = (estimates(build(name), how) for _ in range(2))
+    for a, b in zip(once, again, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@every_algorithm
+def test_the_users_module_is_left_alone(name: str) -> None:
+    net = small_net()
+    net.get_submodule("0").requires_grad_(False)
+    net.get_submodule("4").eval()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    before, modes = copy.deepcopy(net), [m.training for m in net.modules()]
+    first, second = build(name, net), build(name, net)
+    assert all(torch.equal(a, b) for a, b in zip(trees.flatten(first.meta), trees.flatten(second.meta), strict=True))
+    for how in ("loop", "vmap"):
+        estimates(first, how)
+    for (leaf, p), q in zip(net.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(p, q), leaf
+        assert p.grad is not None
+        assert torch.equal(p.grad, torch.ones_like(p))
+        assert p.requires_grad == q.requires_grad
+    assert all(torch.equal(p, q) for p, q in zip(net.buffers(), before.buffers(), strict=True))
+    assert modes == [m.training for m in net.modules()]
+    own = {p.data_ptr() for p in net.parameters()}
+    assert not any(x.data_ptr() in own for x in first.meta.weights.values()), "φ shares memory with the module"
+    assert not any(x.requires_grad for x in trees.flatten(first.meta))
+
+
+@every_algorithm
+def test_frozen_parameters_neither_adapt_nor_are_learnt(name: str) -> None:
+    net, frozen = small_net(), {"0.weight", "4.bias"}
+    for leaf in frozen:
+        net.get_parameter(leaf).requires_grad_(False)
+    optimizer = build(name, net)
+    assert frozen <= optimizer.meta.weights.keys()
+    for estimate in estimates(optimizer):
+        assert estimate.grad.weights.keys() == {n for n, p in net.named_parameters() if p.requires_grad}
+        assert not any(leaf in owned for leaf in frozen for owned in estimate.grad.rule)
+    learner, meta = optimizer.learner, optimizer.meta
+    support: Batch = trees.index(tasks(), 0).support
+    state = learner.step(meta, learner.init(meta, support), support, 0, torch.func.grad)
+    after = learner.weights(meta, state)
+    assert after.keys() == meta.weights.keys()
+    assert {leaf for leaf in after if torch.equal(after[leaf], meta.weights[leaf])} == frozen
+
+
+@every_algorithm
+@pytest.mark.parametrize("policy", POLICIES)
+def test_running_statistics_are_refused(name: str, policy: Normalisation) -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4)), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"layer `0\.1` \(BatchNorm1d\) keeps running.*metaoptim\.nn\.convert\(module\)"):
+        build(name, net, normalisation=policy)
+    build(name, metaoptim.nn.convert(net), normalisation=policy)
+
+
+def module_of(build: Callable[..., MetaOptimizer]) -> ModuleType:
+    module = inspect.getmodule(build)
+    assert module is not None
+    return module
+
+
+@every_algorithm
+def test_the_file_tells_its_paper_and_its_deviations(name: str) -> None:
+    module = module_of(ALGORITHMS[name])
+    doc = module.__doc__ or ""
+    assert re.search(r"https?://\S+", doc)
+    assert "\nPaper:" in doc
+    assert "\nDeviations:" in doc
+    assert len(inspect.getsource(module).splitlines()) < 100
+    assert ALGORITHMS[name].__name__ == name
+
+
+@every_algorithm
+def test_every_option_is_a_keyword_with_a_default_and_a_meaning(name: str) -> None:
+    meanings = inspect.getdoc(ALGORITHMS[name]) or ""
+    assert "Args:" in meanings
+    documented = re.findall(r"^ {4}(\w+): \S", meanings.partition("Args:")[2], re.MULTILINE)
+    assert documented == list(options(name))
+    for option in options(name).values():
+        assert option.kind is inspect.Parameter.KEYWORD_ONLY, option.name
+        assert option.default is not inspect.Parameter.empty, option.name
+        assert option.annotation is not inspect.Parameter.empty, option.name

@@ -1,0 +1,251 @@
+"""The evaluation contract: what a score says of itself, and that it says the truth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import metaoptim as mo
+from metaoptim.loop import Run, baselines
+from metaoptim.loop.evaluate import phi_hash, with_normalisation
+from metaoptim.tasks import ImageTasks, episodes_hash
+from metaoptim.types import Task
+
+SINUSOID = mo.tasks.sinusoid()
+
+
+def images(shots: int = 2) -> ImageTasks:
+    """Twelve classes of 12×12 noise around a picture of their own, four of them in each split."""
+    rng = np.random.default_rng(0)
+    drawings = rng.integers(0, 120, (12, 1, 12, 12)) + rng.integers(0, 136, (12, 8, 12, 12))
+    members = {split: np.arange(i, i + 4) for split, i in (("train", 0), ("val", 4), ("test", 8))}
+    return ImageTasks("blobs", drawings.astype(np.uint8), list("abcdefghijkl"), members, 3, shots, 3)
+
+
+def trained(seed: int = 0, normalisation: Any = "transductive", net: nn.Module | None = None, **options: Any) -> Run:
+    torch.manual_seed(seed)
+    net = net or mo.nn.conv4(ways=3, size=12, filters=4)
+    meta = mo.maml(net, mo.losses.cross_entropy, lr=0.3, steps=2, normalisation=normalisation)
+    short: dict[str, Any] = {"iterations": 4, "tasks_per_step": 2, "validate_every": 2, "validate_episodes": 4}
+    return mo.train(meta, images(), **short, seed=seed, engine={"tasks": "loop"}, progress=False, **options)
+
+
+@pytest.fixture(autouse=True)
+def few_tuning_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step size of the row "pretrained" is chosen on few episodes, to save time."""
+    monkeypatch.setattr(baselines, "TUNING_EPISODES", 4)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return trained()
+
+
+def judge(run: Any, **options: Any) -> mo.loop.Result:
+    return mo.evaluate(run, images(), **{"episodes": 20, "progress": False} | options)
+
+
+def reference(run: Run, episodes: Task, t: int, steps: int) -> list[tuple[float, float]]:
+    """(loss, accuracy) after 0 … K plain SGD steps with autograd, batch statistics of whatever is fed."""
+    net = mo.nn.conv4(ways=3, size=12, filters=4)
+    net.load_state_dict(run.meta.weights, strict=False)
+    (xs, ys), (xq, yq) = ((x[t], y[t]) for x, y in episodes)
+    scores = []
+    for k in range(steps + 1):
+        if k:
+            grads = torch.autograd.grad(nn.functional.cross_entropy(net(xs), ys), list(net.parameters()))
+            with torch.no_grad():
+                for p, g in zip(net.parameters(), grads, strict=True):
+                    p.sub_(0.3 * g)
+        with torch.no_grad():
+            output = net(xq)
+        scores.append((nn.functional.cross_entropy(output, yq).item(), (output.argmax(1) == yq).float().mean().item()))
+    return scores
+
+
+def test_scores_are_those_of_plain_autograd_on_the_named_episodes(run: Run) -> None:
+    result = judge(run, episodes=6, steps=3, seed=4)
+    episodes = images().sample("test", seed=4, start=0, count=6)
+    expected = torch.tensor([reference(run, episodes, t, 3) for t in range(6)])
+    torch.testing.assert_close(result.rows[0].scores["loss"], expected[..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.rows[0].scores["accuracy"], expected[..., 1])
+
+
+def test_facts_and_rows_are_complete_and_the_json_is_strict(run: Run) -> None:
+    result = judge(run, baselines=("untrained", "prototypes", "pretrained"), pretrain_iterations=3, steps=3)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} isn't JSON")
+
+    told = json.loads(result.json(), parse_constant=refuse)
+    assert [row["name"] for row in told["rows"]] == ["maml", "untrained", "prototypes", "pretrained"]
+    assert (told["split"], told["episodes"], told["steps"], told["training_steps"]) == ("test", 20, 3, 2)
+    assert told["tasks"]["classes_sha256"] == images().describe("test")["classes_sha256"]
+    assert told["episodes_sha256"] == episodes_hash(images(), "test", seed=0, start=0, count=20)
+    assert (told["normalisation"], told["selection"], told["seeds"]) == ("transductive", "best", [0])
+    assert told["runs"] == [{"path": None, "step": run.step, "phi_sha256": phi_hash(run)}]
+    assert told["algorithm"] == "maml" and told["pretrain_iterations"] == 3 and told["engine"] == ["loop"]
+    assert told["environment"]["torch"] == torch.__version__
+    assert (told["metric"], told["mean"], told["interval"]) == ("accuracy", result.mean, result.interval)
+    for row in told["rows"]:
+        assert row["about"] and row["seeds"]["count"] == 1 and row["seeds"]["spread"]["accuracy"] is None
+        length = 1 if row["name"] == "prototypes" else 4
+        assert len(row["accuracy"]["mean"]) == len(row["accuracy"]["interval"]) == length
+        assert ("against_first" in row) == (row["name"] != "maml")
+
+
+def test_intervals_and_paired_differences_against_numpy(run: Run) -> None:
+    result = judge(run, episodes=17)
+    method, untrained = (row.scores["loss"].double().numpy() for row in result.rows[:2])
+    assert result.rows[0].mean("loss") == pytest.approx(method.mean(0))
+    assert result.rows[0].interval("loss") == pytest.approx(1.96 * method.std(0, ddof=1) / np.sqrt(17))
+    gap = untrained[:, -1] - method[:, -1]
+    assert result.rows[1].paired(result.rows[0], "loss") == pytest.approx((gap.mean(), 1.96 * gap.std(ddof=1) / np.sqrt(17)))
+    assert result.interval == result.rows[0].interval("accuracy")[-1]
+    assert json.loads(judge(run, episodes=1).json())["interval"] is None  # one episode says nothing of the spread
+
+
+def test_the_json_is_enough_to_get_the_same_numbers(tmp_path: Path) -> None:
+    trained(out=tmp_path / "run")
+    torch.manual_seed(0)
+    meta = mo.maml(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, lr=0.3, steps=2)
+    options: dict[str, Any] = {"baselines": ("untrained", "prototypes", "pretrained"), "pretrain_iterations": 3}
+    told = json.loads(judge(mo.load(tmp_path / "run", meta), seed=3, steps=1, **options).json())
+    torch.rand(7)  # whatever was drawn in the meantime
+    again = mo.load(told["runs"][0]["path"], meta, told["selection"])
+    assert phi_hash(again) == told["runs"][0]["phi_sha256"]
+    result = mo.evaluate(
+        again, images(), split=told["split"], episodes=told["episodes"], steps=told["steps"], seed=told["episode_seed"],
+        normalisation=told["normalisation"], baselines=[row["name"] for row in told["rows"][1:]],
+        pretrain_iterations=told["pretrain_iterations"], progress=False,
+    )  # fmt: skip
+    assert json.loads(result.json()) == told
+
+
+def test_every_method_sees_the_same_episodes_and_the_caller_keeps_its_generator(run: Run) -> None:
+    before = torch.get_rng_state()
+    twin = replace(run, optimizer=replace(run.optimizer, meta=run.meta))  # so that "untrained" is the method itself
+    result = judge(twin, episodes=55, baselines=("untrained", "pretrained"), pretrain_iterations=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert result.rows[1].paired(result.rows[0], "loss") == (0.0, 0.0)
+    for metric, x in judge(twin, episodes=7).rows[0].scores.items():  # the first 7 of 55
+        torch.testing.assert_close(x, result.rows[0].scores[metric][:7])
+
+
+def test_the_untrained_row_is_the_start(run: Run) -> None:
+    result = judge(run)
+    torch.manual_seed(0)
+    meta = mo.maml(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, lr=0.3, steps=2)
+    fresh = judge(Run(meta, meta.meta), baselines=())
+    assert result.rows[1].name == "untrained" and [row.name for row in fresh.rows] == ["maml"]
+    torch.testing.assert_close(result.rows[1].scores["loss"], fresh.rows[0].scores["loss"], rtol=0, atol=0)
+    assert not torch.equal(result.rows[0].scores["loss"], result.rows[1].scores["loss"])
+
+
+@pytest.mark.parametrize("policy", ["transductive", "inductive", "frozen"])
+def test_prototypes_against_a_written_out_reference(run: Run, policy: Any) -> None:
+    score = judge(run, episodes=5, normalisation=policy, baselines=("prototypes",)).rows[1].scores["accuracy"]
+    trunk = mo.nn.conv4(ways=3, size=12, filters=4)
+    trunk.load_state_dict(run.meta.weights, strict=False)
+    assert isinstance(trunk, nn.Sequential)
+    trunk = trunk[:-1]
+    episodes = images().sample("test", seed=0, start=0, count=5)
+    for t in range(5):
+        (xs, ys), (xq, yq) = ((x[t], y[t]) for x, y in episodes)
+        with torch.no_grad(), mo.nn.statistics(frozen=policy == "frozen"):
+            fs = trunk(xs)
+            # Under "inductive" one query at a time, so that none can see another.
+            fq = torch.stack([_behind(trunk, xs, x) for x in xq]) if policy == "inductive" else trunk(xq)
+        means = [torch.stack([f for f, y in zip(fs, ys, strict=True) if y == c]).mean(0) for c in range(3)]
+        right = [
+            int(min(range(3), key=lambda c: (f - means[c]).square().sum().item()) == y) for f, y in zip(fq, yq, strict=True)
+        ]
+        assert score[t].item() == pytest.approx(sum(right) / len(right))
+
+
+def _behind(trunk: nn.Module, xs: Tensor, x: Tensor) -> Tensor:
+    with mo.nn.statistics(rows=len(xs)):
+        features: Tensor = trunk(torch.cat([xs, x[None]]))[-1]
+    return features
+
+
+def test_inductive_predictions_do_not_depend_on_other_queries() -> None:
+    """Losses are means over the queries: judged one by one they must average to the same, which transductive ones can't."""
+    run = trained(normalisation="inductive")
+    (xs, ys), (xq, yq) = images().sample("test", seed=0, start=0, count=1)
+
+    def loss(run: Run, x: Tensor, y: Tensor) -> float:
+        tasks = mo.tasks.from_function(lambda generator, split: ((xs[0], ys[0]), (x, y)))
+        return mo.evaluate(run, tasks, episodes=1, baselines=(), progress=False).rows[0].mean("loss")[-1]
+
+    policy: Any
+    for policy, independent in (("inductive", True), ("frozen", True), ("transductive", False)):
+        judged = with_normalisation(run, policy)
+        alone = [loss(judged, xq[0, i : i + 1], yq[0, i : i + 1]) for i in range(len(yq[0]))]
+        assert (np.mean(alone) == pytest.approx(loss(judged, xq[0], yq[0]), rel=1e-4)) == independent
+        facts = judge(run, episodes=2, normalisation=policy, baselines=()).facts
+        assert facts["normalisation"] == policy
+
+
+def test_several_runs_are_seeds(run: Run) -> None:
+    other = trained(seed=1)
+    both, a, b = judge([run, other]), judge(run), judge(other)
+    for row, x, y in zip(both.rows, a.rows, b.rows, strict=True):
+        torch.testing.assert_close(row.scores["accuracy"], (x.scores["accuracy"] + y.scores["accuracy"]) / 2)
+    told = json.loads(both.json())
+    means = [a.mean, b.mean]
+    assert told["seeds"] == [0, 1] and told["rows"][0]["seeds"]["means"]["accuracy"] == pytest.approx(means)
+    assert told["rows"][0]["seeds"]["spread"]["accuracy"] == pytest.approx(np.std(means, ddof=1))
+
+
+def test_dropout_is_off_for_every_run_and_back_on_afterwards() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Dropout(0.9), nn.Linear(8, 3))
+
+    runs = [trained(seed=s, net=net()) for s in (0, 1)]
+    together = judge(runs, baselines=())
+    alone = [judge(r, baselines=()).rows[0].scores["loss"] for r in runs]
+    torch.testing.assert_close(together.rows[0].scores["loss"], torch.stack(alone).mean(0))
+    assert all(r.network.net.training for r in runs)
+
+
+def test_the_pretrained_row_learns_and_leaves_the_run_alone(run: Run) -> None:
+    before = phi_hash(run), {n: x.clone() for n, x in run.network.net.state_dict().items()}
+    base = baselines.pretrained(run, images(), 30, 2, False)
+    assert base.meta.weights["head.weight"].count_nonzero() == 0 and base.meta.weights["head.weight"].shape[0] == 3
+    assert not torch.equal(base.meta.weights["block0.0.weight"], run.meta.weights["block0.0.weight"])
+    assert phi_hash(run) == before[0]
+    assert all(torch.equal(x, before[1][n]) for n, x in run.network.net.state_dict().items())
+    assert judge(base, baselines=()).mean > 1.2 / 3  # better than chance, from a zero head
+
+
+def test_regression_has_no_prototypes_and_pools_its_tasks() -> None:
+    torch.manual_seed(0)
+    meta = mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse, lr=0.01)
+    run = mo.train(meta, SINUSOID, iterations=2, tasks_per_step=2, validate_every=0, progress=False)
+    every: Any = ("untrained", "prototypes", "pretrained")
+    result = mo.evaluate(run, SINUSOID, episodes=9, baselines=every, pretrain_iterations=5, progress=False)
+    assert [row.name for row in result.rows] == ["maml", "untrained", "pretrained"]
+    assert (result.metric, run.selection, result.facts["selection"]) == ("loss", "last", "last")
+    assert result.mean == result.rows[0].mean("loss")[-1]
+
+
+def test_the_table_shows_every_row_and_step(run: Run) -> None:
+    from rich.console import Console
+
+    console = Console(width=160, force_terminal=False)
+    with console.capture() as capture:
+        console.print(judge(run, steps=4).table())
+    text = capture.get()
+    for word in ("blobs, split test: accuracy, % ± 95 % interval over 20 episodes", "maml", "untrained", "prototypes", "±"):
+        assert word in text
+    assert [w for w in next(line for line in text.splitlines() if "inner steps" in line).split() if w.isdigit()] == list(
+        "01234"
+    )

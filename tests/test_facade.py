@@ -1,0 +1,282 @@
+"""The façade: φ in loops that people already have, the articles' loop, and what comes out: an ordinary module."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import metaoptim as mo
+from metaoptim.loop import Run
+from metaoptim.tasks import ImageTasks
+from metaoptim.types import Meta, MetaOptimizer, Task
+
+SINUSOID = mo.tasks.sinusoid()
+OPTIONS: dict[str, dict[str, Any]] = {"reptile": {"lr": 0.01}, "meta_sgd": {"low": 0.01, "high": 0.02}}
+
+
+def mlp(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return mo.nn.mlp([1, 8, 1])
+
+
+def build(algorithm: str = "maml", **options: Any) -> MetaOptimizer:
+    return mo.ALGORITHMS[algorithm](mlp(), mo.losses.mse, **OPTIONS.get(algorithm, {}) | options)
+
+
+def batch(start: int = 0, count: int = 3) -> Task:
+    return SINUSOID.sample("train", seed=0, start=start * count, count=count)
+
+
+def named(meta: Meta) -> dict[str, Tensor]:
+    return {f"weights.{n}": p for n, p in meta.weights.items()} | {f"rule.{n}": p for n, p in meta.rule.items()}
+
+
+# ---- MetaModule
+
+
+@pytest.mark.parametrize("algorithm", mo.ALGORITHMS)
+def test_a_plain_loop_is_train_step_by_step(algorithm: str) -> None:
+    meta = build(algorithm)
+    module = mo.MetaModule(meta, tasks="vmap")
+    kind = getattr(torch.optim, meta.outer.optimizer)
+    optimizer = kind(module.parameters(), lr=meta.outer.lr)
+    losses = []
+    for step in range(4):
+        optimizer.zero_grad()
+        losses.append(module.backward(batch(step)).item())
+        factor = 1 - step / 4 if meta.outer.schedule == "linear" else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = meta.outer.lr * factor
+        optimizer.step()
+    run = mo.train(meta, SINUSOID, iterations=4, tasks_per_step=3, validate_every=0, progress=False, engine={"tasks": "vmap"})
+    trained = named(run.meta)
+    assert trained.keys() == dict(module.named_parameters()).keys()
+    for name, p in module.named_parameters():
+        assert torch.equal(p, trained[name])
+    assert losses[0] == mo.MetaModule(meta).backward(batch()).item() and len(set(losses)) == 4
+
+
+def test_gradients_accumulate_as_backward_does() -> None:
+    module = mo.MetaModule(build("meta_sgd"), tasks="loop")
+    module.backward(batch(0))
+    first = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    assert all(p.grad is None for p in module.parameters())
+    module.backward(batch(1))
+    second = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    module.backward(batch(0))
+    for name, p in module.named_parameters():
+        assert p.grad is not None and first[name].abs().sum() > 0
+        torch.testing.assert_close(p.grad, first[name] + second[name])
+
+
+def test_the_state_dict_goes_round_and_the_network_is_not_touched() -> None:
+    net = mlp()
+    module = mo.MetaModule(mo.meta_sgd(net, mo.losses.mse))
+    torch.optim.SGD(module.parameters(), lr=0.1).zero_grad()
+    module.backward(batch())
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(net.parameters(), mlp().parameters(), strict=True))
+    other = mo.MetaModule(mo.meta_sgd(mlp(1), mo.losses.mse))
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other.estimate(batch()).loss, module.estimate(batch()).loss)
+    assert {n.partition(".")[0] for n in module.state_dict()} == {"weights", "rule"}
+    assert torch.equal(copy.deepcopy(module).estimate(batch()).loss, module.estimate(batch()).loss)
+
+
+def test_another_dtype_and_weights_that_are_not_learnt() -> None:
+    net = mlp()
+    frozen = net.get_submodule("0")
+    frozen.requires_grad_(False)
+    module = mo.MetaModule(mo.maml(net, mo.losses.mse)).to(torch.float64)
+    assert sorted(n for n, _ in module.named_parameters()) == ["weights.2.bias", "weights.2.weight"]
+    assert sorted(n for n, _ in module.named_buffers()) == ["weights.0.bias", "weights.0.weight"]
+    support, query = ((x.double(), y.double()) for x, y in batch())
+    loss = module.backward(Task(support, query))
+    assert loss.dtype == torch.float64
+    assert all(p.grad is not None and p.grad.dtype == torch.float64 for p in module.parameters())
+
+
+def test_carried_state_needs_the_same_number_of_tasks() -> None:
+    module = mo.MetaModule(build("reptile"))
+    module.backward(batch())
+    with pytest.raises(
+        ValueError, match=r'2 tasks .* 3 task slots; keep the number of tasks per step, or choose moments="reset"'
+    ):
+        module.backward(batch(count=2))
+    with pytest.raises(ValueError, match=r"2 tasks .* 3 task slots"):
+        mo.meta_train(net := mlp(), torch.optim.SGD(net.parameters(), 0.1), [batch(), batch(count=2)], 2, 0.01, "reptile")
+
+
+# ---- meta_train
+
+
+@pytest.mark.parametrize("algorithm", mo.ALGORITHMS)
+def test_meta_train_is_the_same_loop_on_the_models_own_parameters(algorithm: str) -> None:
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    losses = mo.meta_train(net, optimizer, [batch(i) for i in range(4)], 2, 0.02, algorithm, engine={"tasks": "loop"})
+    steps = {"steps": 2} | ({"low": 0.02, "high": 0.02} if algorithm == "meta_sgd" else {"lr": 0.02})
+    module = mo.MetaModule(mo.ALGORITHMS[algorithm](mlp(), mo.losses.mse, **steps), tasks="loop")
+    reference = torch.optim.Adam(module.parameters(), lr=0.01)
+    for i in range(4):
+        reference.zero_grad()
+        assert losses[i] == module.backward(batch(i)).item()
+        reference.step()
+    for name, p in net.named_parameters():
+        assert torch.equal(p, module.get_parameter(f"weights.{name}")) and p.requires_grad
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert len(held) == len(list(module.parameters())) and {id(p) for p in net.parameters()} <= held
+
+
+def test_meta_sgd_goes_on_with_its_step_sizes_in_the_next_epoch() -> None:
+    net, other = mlp(), mlp()
+    two, one = (torch.optim.AdamW(n.parameters(), lr=0.01) for n in (net, other))
+    for epoch in range(2):
+        mo.meta_train(net, two, [batch(2 * epoch), batch(2 * epoch + 1)], 1, 0.02, "meta_sgd", engine={"tasks": "loop"})
+    mo.meta_train(other, one, [batch(i) for i in range(4)], 1, 0.02, "meta_sgd", engine={"tasks": "loop"})
+    assert len(two.param_groups) == len(one.param_groups) == 2
+    assert two.param_groups[1]["weight_decay"] == 0 and two.param_groups[0]["weight_decay"] > 0
+    for a, b in zip(two.param_groups, one.param_groups, strict=True):
+        for p, q in zip(a["params"], b["params"], strict=True):
+            assert torch.equal(p, q)
+    assert any(not torch.equal(p, torch.full_like(p, 0.02)) for p in two.param_groups[1]["params"])
+
+
+def test_a_plain_batch_is_one_task_cut_into_halves() -> None:
+    x = torch.randn(20, 4)
+    loader = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=5)
+    seen: list[tuple[int, ...]] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(tuple(output.shape))
+        return mo.losses.cross_entropy(output, target)
+
+    net = nn.Linear(4, 2)
+    mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1, loss=loss, engine={"tasks": "loop"})
+    assert seen == [(2, 2), (3, 2)] * 4  # adapted on 2 of 5, judged on the other 3
+    assert len(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1)) == 4  # cross-entropy by itself
+
+
+def test_a_data_loader_of_tasks() -> None:
+    """What torch's default collation makes of single tasks, named or as plain pairs of pairs."""
+    single = [Task((x[0], y[0]), (xq[0], yq[0])) for (x, y), (xq, yq) in (batch(i, 1) for i in range(6))]
+    results = []
+    items: Any
+    for items in (single, [tuple(task) for task in single]):
+        net = mlp()
+        loader = DataLoader(items, batch_size=3)
+        results.append(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.01))
+    net = mlp()
+    results.append(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), [batch(0), batch(1)], 1, 0.01))
+    assert results[0] == results[1] == pytest.approx(results[2]) and len(results[0]) == 2
+
+
+def test_meta_train_learns() -> None:
+    torch.manual_seed(0)
+    net = mo.nn.mlp([1, 40, 40, 1])
+    tasks = (SINUSOID.sample("train", seed=0, start=10 * i, count=10) for i in range(120))
+    test = SINUSOID.sample("test", seed=0, start=0, count=200)
+    before = mo.MetaModule(mo.maml(net, mo.losses.mse, lr=0.02)).estimate(test).loss
+    mo.meta_train(net, torch.optim.Adam(net.parameters(), lr=0.01), tasks, 1, 0.02, engine={"tasks": "vmap"})
+    assert mo.MetaModule(mo.maml(net, mo.losses.mse, lr=0.02)).estimate(test).loss < 0.7 * before
+
+
+# ---- Run.adapt and load
+
+
+def images() -> ImageTasks:
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 6, 12, 12)).astype(np.uint8)
+    return ImageTasks("noise", pictures, list("abcdef"), {"train": np.arange(3), "test": np.arange(3, 6)}, 3, 2, 3)
+
+
+def conv_run(normalisation: Any, dropout: bool = False) -> Run:
+    torch.manual_seed(0)
+    net = mo.nn.conv4(ways=3, size=12, filters=4)
+    if dropout:
+        net = nn.Sequential(nn.Dropout(0.5), net)
+    meta = mo.maml(net, mo.losses.cross_entropy, lr=0.3, steps=2, normalisation=normalisation)
+    return mo.train(meta, images(), iterations=2, tasks_per_step=2, progress=False, engine={"tasks": "loop"})
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("policy", ["transductive", "inductive", "frozen"])
+def test_an_adapted_module_predicts_what_the_learner_does(policy: Any, dropout: bool) -> None:
+    run = conv_run(policy, dropout)
+    before = {n: p.clone() for n, p in named(run.meta).items()}
+    (xs, ys), (xq, yq) = images().sample("test", seed=0, start=0, count=1)
+    judged = mo.evaluate(run, images(), episodes=1, baselines=(), progress=False).rows[0].scores["loss"][0]
+    for steps in (0, 1, 2):
+        fast = run.adapt((xs[0], ys[0]), steps).eval()
+        with torch.no_grad():
+            loss = nn.functional.cross_entropy(fast(xq[0]), yq[0])
+        torch.testing.assert_close(loss, judged[steps], rtol=1e-4, atol=1e-5)
+    fast = run.adapt((xs[0], ys[0]))
+    assert fast.training and run.network.net.training  # as the user's network was
+    fast.eval()
+    with torch.no_grad():
+        together, alone = fast(xq[0]), torch.cat([fast(x[None]) for x in xq[0]])
+    assert torch.allclose(together, alone, atol=1e-5) == (policy != "transductive")
+    with torch.no_grad():
+        for p in fast.parameters():
+            p.zero_()
+    assert all(torch.equal(p, before[n]) for n, p in named(run.meta).items())
+    fresh = dict(conv_run(policy, dropout).network.net.named_parameters())
+    assert all(torch.equal(p, fresh[n]) for n, p in run.network.net.named_parameters())
+
+
+@pytest.mark.parametrize("policy", ["transductive", "inductive"])
+def test_an_adapted_module_is_ordinary(policy: Any, tmp_path: Path) -> None:
+    run = conv_run(policy)
+    (xs, ys), (xq, _) = images().sample("test", seed=0, start=0, count=1)
+    fast = run.adapt((xs[0], ys[0]))
+    expected = fast(xq[0])
+    assert expected.requires_grad and torch.equal(copy.deepcopy(fast)(xq[0]), expected)
+    expected.sum().backward()
+    assert all(p.grad is not None for p in fast.parameters())
+
+    safetensors.torch.save_file(fast.state_dict(), tmp_path / "fast.safetensors")
+    other = run.adapt((xs[0].flip(0), ys[0]), steps=0)
+    assert not torch.equal(other(xq[0]), expected)
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "fast.safetensors"))
+    assert torch.equal(other(xq[0]), expected)
+    buffer = io.BytesIO()
+    torch.save(fast.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True).keys() == fast.state_dict().keys()
+
+
+def test_reptile_adapts_with_the_moments_it_has_carried() -> None:
+    """Fresh second moments make Adam's first steps the size of lr, whatever the gradient; carried ones don't."""
+    meta = build("reptile", lr=0.01, steps=1 + 1, batch_size=None)
+    run = mo.train(meta, SINUSOID, iterations=3, tasks_per_step=2, progress=False, validate_every=0)
+    support: Any = tuple(x[0] for x in batch(9).support)
+    fast = dict(run.adapt(support, steps=1).named_parameters())
+    moments = run.memory
+    net = copy.deepcopy(run.network.net)
+    net.load_state_dict(run.meta.weights)
+    grads = torch.autograd.grad(mo.losses.mse(net(support[0]), support[1]), list(net.parameters()))
+    t = moments["t"] + 1
+    for (name, p), g in zip(net.named_parameters(), grads, strict=True):
+        v = 0.999 * moments["v"][name] + 0.001 * g.square()
+        torch.testing.assert_close(fast[name], p - 0.01 * g / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+
+
+def test_a_run_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    run = mo.train(build("reptile"), SINUSOID, iterations=3, tasks_per_step=2, progress=False, out=tmp_path / "run", seed=4)
+    again = mo.load(tmp_path / "run", build("reptile"))
+    assert (again.step, again.seed, again.selection, again.path) == (3, 4, "best", tmp_path / "run")
+    support: Any = tuple(x[0] for x in batch(9).support)
+    a, b = run.adapt(support), again.adapt(support)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert mo.load(str(tmp_path / "moved"), build("reptile"), "last").step == 3

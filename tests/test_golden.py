@@ -1,0 +1,176 @@
+"""Golden values and closed forms: quadratics whose meta-gradients are known, linear solvers, a ridge head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaoptim import linalg, rules
+from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.estimators import Displacement, Unroll
+from metaoptim.learners import ClosedForm, GradientLearner
+from metaoptim.types import Batch, Info, Meta, Params, State, Task
+
+
+@pytest.fixture(autouse=True)
+def doubles() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def double(*rows: list[float] | float) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def close(found: Tensor, expected: Tensor | list[float], tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+# --- Quadratics: a "batch" is (A, c), the loss is ½ (θ − c)ᵀ A (θ − c). ---------------------------------------------------
+
+A, C = double([2, 0.5], [0.5, 1]), double(1, -1)
+AQ, CQ = double([1.5, -0.3], [-0.3, 0.8]), double(0.5, -2)
+THETA, STEP = double(0.2, 0.3), 0.1
+GOLDEN = Task((A, C), (AQ, CQ))
+
+
+def quadratic(weights: Params, batch: Batch, support: Batch | None) -> tuple[Tensor, Info]:
+    gap = weights["w"] - batch[1]
+    return 0.5 * gap @ batch[0] @ gap, {}
+
+
+GOLDEN_ROWS: list[tuple[Unroll | Displacement, int, list[float]]] = [
+    (Unroll(), 1, [-0.867875, 1.695075]),
+    (Unroll(), 3, [-0.54039028, 1.29011749]),
+    (Unroll(first_order=True), 1, [-0.9705, 1.8295]),
+    (Unroll(first_order=True), 3, [-0.69663375, 1.65118375]),
+    (Displacement(), 1, [-0.095, 0.09]),
+    (Displacement(), 3, [-0.2441875, 0.25695]),
+    (Unroll(first_order=True, judged_on="support"), 1, [-0.805, 0.8575]),
+    (Unroll(first_order=True, judged_on="support"), 3, [-0.5901, 0.76514375]),
+    (Unroll(judged_on="support"), 1, [-0.686875, 0.812]),
+    (Unroll(judged_on="support"), 3, [-0.38893306, 0.62686284]),
+]
+
+
+@pytest.mark.parametrize(("estimator", "steps", "expected"), GOLDEN_ROWS)
+def test_golden_gradient(estimator: Unroll | Displacement, steps: int, expected: list[float]) -> None:
+    learner = GradientLearner(quadratic, rules.sgd(STEP), steps)
+    estimate = estimator(learner, Meta({"w": THETA}, {}), GOLDEN, ())
+    close(estimate.grad.weights["w"], expected, 6e-9)  # printed to eight digits
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, [0.295, 0.21]), (3, [0.4441875, 0.04305])])
+def test_golden_weights(steps: int, expected: list[float]) -> None:
+    learner, meta = GradientLearner(quadratic, rules.sgd(STEP), steps), Meta({"w": THETA}, {})
+    state: State = learner.init(meta, GOLDEN.support)
+    for k in range(steps):
+        state = learner.step(meta, state, GOLDEN.support, k, torch.func.grad)
+    close(learner.weights(meta, state)["w"], expected)
+
+
+def test_golden_meta_sgd() -> None:
+    learner = GradientLearner(quadratic, step_sizes(0.1, 0.3), 1)
+    meta = Meta({"w": THETA}, {"lr.w": torch.tensor([0.1, 0.3])})
+    state = learner.step(meta, learner.init(meta, GOLDEN.support), GOLDEN.support, 0, torch.func.grad)
+    close(state.fast["w"], [0.295, 0.03])
+    grad = Unroll()(learner, meta, GOLDEN, ()).grad
+    close(grad.weights["w"], [-0.986025, 1.225675])
+    close(grad.rule["lr.w"], [-0.870675, -1.51695])
+
+
+def test_golden_prox() -> None:
+    # A long run reaches the optimum of L + ½λ‖θ' − θ‖², and its meta-gradient the implicit one (iMAML, λ = 2).
+    learner, meta = GradientLearner(quadratic, rules.sgd(0.25), 80, prox=2.0), Meta({"w": THETA}, {})
+    state: State = learner.init(meta, GOLDEN.support)
+    for k in range(80):
+        state = learner.step(meta, state, GOLDEN.support, k, torch.func.grad)
+    close(learner.weights(meta, state)["w"], [0.48085106, -0.04680851], 6e-9)
+    close(Unroll()(learner, meta, GOLDEN, ()).grad.weights["w"], [-0.44735174, 1.12009054], 6e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_closed_forms_of_random_quadratics(steps: int) -> None:
+    for _ in range(5):
+        root, c, cq, theta = torch.randn(2, 4, 4), torch.randn(4), torch.randn(4), torch.randn(4)
+        a, aq = root @ root.mT / 4
+        task = Task((a, c), (aq, cq))
+        jacobian = torch.linalg.matrix_power(torch.eye(4) - STEP * a, steps)
+        adapted = c + jacobian @ (theta - c)
+        after = aq @ (adapted - cq)
+        expected: list[tuple[Unroll | Displacement, Tensor]] = [
+            (Unroll(), jacobian @ after),
+            (Unroll(first_order=True), after),
+            (Unroll(judged_on="support"), jacobian @ a @ (adapted - c)),
+            (Displacement(), theta - adapted),
+        ]
+        learner = GradientLearner(quadratic, rules.sgd(STEP), steps)
+        for estimator, gradient in expected:
+            estimate = estimator(learner, Meta({"w": theta}, {}), task, ())
+            close(estimate.grad.weights["w"], gradient)
+        close(estimate.loss, 0.5 * (adapted - cq) @ aq @ (adapted - cq))
+
+
+# --- Linear solvers -----------------------------------------------------------------------------------------------------
+
+
+def test_cg_solves_as_a_dense_solver_does() -> None:
+    root = torch.randn(6, 6)
+    a, b = root @ root.T + torch.eye(6), torch.randn(6)
+
+    def matvec(x: Params) -> Params:
+        y = a @ torch.cat([x["u"].flatten(), x["v"]])
+        return {"u": y[:4].view(2, 2), "v": y[4:]}
+
+    x = linalg.cg(matvec, {"u": b[:4].view(2, 2), "v": b[4:]}, 6)
+    close(torch.cat([x["u"].flatten(), x["v"]]), torch.linalg.solve(a, b), 1e-9)
+    early = linalg.cg(matvec, {"u": b[:4].view(2, 2), "v": b[4:]}, 2)
+    assert (torch.cat([early["u"].flatten(), early["v"]]) - torch.linalg.solve(a, b)).norm() > 1e-4
+    assert all((v == 0).all() for v in linalg.cg(matvec, {"u": torch.zeros(2, 2), "v": torch.zeros(2)}, 3).values())
+
+
+def test_cg_stays_exact_after_it_has_converged() -> None:
+    x = linalg.cg(lambda v: {"x": A @ v["x"]}, {"x": C}, 12)
+    close(x["x"], torch.linalg.solve(A, C))
+
+
+def test_cg_gives_the_golden_implicit_gradient() -> None:
+    lam = 2.0
+    best = linalg.cg(lambda v: {"x": A @ v["x"] + lam * v["x"]}, {"x": A @ C + lam * THETA}, 2)["x"]
+    close(best, [0.48085106, -0.04680851], 6e-9)
+    gradient = linalg.cg(lambda v: {"x": v["x"] + A @ v["x"] / lam}, {"x": AQ @ (best - CQ)}, 2)["x"]
+    close(gradient, [-0.44735174, 1.12009054], 6e-9)
+
+
+def test_neumann_is_the_truncated_series_and_tends_to_the_inverse() -> None:
+    residual = torch.eye(2) - 0.4 * A
+    series = 0.4 * sum((torch.linalg.matrix_power(residual, i) for i in range(4)), torch.zeros(2, 2)) @ C
+    close(linalg.neumann(lambda v: {"x": A @ v["x"]}, {"x": C}, 3, scale=0.4)["x"], series)
+    close(linalg.neumann(lambda v: {"x": A @ v["x"]}, {"x": C}, 200, scale=0.4)["x"], torch.linalg.solve(A, C))
+
+
+def test_golden_ridge() -> None:
+    def fit(weights: Params, support: Batch) -> Tensor:
+        x, y = support
+        w: Tensor = torch.linalg.solve(x.T @ x + weights["lam"] * torch.eye(3), x.T @ y)
+        return w
+
+    def score(weights: Params, state: Tensor, batch: Batch) -> tuple[Tensor, Info]:
+        return (batch[0] @ state - batch[1]).square().mean(), {}
+
+    support, meta = (double([1, 2, 0], [0, 1, 1]), torch.eye(2)), Meta({"lam": double(0.5)[0]}, {})
+    learner = ClosedForm(fit, score)
+    golden = double([0.25641026, -0.20512821], [0.30769231, 0.15384615], [-0.20512821, 0.56410256])
+    close(learner.init(meta, support), golden, 6e-9)
+    assert not learner.adapts("lam")
+    assert learner.memory(learner.init(meta, support)) == ()
+    x = support[0]
+    woodbury = x.T @ torch.linalg.inv(x @ x.T + 0.5 * torch.eye(2)) @ support[1]
+    loss = Unroll()(learner, meta, Task(support, support), ()).loss
+    close(loss, (x @ woodbury - support[1]).square().mean())

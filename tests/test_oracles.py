@@ -1,0 +1,256 @@
+"""Meta-gradients of every rule, learner and objective against central differences, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaoptim import nn, objectives, rules
+from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.estimators import Unroll
+from metaoptim.learners import ClosedForm, GradientLearner, Network
+from metaoptim.losses import cross_entropy, mse
+from metaoptim.types import Batch, GradOp, Info, Learner, Meta, Normalisation, Params, Rule, State, Task
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def outer_loss(learner: Learner, estimator: Unroll, meta: Meta, task: Task, grad: GradOp) -> Tensor:
+    """Σ_k v_k loss(s_k), written out; the reference that Unroll is held to."""
+    batch = task.query if estimator.judged_on == "query" else task.support
+    state, total = learner.init(meta, task.support), torch.zeros(())
+    for k, weight in enumerate(estimator.objective(learner.steps)):
+        if k:
+            state = learner.step(meta, state, task.support, k - 1, grad)
+        total = total + weight * learner.loss(meta, state, batch, k)[0]
+    return total
+
+
+def check_gradient(
+    learner: Learner, estimator: Unroll, meta: Meta, task: Task, smooth: Learner | None = None, h: float = 1e-5
+) -> None:
+    """The estimate against central differences, along two random directions per leaf.
+
+    A first-order estimate is the derivative of the run whose inner gradients are replayed as numbers; `smooth` stands in
+    for a learner with a part that passes no meta-gradient.
+    """
+    estimate = estimator(learner, meta, task, ())
+    tape: list[Params] = []
+
+    def record(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
+        def gradient(x: Params) -> Params:
+            tape.append(torch.func.grad(f)(x))
+            return tape[-1]
+
+        return gradient
+
+    torch.testing.assert_close(estimate.loss, outer_loss(learner, estimator, meta, task, record), rtol=1e-12, atol=0.0)
+
+    def f(meta: Meta) -> Tensor:
+        numbers = iter(tape)
+
+        def replay(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
+            return lambda x: next(numbers)
+
+        return outer_loss(smooth or learner, estimator, meta, task, replay if estimator.first_order else torch.func.grad)
+
+    for part, leaves in meta._asdict().items():
+        assert leaves.keys() == getattr(estimate.grad, part).keys()
+        for name, x in leaves.items():
+            gradient = getattr(estimate.grad, part)[name]
+            for _ in range(2):
+                v = torch.randn_like(x)
+                ahead, behind = (f(meta._replace(**{part: leaves | {name: x + e * v}})) for e in (h, -h))
+                slope, found = (ahead - behind) / (2 * h), (gradient * v).sum()
+                assert abs(found - slope) <= 1e-6 * gradient.norm() + 1e-9, f"{part}.{name}: {found} is not {slope}"
+
+
+def regression(rows: int = 6) -> Task:
+    return Task((torch.randn(rows, 3), torch.randn(rows, 2)), (torch.randn(5, 3), torch.randn(5, 2)))
+
+
+def network(policy: Normalisation = "transductive") -> Network:
+    return Network(nn.mlp((3, 4, 2), "tanh"), mse, policy)
+
+
+def meta_of(net: Network, rule: Rule) -> Meta:
+    return Meta(net.weights(), rule.meta(net.weights()))
+
+
+def linear_rule() -> Rule:
+    return rules.chain(rules.clip(norm=0.5), rules.momentum(0.2, decay=0.8))
+
+
+def chained_step_sizes() -> Rule:
+    return rules.chain(rules.momentum(1.0, 0.5), rules.clip(value=0.3), step_sizes(0.05, 0.3))
+
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "sgd": lambda: rules.sgd(0.3),
+    "momentum": lambda: rules.momentum(0.2, decay=0.7),
+    "clip by norm": lambda: rules.chain(rules.clip(norm=0.4), rules.sgd(0.3)),
+    "clip by norm, never reached": lambda: rules.chain(rules.clip(norm=40.0), rules.sgd(0.3)),
+    "clip by value": lambda: rules.chain(rules.clip(value=0.2), rules.sgd(0.3)),
+    "chain": linear_rule,
+    "step sizes": lambda: step_sizes(0.05, 0.3),
+    "chain with step sizes": chained_step_sizes,
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule(rule: str, first_order: bool, steps: int) -> None:
+    net, built = network(), RULES[rule]()
+    check_gradient(GradientLearner(net, built, steps), Unroll(first_order), meta_of(net, built), regression())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_adam_against_the_run_whose_denominators_are_held(first_order: bool, steps: int) -> None:
+    net, task, lr, b1, b2 = network(), regression(), 0.05, 0.6, 0.9
+    roots: list[Params] = []
+    v = {n: torch.zeros_like(w) for n, w in net.weights().items()}
+    w = {n: x.requires_grad_() for n, x in net.weights().items()}
+    m = dict(v)
+    for t in range(1, steps + 1):  # Adam, written out
+        g = dict(zip(w, torch.autograd.grad(net(w, task.support)[0], list(w.values())), strict=True))
+        m = {n: b1 * m[n] + (1 - b1) * x for n, x in g.items()}
+        v = {n: b2 * v[n] + (1 - b2) * x**2 for n, x in g.items()}
+        roots.append({n: (x / (1 - b2**t)).sqrt() + 1e-8 for n, x in v.items()})
+        w = {n: (x - lr * m[n] / (1 - b1**t) / roots[-1][n]).detach().requires_grad_() for n, x in w.items()}
+
+    def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
+        m = {n: b1 * state[n] + (1 - b1) * g for n, g in grads.items()}
+        return {n: -lr * x / (1 - b1 ** (k + 1)) / roots[k][n] for n, x in m.items()}, m
+
+    held = Rule(lambda w: {}, lambda psi, w: {n: torch.zeros_like(x) for n, x in w.items()}, update)
+    learner = GradientLearner(net, rules.adam(lr, b1, b2), steps)
+    check_gradient(learner, Unroll(first_order), meta_of(net, held), task, smooth=GradientLearner(net, held, steps), h=2e-6)
+
+
+def prototypes_as_head(net: Network) -> Callable[[Params, Batch], Params]:
+    """A start that is a function of θ and the support (ProtoMAML): 2 c_n and −‖c_n‖² for class means c_n of features."""
+
+    def start(weights: Params, support: Batch) -> Params:
+        features = torch.tanh(support[0] @ weights["0.weight"].T + weights["0.bias"])
+        member = torch.nn.functional.one_hot(support[1], 2).to(features.dtype)
+        c = member.T @ features / member.sum(0)[:, None]
+        return {"2.weight": 2 * c, "2.bias": -c.square().sum(1)}
+
+    return start
+
+
+def learner_of(kind: str, steps: int) -> tuple[GradientLearner, Task]:
+    """A gradient learner with one of its options, and a task for it."""
+    net, task, rule = network(), regression(), rules.momentum(0.2, 0.5)
+    if kind == "head only":
+        return GradientLearner(net, rule, steps, adapts=lambda n: n.startswith("2.")), task
+    if kind == "body only":
+        return GradientLearner(net, rule, steps, adapts=lambda n: n.startswith("0.")), task
+    if kind == "prox":
+        return GradientLearner(net, rule, steps, prox=0.7), task
+    if kind == "minibatches":  # 4 of 6 rows: the second and the third wrap around
+        return GradientLearner(net, rule, steps, batch_size=4), task
+    labelled = Task((task.support[0], torch.arange(6) % 2), (task.query[0], torch.arange(5) % 2))
+    net = Network(net.net, cross_entropy)
+    return GradientLearner(net, rule, steps, prox=0.3, start=prototypes_as_head(net)), labelled
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("kind", ["head only", "body only", "prox", "minibatches", "start"])
+def test_every_option_of_the_gradient_learner(kind: str, first_order: bool, steps: int) -> None:
+    learner, task = learner_of(kind, steps)
+    assert isinstance(learner.objective, Network)
+    check_gradient(learner, Unroll(first_order), Meta(learner.objective.weights(), {}), task)
+
+
+OBJECTIVES: dict[str, objectives.Objective] = {
+    "last": objectives.last,
+    "trajectory mean": objectives.trajectory_mean,
+    "multi-step": objectives.multi_step([0.2, 0.0, 0.3, 0.5]),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("judged_on", ["query", "support"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_every_objective(objective: str, judged_on: Literal["query", "support"], first_order: bool) -> None:
+    net, rule = network(), step_sizes(0.1, 0.4)
+    estimator = Unroll(first_order, OBJECTIVES[objective], judged_on)
+    check_gradient(GradientLearner(net, rule, 4), estimator, meta_of(net, rule), regression())
+
+
+def test_weights_of_the_objectives() -> None:
+    assert objectives.last(3) == (0, 0, 0, 1)
+    assert objectives.trajectory_mean(4) == (0, 0.25, 0.25, 0.25, 0.25)
+    assert objectives.last(0) == objectives.trajectory_mean(0) == (1,)
+    assert objectives.multi_step([0.25, 0.75])(2) == (0, 0.25, 0.75)
+    learner = GradientLearner(network(), rules.sgd(0.1), 3)
+    for weights, sentence in (
+        ([0.5, 0.5], "multi_step has 2 weights for 3 inner steps: give one per step"),
+        ([0.0, 0.0, 0.0], "multi_step has nothing but zeros for its 3 weights: give at least one"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Unroll(objective=objectives.multi_step(weights)).check(learner, Meta({}, {}))
+
+
+@pytest.mark.parametrize("policy", ["transductive", "inductive", "frozen"])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_convolutions_under_every_normalisation_policy(norm: Literal["batch", "layer"], policy: Normalisation) -> None:
+    net = nn.conv4(ways=2, size=6, filters=2, norm=norm)
+    for name, buffer in net.named_buffers():  # stored statistics that are neither trivial nor those of any batch
+        if name.endswith(("mean", "var")):
+            buffer.add_(0.3 * torch.rand_like(buffer))
+    task = Task((torch.randn(4, 1, 6, 6), torch.arange(4) % 2), (torch.randn(6, 1, 6, 6), torch.arange(6) % 2))
+    judged = Network(net, cross_entropy, policy)
+    meta = Meta({n: w + 0.2 * torch.randn_like(w) for n, w in judged.weights().items()}, {})
+    for first_order in (False, True):
+        check_gradient(GradientLearner(judged, rules.sgd(0.1), 2), Unroll(first_order), meta, task, h=1e-6)
+
+
+# --- Closed forms -------------------------------------------------------------------------------------------------------
+
+
+def ridge(weights: Params, support: Batch) -> Tensor:
+    x, y = support[0] @ weights["features"], support[1]
+    solved: Tensor = torch.linalg.solve(x.T @ x + weights["lam"] * torch.eye(x.shape[1]), x.T @ y)
+    return solved
+
+
+def ridge_score(weights: Params, state: Tensor, batch: Batch) -> tuple[Tensor, Info]:
+    return (batch[0] @ weights["features"] @ state - batch[1]).square().mean(), {}
+
+
+def centres(weights: Params, support: Batch) -> Tensor:
+    member = torch.nn.functional.one_hot(support[1], 2).to(support[0].dtype)
+    return member.T @ (support[0] @ weights["features"]) / member.sum(0)[:, None]
+
+
+def centres_score(weights: Params, state: Tensor, batch: Batch) -> tuple[Tensor, Info]:
+    gaps = (batch[0] @ weights["features"])[:, None] - state
+    return cross_entropy(-gaps.square().sum(2), batch[1]), {}
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_closed_forms_are_differentiated_exactly(first_order: bool) -> None:
+    task = regression()
+    meta = Meta({"features": torch.randn(3, 3), "lam": torch.tensor(0.5)}, {})
+    check_gradient(ClosedForm(ridge, ridge_score), Unroll(first_order), meta, task)
+    labelled = Task((task.support[0], torch.arange(6) % 2), (task.query[0], torch.arange(5) % 2))
+    meta = Meta({"features": torch.randn(3, 3)}, {})
+    check_gradient(ClosedForm(centres, centres_score), Unroll(first_order), meta, labelled)

@@ -1,0 +1,207 @@
+"""Update rules against torch.optim, written-out formulas and their own contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from metaoptim import rules, trees
+from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.learners import GradientLearner, Network
+from metaoptim.losses import cross_entropy, mse
+from metaoptim.nn import mlp
+from metaoptim.types import Params, Rule, State
+
+
+@pytest.fixture(autouse=True)
+def doubles() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def start() -> Params:
+    return {"a": torch.randn(3, 2), "b": torch.randn(4)}
+
+
+def curvature() -> Params:
+    return {"a": 0.2 + torch.rand(3, 2), "b": 0.2 + torch.rand(4)}
+
+
+Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+PAIRS: dict[str, tuple[Rule, Optimizer]] = {
+    "sgd": (rules.sgd(0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+    "momentum": (rules.momentum(0.1, 0.8), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)),
+    "adam": (rules.adam(0.1), lambda p: torch.optim.Adam(p, lr=0.1)),
+    "adam with its constants": (rules.adam(0.2, 0.5, 0.9, 1e-3), lambda p: torch.optim.Adam(p, 0.2, (0.5, 0.9), 1e-3)),
+    "adam without momentum": (rules.adam(0.1, b1=0.0), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.999))),
+    "chain of one": (rules.chain(rules.adam(0.1)), lambda p: torch.optim.Adam(p, lr=0.1)),
+    "step sizes": (step_sizes(0.3, 0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ten_steps_on_a_quadratic_are_those_of_torch(pair: str) -> None:
+    rule, optimizer = PAIRS[pair]
+    weights, scale = start(), curvature()
+    theirs = [x.clone().requires_grad_() for x in weights.values()]
+    torchs, psi = optimizer(theirs), rule.meta(weights)
+    state: State = rule.init(psi, weights)
+    for k in range(10):
+        updates, state = rule.update(psi, {n: scale[n] * x for n, x in weights.items()}, state, weights, k)
+        weights = trees.add(weights, updates)
+        for p, c in zip(theirs, scale.values(), strict=True):
+            p.grad = (c * p).detach()
+        torchs.step()
+        for x, p in zip(weights.values(), theirs, strict=True):
+            torch.testing.assert_close(x, p.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bound", [0.5, 50.0])
+def test_clip_by_norm_is_torchs_over_all_weights_together(bound: float) -> None:
+    grads = start()
+    rule = rules.clip(norm=bound)
+    found, _ = rule.update({}, grads, rule.init({}, grads), grads, 0)
+    theirs = [torch.zeros_like(g).requires_grad_() for g in grads.values()]
+    for p, g in zip(theirs, grads.values(), strict=True):
+        p.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_(theirs, bound)
+    for g, p in zip(found.values(), theirs, strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(g, p.grad, rtol=1e-5, atol=0)  # torch adds 1e-6 to the norm
+    assert trees.norm(found) == pytest.approx(min(bound, trees.norm(grads).item()), rel=1e-12)
+
+
+def test_clip_by_value_is_elementwise() -> None:
+    found, _ = rules.clip(value=0.5).update({}, {"a": torch.tensor([-2.0, -0.5, 0.1, 3.0])}, {}, {}, 0)
+    assert found["a"].tolist() == [-0.5, -0.5, 0.1, 0.5]
+
+
+@pytest.mark.parametrize(("norm", "value"), [(None, None), (1.0, 1.0), (0.0, None), (None, -1.0)])
+def test_clip_takes_one_positive_bound(norm: float | None, value: float | None) -> None:
+    with pytest.raises(ValueError, match=f"clip takes norm= or value=.*found norm={norm}, value={value}"):
+        rules.clip(norm, value)
+
+
+def zero_gradient_rules() -> dict[str, Rule]:
+    return {
+        "adam": rules.adam(0.1),
+        "momentum": rules.momentum(0.1),
+        "clip by norm": rules.chain(rules.clip(norm=1.0), rules.sgd(0.1)),
+        "clip by value": rules.chain(rules.clip(value=1.0), rules.sgd(0.1)),
+    }
+
+
+@pytest.mark.parametrize("name", zero_gradient_rules())
+def test_meta_gradients_are_finite_where_the_gradient_is_zero(name: str) -> None:
+    # Unused weights have gradients of exactly 0, where square roots have infinite slopes.
+    rule = zero_gradient_rules()[name]
+
+    def after_three_steps(w: Params) -> torch.Tensor:
+        state: State = rule.init({}, w)
+        for k in range(3):
+            grads = {"a": w["a"] * torch.tensor([0.0, 1.0]) * (k > 0), "b": 0 * w["b"]}
+            updates, state = rule.update({}, grads, state, w, k)
+            w = trees.add(w, updates)
+        return w["a"].square().sum() + w["b"].sum()
+
+    gradient = torch.func.grad(after_three_steps)({"a": torch.tensor([1.0, 2.0]), "b": torch.ones(2)})
+    assert all(g.isfinite().all() for g in gradient.values())
+    torch.testing.assert_close(gradient["b"], torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's hessian warns of itself
+def test_adams_denominator_passes_no_gradient_through_any_transform() -> None:
+    rule, w = rules.adam(0.1, b1=0.0, b2=0.5), {"a": torch.randn(3)}
+
+    def step(g: torch.Tensor) -> torch.Tensor:
+        return rule.update({}, {"a": g}, rule.init({}, w), w, 0)[0]["a"].sum()
+
+    g = torch.tensor([[0.5, -2.0, 3.0], [1.0, 4.0, -0.1]])
+    expected = -0.1 / (g.abs() + 1e-8)  # at the first step m̂ = g and √v̂ = |g|
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(step))(g), expected)
+    torch.testing.assert_close(torch.func.grad(lambda g: torch.func.vmap(step)(g).sum())(g), expected)
+    assert torch.func.vmap(torch.func.hessian(step))(g).abs().max() == 0
+
+
+def test_adam_counts_steps_in_its_state() -> None:
+    rule, w, g = rules.adam(0.1), start(), start()
+    state: State = rule.init({}, w)
+    for _ in range(3):
+        once, state = rule.update({}, g, state, w, 0)  # k never counts
+    assert state["t"] == 3
+    for n, u in once.items():  # the gradient never changed, so that m̂ = g and v̂ = g²
+        torch.testing.assert_close(u, -0.1 * g[n].sign(), rtol=1e-6, atol=0)
+
+
+def test_chain_feeds_each_rule_with_what_came_before_and_keeps_their_parameters_apart() -> None:
+    rule = rules.chain(step_sizes(0.1, 0.2), rules.momentum(2.0, 0.5), step_sizes(0.3, 0.4))
+    weights, grads = start(), start()
+    psi = rule.meta(weights)
+    assert psi.keys() == {"0.lr.a", "0.lr.b", "2.lr.a", "2.lr.b"}
+    state: State = rule.init(psi, weights)
+    m = {n: torch.zeros_like(g) for n, g in grads.items()}
+    for k in range(3):
+        updates, state = rule.update(psi, grads, state, weights, k)
+        m = {n: 0.5 * m[n] - psi[f"0.lr.{n}"] * g for n, g in grads.items()}
+        for n, u in updates.items():
+            torch.testing.assert_close(u, -psi[f"2.lr.{n}"] * (-2.0) * m[n])
+
+
+def test_chain_of_more_than_ten_rules_tells_their_parameters_apart() -> None:
+    rule = rules.chain(*[step_sizes(-1.0, -1.0)] * 11, step_sizes(3.0, 3.0))
+    weights = {"a": torch.ones(2)}
+    psi = rule.meta(weights)
+    updates, _ = rule.update(psi, {"a": torch.ones(2)}, rule.init(psi, weights), weights, 0)
+    assert updates["a"].tolist() == [-3.0, -3.0]
+
+
+# --- The learner's own arithmetic ---------------------------------------------------------------------------------------
+
+
+def test_minibatches_go_through_the_support_in_order_and_around() -> None:
+    learner = GradientLearner(Network(mlp((1, 1)), mse), rules.sgd(0.1), 4, batch_size=2)
+    x = torch.arange(5.0)[:, None]
+    seen = [learner.minibatch((x, 10 * x), k) for k in range(4)]
+    assert [a.flatten().tolist() for a, _ in seen] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+    assert all(torch.equal(b, 10 * a) for a, b in seen)
+    whole = GradientLearner(Network(mlp((1, 1)), mse), rules.sgd(0.1), 1, batch_size=9).minibatch((x, x), 3)
+    assert torch.equal(whole[0], x)
+
+
+@pytest.mark.parametrize(
+    ("steps", "prox", "size", "found"), [(-1, 0.0, None, "steps=-1"), (1, -0.5, None, "prox=-0.5"), (1, 0.0, 0, "batch_size=0")]
+)
+def test_a_learner_says_which_numbers_it_takes(steps: int, prox: float, size: int | None, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"{found}.*must be >= 0, batch_size >= 1"):
+        GradientLearner(Network(mlp((1, 1)), mse), rules.sgd(0.1), steps, prox=prox, batch_size=size)
+
+
+# --- Losses -------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_torchs_means() -> None:
+    logits, classes = torch.randn(7, 3), torch.arange(7) % 3
+    torch.testing.assert_close(cross_entropy(logits, classes), torch.nn.functional.cross_entropy(logits, classes))
+    assert cross_entropy(1000 * logits, classes).isfinite()
+    y = torch.randn(7, 3)
+    torch.testing.assert_close(mse(logits, y), torch.nn.functional.mse_loss(logits, y))
+    with pytest.raises(ValueError, match=r"mse: the model returned shape \(7, 3\) for targets of shape \(7, 1\)"):
+        mse(logits, y[:, :1])
+
+
+def test_a_loss_that_is_no_mean_is_refused() -> None:
+    network = Network(mlp((1, 1)), lambda output, target: (output - target).square())
+    with pytest.raises(ValueError, match=r"the loss returned a tensor of shape \(4, 1\); it must return a scalar"):
+        network(network.weights(), (torch.ones(4, 1), torch.ones(4, 1)))
+
+
+def test_accuracy_is_reported_for_classes_alone() -> None:
+    network = Network(torch.nn.Identity(), cross_entropy)
+    info = network({}, (torch.eye(4), torch.tensor([0, 1, 0, 0])))[1]
+    assert info["accuracy"] == 0.5
+    assert Network(torch.nn.Identity(), mse)({}, (torch.eye(4), torch.eye(4)))[1] == {}

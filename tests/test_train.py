@@ -1,0 +1,244 @@
+"""The outer loop: it learns, repeats, keeps the best, stops where it should, and leaves the caller's things alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import metaoptim as mo
+from metaoptim.loop import TrainingError
+from metaoptim.loop.store import load_checkpoint
+from metaoptim.types import Batch, Meta, MetaOptimizer, Outer
+
+SINUSOID = mo.tasks.sinusoid()
+SMALL: dict[str, Any] = {"iterations": 6, "tasks_per_step": 3, "engine": {"tasks": "vmap"}, "progress": False}
+
+
+def build(algorithm: str = "maml", seed: int = 0, **options: Any) -> MetaOptimizer:
+    torch.manual_seed(seed)
+    return mo.ALGORITHMS[algorithm](mo.nn.mlp([1, 16, 1]), mo.losses.mse, **options)
+
+
+def leaves(meta: Meta) -> dict[str, Tensor]:
+    return {**{f"weights/{n}": p for n, p in meta.weights.items()}, **{f"rule/{n}": p for n, p in meta.rule.items()}}
+
+
+def same(a: Meta, b: Meta) -> bool:
+    x, y = leaves(a), leaves(b)
+    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "lr"),
+    [
+        ("maml", {"lr": 0.02}, 0.01),
+        ("meta_sgd", {"low": 0.02, "high": 0.02}, 0.01),
+        ("reptile", {"lr": 0.02, "steps": 10, "inner": "sgd"}, None),
+    ],
+)
+def test_training_reduces_the_loss_after_adaptation(algorithm: str, options: dict[str, Any], lr: float | None) -> None:
+    torch.manual_seed(0)
+    meta = mo.ALGORITHMS[algorithm](mo.nn.mlp([1, 40, 40, 1]), mo.losses.mse, **options)
+    run = mo.train(meta, SINUSOID, **{**SMALL, "iterations": 150, "tasks_per_step": 10}, lr=lr, validate_every=0)
+    score = mo.evaluate(run, SINUSOID, episodes=200, progress=False)
+    before = score.rows[1].mean("loss")[-1]
+    # 3.00 is what the best function reaches that knows no task (see `sinusoid`).
+    assert score.mean < 2.2 < 3.5 < before
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+    runs = [
+        mo.train(build(), SINUSOID, **SMALL, seed=seed, out=out) for seed, out in ((5, None), (5, tmp_path / "kept"), (6, None))
+    ]
+    assert same(runs[0].meta, runs[1].meta)
+    assert not same(runs[0].meta, runs[2].meta)
+    assert not same(runs[0].meta, build().meta)
+
+
+def test_dropout_is_a_function_of_seed_and_step_and_off_in_validation() -> None:
+    def once(seed: int) -> Meta:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 1))
+        return mo.train(mo.maml(net, mo.losses.mse), SINUSOID, **SMALL, seed=seed, validate_every=3).meta
+
+    assert same(once(0), once(0))
+
+    seen: list[bool] = []
+    net = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    net[1].register_forward_hook(lambda module, x, y: seen.append(module.training))
+    mo.train(mo.maml(net, mo.losses.mse), SINUSOID, **{**SMALL, "iterations": 1}, validate_every=1)
+    assert set(seen) == {True, False} and net[1].training
+    assert seen == sorted(seen, reverse=True)  # training first, then validation
+
+
+def test_the_callers_generator_and_network_are_untouched() -> None:
+    torch.manual_seed(3)
+    net = mo.nn.conv4(ways=5, filters=2)
+    net.requires_grad_(True)
+    meta = mo.maml(net, mo.losses.cross_entropy, lr=0.1)
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 28, 28), np.uint8)
+    tasks = mo.tasks.ImageTasks("noise", images, list("abcdefghij"), {"train": np.arange(5), "val": np.arange(5, 10)}, 5, 1, 1)
+    weights = {n: x.clone() for n, x in net.state_dict().items()}
+    before = torch.get_rng_state()
+    run = mo.train(meta, tasks, **{**SMALL, "iterations": 2}, validate_every=1, validate_episodes=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(x, weights[n]) for n, x in net.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters()) and net.training
+    assert not same(run.meta, meta.meta)
+    assert same(meta.meta, Meta({n: p for n, p in net.named_parameters()}, {}))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", lambda i: 1.0),
+        ("linear", lambda i: 1 - i / 8),
+        ("cosine", lambda i: 0.5 + 0.5 * math.cos(math.pi * i / 8)),
+    ],
+)
+def test_schedules(tmp_path: Path, schedule: Any, expected: Callable[[int], float]) -> None:
+    options = {**SMALL, "iterations": 8, "log_every": 1, "lr": 0.25, "optimizer": "SGD", "validate_every": 0}
+    mo.train(build(), SINUSOID, **options, clip=1e-3, schedule=schedule, out=tmp_path / "run")
+    rates = [record["lr"] for record in records(tmp_path / "run")]
+    assert rates == pytest.approx([0.25 * expected(i) for i in range(8)], rel=1e-12)
+
+
+def one_step(meta: MetaOptimizer, **options: Any) -> tuple[Meta, dict[str, Tensor]]:
+    """φ after one step of `train`, and the meta-gradient of its batch."""
+    run = mo.train(meta, SINUSOID, **{**SMALL, "iterations": 1, **options}, validate_every=0)
+    module = mo.MetaModule(meta, tasks="vmap")
+    module.backward(SINUSOID.sample("train", seed=0, start=0, count=3))
+    return run.meta, {n.replace(".", "/", 1): p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+def test_clip_scales_the_meta_gradient_down_to_its_norm() -> None:
+    for clip, shrinks in ((1e-3, True), (1e6, False)):
+        meta = build()
+        after, grad = one_step(meta, optimizer="SGD", lr=1.0, clip=clip)
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in grad.values()))
+        assert norm > 1e-2
+        factor = clip / norm if shrinks else 1.0
+        for name, p in leaves(after).items():
+            torch.testing.assert_close(p, leaves(meta.meta)[name] - factor * grad[name], rtol=1e-5, atol=1e-7)
+
+
+def test_optimizers_by_name_and_the_rule_never_decays() -> None:
+    """AdamW's decay shrinks θ by lr · 0.01 in a step; on ψ its step must be plain Adam's."""
+    meta = build("meta_sgd", low=5.0, high=5.0)
+    decayed, grad = one_step(meta, optimizer="AdamW", lr=0.5)
+    plain, _ = one_step(build("meta_sgd", low=5.0, high=5.0), optimizer="Adam", lr=0.5)
+    assert all(torch.equal(p, plain.rule[n]) for n, p in decayed.rule.items())
+    for name, p in meta.meta.weights.items():
+        torch.testing.assert_close(decayed.weights[name], plain.weights[name] - 0.5 * 0.01 * p, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(decayed.weights[n], plain.weights[n]) for n in decayed.weights)
+    assert grad.keys() == leaves(meta.meta).keys()
+
+
+def test_an_algorithm_brings_its_own_outer_optimizer() -> None:
+    torch.manual_seed(0)
+    meta = mo.article_reptile(mo.nn.mlp([1, 4, 1]), mo.losses.mse, beta=0.5)
+    assert meta.outer == Outer("SGD", 0.5, "constant")
+    after, grad = one_step(meta)
+    for name, p in leaves(after).items():
+        torch.testing.assert_close(p, leaves(meta.meta)[name] - 0.5 * grad[name])
+
+
+def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+    """Steps that are far too large: the validation score is best early, and gets worse."""
+    options = {**SMALL, "iterations": 12, "optimizer": "SGD", "lr": 0.3, "validate_every": 2, "validate_episodes": 60}
+    run = mo.train(build(), SINUSOID, **options, clip=2.0, out=tmp_path / "run", log_every=1)
+    scores = {r["step"]: r["val_loss"] for r in records(tmp_path / "run") if "val_loss" in r}
+    assert list(scores) == [2, 4, 6, 8, 10, 12]
+    best = min(scores, key=scores.__getitem__)
+    assert best < 12
+    assert (run.step, run.selection, run.path) == (best, "best", tmp_path / "run")
+    last = mo.load(tmp_path / "run", build(), "last")
+    assert (last.step, last.selection) == (12, "last") and not same(run.meta, last.meta)
+
+    in_memory = mo.train(build(), SINUSOID, **options, clip=2.0)
+    assert same(in_memory.meta, run.meta) and (in_memory.step, in_memory.selection) == (best, "best")
+
+    episodes = SINUSOID.sample("val", seed=0, start=0, count=60)
+    judged = mo.MetaModule(MetaOptimizer(run.optimizer.learner, run.optimizer.estimator, run.meta), tasks="loop")
+    assert judged.estimate(episodes).loss.item() == pytest.approx(scores[best], rel=1e-5)
+
+
+def test_what_a_run_directory_holds(tmp_path: Path) -> None:
+    mo.train(build(), SINUSOID, **{**SMALL, "iterations": 25}, out=tmp_path / "run", checkpoint_every=10, recipe="a = 1\n")
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 10, 20, 25]
+    for line in lines:
+        assert {"loss", "grad_norm", "lr", "seconds"} <= line.keys() and math.isfinite(line["loss"])
+    assert "val_loss" in lines[-1]
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert (state["status"], state["step"]) == ("finished", 25)
+    assert (tmp_path / "run" / "recipe.toml").read_text() == "a = 1\n"
+    assert {"torch", "python", "metaoptim", "threads"} <= json.loads((tmp_path / "run" / "environment.json").read_text()).keys()
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def poisoned(bad_step: int) -> mo.tasks.TaskFamily:
+    """Lines through 0; the second task of one outer step holds a NaN."""
+    count = iter(range(10**6))
+
+    def sample(generator: torch.Generator, split: str) -> tuple[Batch, Batch]:
+        x = torch.randn(6, 1, generator=generator)
+        y = x.clone()
+        if split == "train" and next(count) == 2 * (bad_step - 1) + 1:
+            y[0] = float("nan")
+        return (x[:3], y[:3]), (x[3:], y[3:])
+
+    return mo.tasks.from_function(sample, name="lines")
+
+
+@pytest.mark.parametrize("how", ["loop", "vmap"])
+def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path: Path, how: str) -> None:
+    options = {**SMALL, "tasks_per_step": 2, "engine": {"tasks": how}, "validate_every": 0, "checkpoint_every": 2}
+    with pytest.raises(TrainingError) as error:
+        mo.train(build(), poisoned(4), **options, out=tmp_path / "run")
+    said = str(error.value)
+    assert said.startswith("step 4: the loss of task 1 (episode 7 of seed 0) is not finite; the last good checkpoint is step 2")
+    assert "step size" in said and "\n" not in said
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "failed"
+    checkpoint = load_checkpoint(tmp_path / "run", "last")
+    assert checkpoint.step == 2 and all(x.isfinite().all() for x in checkpoint.tensors.values())
+
+    with pytest.raises(TrainingError, match=r"step 1: .* task 1 .*; no checkpoint was saved"):
+        mo.train(build(), poisoned(1), **options)
+
+
+def test_any_failure_leaves_the_state_failed_and_lets_go_of_the_folder(tmp_path: Path) -> None:
+    def sample(generator: torch.Generator, split: str) -> tuple[Batch, Batch]:
+        raise LookupError("the user's own error")
+
+    for _ in range(2):  # the second finds the folder free: it complains of the run, not of another process
+        with pytest.raises((LookupError, ValueError), match=r"the user's own error|holds a run already"):
+            mo.train(build(), mo.tasks.from_function(sample), **SMALL, out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "failed"
+
+
+def test_progress_goes_to_stderr_in_plain_words_or_not_at_all(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    run = mo.train(build(), SINUSOID, **{**SMALL, "progress": True}, validate_every=3)
+    mo.evaluate(run, SINUSOID, episodes=3, progress=True)
+    out, err = capfd.readouterr()
+    assert out == "" and "\x1b" not in err and "\r" not in err
+    assert "step 3: validation loss" in err and "step 6/6" in err and "steps/s" in err
+    run = mo.train(build(), SINUSOID, **SMALL, validate_every=3)
+    mo.evaluate(run, SINUSOID, episodes=3, progress=False)
+    assert capfd.readouterr() == ("", "")
