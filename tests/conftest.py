@@ -26,6 +26,13 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """For this process and its children: what tests compute is small, and threads that fight for busy cores are slow."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Made data are kept between test runs, but not among the user's."""
     if "METAOPTIM_CACHE" not in os.environ:
