@@ -87,8 +87,9 @@ class Run:
 def network_of(optimizer: MetaOptimizer) -> Network | None:
     """The module that a meta-optimizer adapts, with its loss; None where it is not built on one."""
     learner = optimizer.learner
-    found = isinstance(learner, GradientLearner) and isinstance(learner.objective, Network)
-    return learner.objective if found else None  # type: ignore[attr-defined]
+    if isinstance(learner, GradientLearner) and isinstance(learner.objective, Network):
+        return learner.objective
+    return None
 
 
 @contextmanager
