@@ -21,6 +21,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 CORE = {"types", "trees", "linalg", "nn", "folders"}
 SHARED = {"rules", "objectives", "losses", "learners", "estimators"}
+HIGH = {"tasks", "algorithms", "engine", "loop", "report", "design", "config", "config_schema", "cli_parts"}
+EVERYTHING = CORE | SHARED | HIGH
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "trees": {"types"},
@@ -34,13 +36,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learners": {"types", "trees", "nn"},
     "estimators": {"types", "trees", "linalg", "objectives"},
     "algorithms": CORE | SHARED,
-    "engine": {"types", "trees", "folders"},
+    "engine": {"types", "trees", "folders", "nn"},
     "loop": CORE | SHARED | {"tasks", "algorithms", "engine"},
     "report": CORE | SHARED | {"tasks", "algorithms", "engine", "loop"},
+    "design": CORE | SHARED | {"tasks", "algorithms", "engine", "loop"},
     "config": CORE | SHARED | {"tasks", "algorithms", "engine", "loop", "report", "config_schema"},
     "config_schema": set(),
-    "cli": CORE | SHARED | {"tasks", "algorithms", "engine", "loop", "report", "config", "config_schema", "cli_show"},
-    "cli_show": CORE | SHARED | {"tasks", "algorithms", "engine", "loop", "report", "config", "config_schema"},
+    "cli_parts": set(),
+    "cli_check": EVERYTHING,
+    "cli_plan": EVERYTHING,
+    "cli_show": EVERYTHING,
+    "cli": EVERYTHING | {"cli_check", "cli_plan", "cli_show"},
 }
 TORCH_ALONE = CORE | SHARED | {"algorithms", "engine"}
 

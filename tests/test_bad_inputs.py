@@ -171,6 +171,7 @@ TABLE: dict[str, Bad] = {
     ),
     "unknown engine": Bad(lambda p: train(engine={"tasks": "vmpa"}), ("'vmpa'", "auto, loop, vmap")),
     "unknown memory": Bad(lambda p: train(engine={"memory": "disk"}), ("'disk'", "auto, graph")),
+    "unknown engine key": Bad(lambda p: train(engine={"task": "loop"}), ("'task'", "tasks, memory, runtime")),
     "no chunk": Bad(lambda p: mo.MetaModule(maml(), tasks="vmap:0"), ("'vmap:0'", "C >= 1")),
     # evaluation and adaptation
     "unknown split": Bad(lambda p: evaluate(split="tset"), ("'tset'", "'train', 'val', 'test'")),

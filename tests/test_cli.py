@@ -41,6 +41,8 @@ validate_episodes = 4
 episodes = 8
 [engine]
 tasks = "loop"
+memory = "graph"
+runtime = "eager"
 """
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -50,7 +50,7 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
     assert tables["train"] == {**tables["train"], "iterations": 3, "clip": None}
     assert tables["train"]["tasks_per_step"] == default(loop.train, "tasks_per_step")
     assert tables["evaluate"]["episodes"] == default(loop.evaluate, "episodes")
-    assert tables["engine"] == {"tasks": "auto", "memory": "auto", "runtime": "auto"}
+    assert tables["engine"] == {"tasks": "auto", "memory": "auto", "runtime": "auto", "precision": "full", "budget": None}
     assert not {"out", "resume", "engine", "recipe", "progress"} & tables["train"].keys()
     assert config.parse(TINY.replace("sizes = [1, 8, 1]", ""), "x").tables["model"]["sizes"] == [1, 40, 40, 1]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import metaoptim.nn
 from metaoptim import trees
 from metaoptim.algorithms import ALGORITHMS
-from metaoptim.engine import Engine
+from metaoptim.engine import Engine, offered
 from metaoptim.losses import cross_entropy
 from metaoptim.types import Batch, Estimate, MetaOptimizer, Normalisation, State, Task
 
@@ -75,9 +75,11 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     return dict(list(inspect.signature(ALGORITHMS[name]).parameters.items())[2:])
 
 
-def estimates(optimizer: MetaOptimizer, how: str = "loop", rounds: int = 2) -> list[Estimate]:
+def estimates(
+    optimizer: MetaOptimizer, how: str = "loop", memory: str = "graph", runtime: str = "eager", rounds: int = 2
+) -> list[Estimate]:
     """Meta-gradients of several batches in turn, with what is carried from one to the next."""
-    engine = Engine(optimizer, how)
+    engine = Engine(optimizer, how, memory, runtime)
     carry, found = engine.init(optimizer.meta, 5), []
     for i in range(rounds):
         found.append(engine(optimizer.meta, tasks(seed=10 + i, dtype=next(iter(optimizer.meta.weights.values())).dtype), carry))
@@ -91,16 +93,20 @@ def leaves(estimate: Estimate) -> list[Tensor]:
 
 @every_algorithm
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("how", ["vmap", "vmap:2"])
-def test_every_way_gives_the_same_numbers(name: str, how: str, policy: Normalisation) -> None:
+def test_every_way_gives_the_same_numbers(name: str, policy: Normalisation) -> None:
     if "normalisation" not in options(name):
         pytest.skip("has no normalisation policy")
     optimizer = build(name, normalisation=policy)
-    for loop, other in zip(estimates(optimizer), estimates(optimizer, how), strict=True):
-        assert loop.info["losses"].shape == (5,)
-        for a, b in zip(leaves(loop), leaves(other), strict=True):
-            assert a.shape == b.shape
-            assert (a - b).norm() <= 1e-9 * a.norm()
+    expected = estimates(optimizer)
+    traced = {("vmap", "graph", "trace"), ("loop", "steps", "trace"), ("workers:2", "mixed", "trace")}
+    ways = [way for way in offered(optimizer) if way[2] == "eager" or (policy == "transductive" and way in traced)]
+    assert ways[0] == ("loop", "graph", "eager") and len(ways) >= 3
+    for way in ways[1:]:
+        for loop, other in zip(expected, estimates(optimizer, *way), strict=True):
+            assert loop.info["losses"].shape == (5,)
+            for a, b in zip(leaves(loop), leaves(other), strict=True):
+                assert a.shape == b.shape
+                assert (a - b).norm() <= 1e-9 * a.norm(), way
 
 
 @every_algorithm

@@ -39,7 +39,7 @@ def tasks(count: int = 4, rows: int = 6) -> Task:
 
 
 def run(optimizer: MetaOptimizer, batch: Task, how: str = "vmap") -> Estimate:
-    return Engine(optimizer, how)(optimizer.meta, batch)
+    return Engine(optimizer, how, "graph", "eager")(optimizer.meta, batch)
 
 
 def same(a: Params, b: Params, tolerance: float = 1e-10) -> None:
@@ -208,7 +208,7 @@ def test_the_articles_reptile_goes_towards_the_mean_of_the_adapted_weights(how: 
 def test_reptile_is_torchs_adam_with_its_moments_carried_or_reset(moments: str, how: str) -> None:
     net, slots, lr, steps, size = small_net(), 3, 0.01, 4, 4
     optimizer = reptile(net, mse, lr=lr, steps=steps, batch_size=size, moments="carried" if moments == "carried" else "reset")
-    engine = Engine(optimizer, how)
+    engine = Engine(optimizer, how, "graph", "eager")
     meta, carry = optimizer.meta, engine.init(optimizer.meta, slots)
     nets = [small_net() for _ in range(slots)]
     adams = [torch.optim.Adam(own.parameters(), lr=lr, betas=(0.0, 0.999)) for own in nets]

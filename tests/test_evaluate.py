@@ -18,6 +18,8 @@ from metaoptim.loop.evaluate import phi_hash, with_normalisation
 from metaoptim.tasks import ImageTasks, episodes_hash
 from metaoptim.types import Task
 
+LOOP = {"tasks": "loop", "memory": "graph", "runtime": "eager"}
+
 SINUSOID = mo.tasks.sinusoid()
 
 
@@ -34,7 +36,7 @@ def trained(seed: int = 0, normalisation: Any = "transductive", net: nn.Module |
     net = net or mo.nn.conv4(ways=3, size=12, filters=4)
     meta = mo.maml(net, mo.losses.cross_entropy, lr=0.3, steps=2, normalisation=normalisation)
     short: dict[str, Any] = {"iterations": 4, "tasks_per_step": 2, "validate_every": 2, "validate_episodes": 4}
-    return mo.train(meta, images(), **short, seed=seed, engine={"tasks": "loop"}, progress=False, **options)
+    return mo.train(meta, images(), **short, seed=seed, engine=LOOP, progress=False, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,9 @@ from metaoptim.loop import Run
 from metaoptim.tasks import ImageTasks
 from metaoptim.types import Meta, MetaOptimizer, Task
 
+LOOP = {"tasks": "loop", "memory": "graph", "runtime": "eager"}
+VMAP = {"tasks": "vmap", "memory": "graph", "runtime": "eager"}
+
 SINUSOID = mo.tasks.sinusoid()
 OPTIONS: dict[str, dict[str, Any]] = {"reptile": {"lr": 0.01}, "meta_sgd": {"low": 0.01, "high": 0.02}}
 
@@ -46,7 +49,7 @@ def named(meta: Meta) -> dict[str, Tensor]:
 @pytest.mark.parametrize("algorithm", mo.ALGORITHMS)
 def test_a_plain_loop_is_train_step_by_step(algorithm: str) -> None:
     meta = build(algorithm)
-    module = mo.MetaModule(meta, tasks="vmap")
+    module = mo.MetaModule(meta, "vmap", "graph", "eager")
     kind = getattr(torch.optim, meta.outer.optimizer)
     optimizer = kind(module.parameters(), lr=meta.outer.lr)
     losses = []
@@ -57,16 +60,16 @@ def test_a_plain_loop_is_train_step_by_step(algorithm: str) -> None:
         for group in optimizer.param_groups:
             group["lr"] = meta.outer.lr * factor
         optimizer.step()
-    run = mo.train(meta, SINUSOID, iterations=4, tasks_per_step=3, validate_every=0, progress=False, engine={"tasks": "vmap"})
+    run = mo.train(meta, SINUSOID, iterations=4, tasks_per_step=3, validate_every=0, progress=False, engine=VMAP)
     trained = named(run.meta)
     assert trained.keys() == dict(module.named_parameters()).keys()
     for name, p in module.named_parameters():
         assert torch.equal(p, trained[name])
-    assert losses[0] == mo.MetaModule(meta).backward(batch()).item() and len(set(losses)) == 4
+    assert losses[0] == mo.MetaModule(meta, "vmap", "graph", "eager").backward(batch()).item() and len(set(losses)) == 4
 
 
 def test_gradients_accumulate_as_backward_does() -> None:
-    module = mo.MetaModule(build("meta_sgd"), tasks="loop")
+    module = mo.MetaModule(build("meta_sgd"), "loop", "graph", "eager")
     module.backward(batch(0))
     first = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
     module.zero_grad()
@@ -81,12 +84,12 @@ def test_gradients_accumulate_as_backward_does() -> None:
 
 def test_the_state_dict_goes_round_and_the_network_is_not_touched() -> None:
     net = mlp()
-    module = mo.MetaModule(mo.meta_sgd(net, mo.losses.mse))
+    module = mo.MetaModule(mo.meta_sgd(net, mo.losses.mse), "vmap", "graph", "eager")
     torch.optim.SGD(module.parameters(), lr=0.1).zero_grad()
     module.backward(batch())
     torch.optim.SGD(module.parameters(), lr=0.1).step()
     assert all(torch.equal(p, q) and p.grad is None for p, q in zip(net.parameters(), mlp().parameters(), strict=True))
-    other = mo.MetaModule(mo.meta_sgd(mlp(1), mo.losses.mse))
+    other = mo.MetaModule(mo.meta_sgd(mlp(1), mo.losses.mse), "vmap", "graph", "eager")
     other.load_state_dict(module.state_dict())
     assert torch.equal(other.estimate(batch()).loss, module.estimate(batch()).loss)
     assert {n.partition(".")[0] for n in module.state_dict()} == {"weights", "rule"}
@@ -97,7 +100,7 @@ def test_another_dtype_and_weights_that_are_not_learnt() -> None:
     net = mlp()
     frozen = net.get_submodule("0")
     frozen.requires_grad_(False)
-    module = mo.MetaModule(mo.maml(net, mo.losses.mse)).to(torch.float64)
+    module = mo.MetaModule(mo.maml(net, mo.losses.mse), "vmap", "graph", "eager").to(torch.float64)
     assert sorted(n for n, _ in module.named_parameters()) == ["weights.2.bias", "weights.2.weight"]
     assert sorted(n for n, _ in module.named_buffers()) == ["weights.0.bias", "weights.0.weight"]
     support, query = ((x.double(), y.double()) for x, y in batch())
@@ -107,7 +110,7 @@ def test_another_dtype_and_weights_that_are_not_learnt() -> None:
 
 
 def test_carried_state_needs_the_same_number_of_tasks() -> None:
-    module = mo.MetaModule(build("reptile"))
+    module = mo.MetaModule(build("reptile"), "vmap", "graph", "eager")
     module.backward(batch())
     with pytest.raises(
         ValueError, match=r'2 tasks .* 3 task slots; keep the number of tasks per step, or choose moments="reset"'
@@ -124,9 +127,9 @@ def test_carried_state_needs_the_same_number_of_tasks() -> None:
 def test_meta_train_is_the_same_loop_on_the_models_own_parameters(algorithm: str) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    losses = mo.meta_train(net, optimizer, [batch(i) for i in range(4)], 2, 0.02, algorithm, engine={"tasks": "loop"})
+    losses = mo.meta_train(net, optimizer, [batch(i) for i in range(4)], 2, 0.02, algorithm, engine=LOOP)
     steps = {"steps": 2} | ({"low": 0.02, "high": 0.02} if algorithm == "meta_sgd" else {"lr": 0.02})
-    module = mo.MetaModule(mo.ALGORITHMS[algorithm](mlp(), mo.losses.mse, **steps), tasks="loop")
+    module = mo.MetaModule(mo.ALGORITHMS[algorithm](mlp(), mo.losses.mse, **steps), "loop", "graph", "eager")
     reference = torch.optim.Adam(module.parameters(), lr=0.01)
     for i in range(4):
         reference.zero_grad()
@@ -142,8 +145,8 @@ def test_meta_sgd_goes_on_with_its_step_sizes_in_the_next_epoch() -> None:
     net, other = mlp(), mlp()
     two, one = (torch.optim.AdamW(n.parameters(), lr=0.01) for n in (net, other))
     for epoch in range(2):
-        mo.meta_train(net, two, [batch(2 * epoch), batch(2 * epoch + 1)], 1, 0.02, "meta_sgd", engine={"tasks": "loop"})
-    mo.meta_train(other, one, [batch(i) for i in range(4)], 1, 0.02, "meta_sgd", engine={"tasks": "loop"})
+        mo.meta_train(net, two, [batch(2 * epoch), batch(2 * epoch + 1)], 1, 0.02, "meta_sgd", engine=LOOP)
+    mo.meta_train(other, one, [batch(i) for i in range(4)], 1, 0.02, "meta_sgd", engine=LOOP)
     assert len(two.param_groups) == len(one.param_groups) == 2
     assert two.param_groups[1]["weight_decay"] == 0 and two.param_groups[0]["weight_decay"] > 0
     for a, b in zip(two.param_groups, one.param_groups, strict=True):
@@ -162,7 +165,7 @@ def test_a_plain_batch_is_one_task_cut_into_halves() -> None:
         return mo.losses.cross_entropy(output, target)
 
     net = nn.Linear(4, 2)
-    mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1, loss=loss, engine={"tasks": "loop"})
+    mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1, loss=loss, engine=LOOP)
     assert seen == [(2, 2), (3, 2)] * 4  # adapted on 2 of 5, judged on the other 3
     assert len(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1)) == 4  # cross-entropy by itself
 
@@ -186,9 +189,9 @@ def test_meta_train_learns() -> None:
     net = mo.nn.mlp([1, 40, 40, 1])
     tasks = (SINUSOID.sample("train", seed=0, start=10 * i, count=10) for i in range(120))
     test = SINUSOID.sample("test", seed=0, start=0, count=200)
-    before = mo.MetaModule(mo.maml(net, mo.losses.mse, lr=0.02)).estimate(test).loss
-    mo.meta_train(net, torch.optim.Adam(net.parameters(), lr=0.01), tasks, 1, 0.02, engine={"tasks": "vmap"})
-    assert mo.MetaModule(mo.maml(net, mo.losses.mse, lr=0.02)).estimate(test).loss < 0.7 * before
+    before = mo.MetaModule(mo.maml(net, mo.losses.mse, lr=0.02), "vmap", "graph", "eager").estimate(test).loss
+    mo.meta_train(net, torch.optim.Adam(net.parameters(), lr=0.01), tasks, 1, 0.02, engine=VMAP)
+    assert mo.MetaModule(mo.maml(net, mo.losses.mse, lr=0.02), "vmap", "graph", "eager").estimate(test).loss < 0.7 * before
 
 
 # ---- Run.adapt and load
@@ -205,7 +208,7 @@ def conv_run(normalisation: Any, dropout: bool = False) -> Run:
     if dropout:
         net = nn.Sequential(nn.Dropout(0.5), net)
     meta = mo.maml(net, mo.losses.cross_entropy, lr=0.3, steps=2, normalisation=normalisation)
-    return mo.train(meta, images(), iterations=2, tasks_per_step=2, progress=False, engine={"tasks": "loop"})
+    return mo.train(meta, images(), iterations=2, tasks_per_step=2, progress=False, engine=LOOP)
 
 
 @pytest.mark.parametrize("dropout", [False, True])

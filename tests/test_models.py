@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaoptim.nn import MODELS, conv4, mlp, refuse_running_statistics
+from metaoptim.nn import MODELS, conv4, mlp, refuse
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_conv4_is_what_it_says(
     assert net(x).shape == (4, 5)
     torch.testing.assert_close(net(x), by_hand(net, x, pool, norm, features))
     assert any(n.endswith("0.bias") for n, _ in net.named_parameters()) == (norm != "batch")
-    refuse_running_statistics(net, "inductive")
+    refuse(net, "inductive")
 
 
 def test_conv4_sizes() -> None:

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from metaoptim.learners import Network
 from metaoptim.losses import mse
-from metaoptim.nn import BatchNorm, LayerNorm, convert, refuse_running_statistics, statistics, store_statistics
+from metaoptim.nn import BatchNorm, LayerNorm, convert, refuse, statistics, store_statistics
 from metaoptim.types import Params
 
 
@@ -265,22 +265,22 @@ def test_convert_of_a_norm_itself_returns_another_module() -> None:
 def test_running_statistics_are_refused_until_converted(norm: nn.Module, policy: str) -> None:
     net = nn.Sequential(nn.Sequential(norm))
     with pytest.raises(ValueError, match=r"layer `0\.0` \(\w+\) keeps running statistics.*metaoptim\.nn\.convert"):
-        refuse_running_statistics(net, policy)
-    refuse_running_statistics(convert(net), policy)
+        refuse(net, policy)
+    refuse(convert(net), policy)
 
 
 def test_batch_statistics_of_torch_are_refused_where_the_policy_forbids_them() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False))
-    refuse_running_statistics(net, "transductive")
+    refuse(net, "transductive")
     with pytest.raises(ValueError, match="knows only its batch's statistics, which the policy `inductive` forbids; call"):
-        refuse_running_statistics(net, "inductive")
+        refuse(net, "inductive")
 
 
 def test_instance_norms_see_one_example_and_are_allowed_without_running_statistics() -> None:
     for policy in ("transductive", "inductive", "frozen"):
-        refuse_running_statistics(nn.InstanceNorm2d(2, affine=True), policy)
-        with pytest.raises(ValueError, match=r"layer `module` \(InstanceNorm2d\) .*; build it with track_running_stats=False"):
-            refuse_running_statistics(nn.InstanceNorm2d(2, track_running_stats=True), policy)
+        refuse(nn.InstanceNorm2d(2, affine=True), policy)
+        with pytest.raises(ValueError, match=r"the module itself \(InstanceNorm2d\) .*; build it with track_running"):
+            refuse(nn.InstanceNorm2d(2, track_running_stats=True), policy)
 
 
 def test_store_statistics_makes_any_later_output_that_of_the_stored_batch() -> None:

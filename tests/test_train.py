@@ -19,7 +19,13 @@ from metaoptim.loop.store import load_checkpoint
 from metaoptim.types import Batch, Meta, MetaOptimizer, Outer
 
 SINUSOID = mo.tasks.sinusoid()
-SMALL: dict[str, Any] = {"iterations": 6, "tasks_per_step": 3, "engine": {"tasks": "vmap"}, "progress": False}
+VMAP = {"tasks": "vmap", "memory": "graph", "runtime": "eager"}
+SMALL: dict[str, Any] = {
+    "iterations": 6,
+    "tasks_per_step": 3,
+    "engine": VMAP,
+    "progress": False,
+}
 
 
 def build(algorithm: str = "maml", seed: int = 0, **options: Any) -> MetaOptimizer:
@@ -118,7 +124,7 @@ def test_schedules(tmp_path: Path, schedule: Any, expected: Callable[[int], floa
 def one_step(meta: MetaOptimizer, **options: Any) -> tuple[Meta, dict[str, Tensor]]:
     """φ after one step of `train`, and the meta-gradient of its batch."""
     run = mo.train(meta, SINUSOID, **{**SMALL, "iterations": 1, **options}, validate_every=0)
-    module = mo.MetaModule(meta, tasks="vmap")
+    module = mo.MetaModule(meta, "vmap", "graph", "eager")
     module.backward(SINUSOID.sample("train", seed=0, start=0, count=3))
     return run.meta, {n.replace(".", "/", 1): p.grad for n, p in module.named_parameters() if p.grad is not None}
 
@@ -171,7 +177,7 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert same(in_memory.meta, run.meta) and (in_memory.step, in_memory.selection) == (best, "best")
 
     episodes = SINUSOID.sample("val", seed=0, start=0, count=60)
-    judged = mo.MetaModule(MetaOptimizer(run.optimizer.learner, run.optimizer.estimator, run.meta), tasks="loop")
+    judged = mo.MetaModule(MetaOptimizer(run.optimizer.learner, run.optimizer.estimator, run.meta), "loop", "graph", "eager")
     assert judged.estimate(episodes).loss.item() == pytest.approx(scores[best], rel=1e-5)
 
 
@@ -205,7 +211,13 @@ def poisoned(bad_step: int) -> mo.tasks.TaskFamily:
 
 @pytest.mark.parametrize("how", ["loop", "vmap"])
 def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path: Path, how: str) -> None:
-    options = {**SMALL, "tasks_per_step": 2, "engine": {"tasks": how}, "validate_every": 0, "checkpoint_every": 2}
+    options = {
+        **SMALL,
+        "tasks_per_step": 2,
+        "engine": {"tasks": how, "memory": "graph", "runtime": "eager"},
+        "validate_every": 0,
+        "checkpoint_every": 2,
+    }
     with pytest.raises(TrainingError) as error:
         mo.train(build(), poisoned(4), **options, out=tmp_path / "run")
     said = str(error.value)

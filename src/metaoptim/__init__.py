@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metaoptim import estimators, learners, losses, nn, objectives, rules, tasks
     from metaoptim.algorithms import *
+    from metaoptim.design import check as check
     from metaoptim.engine import Engine as Engine
     from metaoptim.loop import *
     from metaoptim.types import Meta as Meta
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _MODULES = ("losses", "nn", "tasks", "rules", "learners", "estimators", "objectives")
 _NAMES = {
     "metaoptim.algorithms": ("ALGORITHMS",),
+    "metaoptim.design": ("check",),
     "metaoptim.engine": ("Engine",),
     "metaoptim.loop": ("MetaModule", "Run", "evaluate", "load", "meta_train", "train"),
     "metaoptim.types": ("Meta", "MetaOptimizer", "Task"),

@@ -16,10 +16,10 @@ import typer
 from typer.main import get_command
 
 import metaoptim
+from metaoptim.cli_check import check
+from metaoptim.cli_parts import Data, console, use
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from metaoptim.config import Recipe
 
 EXIT_CODES = (
@@ -35,13 +35,12 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-Data = Annotated[
-    Path | None,
+Settings = Annotated[
+    list[str] | None,
     typer.Option(
-        metavar="DIR",
-        exists=True,
-        file_okay=False,
-        help="Where data sets lie; else METAOPTIM_DATA, else a download.",
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Replace one option, as in algorithm.steps=5. Repeatable.",
     ),
 ]
 
@@ -63,7 +62,7 @@ def list_() -> None:
     """List recipes and their results, algorithms, tasks, models."""
     from metaoptim.cli_show import overview
 
-    _console().print(overview())
+    console().print(overview())
 
 
 @app.command()
@@ -73,20 +72,13 @@ def show(
     """Explain one of them: equation, paper, deviations, options."""
     from metaoptim.cli_show import explain
 
-    _console().print(explain(name))
+    console().print(explain(name))
 
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `metaoptim list`), or a TOML file.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="TABLE.KEY=VALUE",
-            help="Replace one option, as in algorithm.steps=5. Repeatable.",
-        ),
-    ] = None,
+    set_: Settings = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/RECIPE if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder, to the same floats.")] = False,
     data: Data = None,
@@ -94,7 +86,7 @@ def train(
     """Meta-train by a recipe."""
     from metaoptim import config, loop
 
-    _use(data)
+    use(data)
     chosen = config.load(recipe, set_ or ())
     folder = out or Path("runs", chosen.name)
     if resume:
@@ -124,6 +116,35 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `metaoptim list`), or a TOML file.")],
+    set_: Settings = None,
+    data: Data = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure what a recipe's meta-step costs in each way that the engine has.
+
+    Prints seconds and peak memory, and which way training takes. The memory budget is the recipe's engine.budget, in GiB:
+    --set engine.budget=2.
+    """
+    import json
+
+    from metaoptim import cli_plan, config
+
+    use(data)
+    chosen = config.load(recipe, set_ or ())
+    with console(stderr=True).status("measuring"):
+        found = cli_plan.measure(chosen)
+    if json_:
+        typer.echo(json.dumps(cli_plan.document(found), indent=2))
+    else:
+        console().print(cli_plan.table(found, chosen))
+
+
+app.command()(check)
+
+
+@app.command()
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are seeds of one recipe.")],
     split: Annotated[str | None, typer.Option(help="The split to judge on.")] = None,
@@ -143,7 +164,7 @@ def evaluate(
     from metaoptim.loop.store import write_atomic
     from metaoptim.report import draw
 
-    _use(data)
+    use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
     overrides = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
     recipes = [config.load(_recipe_of(run), overrides) for run in runs]
@@ -159,7 +180,7 @@ def evaluate(
     result = loop.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
     write_atomic(runs[0] / "result.json", f"{result.json()}\n".encode())
     draw(result, trained[0], tasks, runs[0] / "result.png")
-    _console().print(result.table())
+    console().print(result.table())
     typer.echo(f"The numbers are in {runs[0] / 'result.json'}, the picture in {runs[0] / 'result.png'}.")
 
 
@@ -231,19 +252,6 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    width = None if terminal else 120
-    return Console(force_terminal=terminal, width=width, markup=False, emoji=False, highlight=False)
-
-
-def _use(data: Path | None) -> None:
-    if data is not None:
-        os.environ["METAOPTIM_DATA"] = str(data)
 
 
 if __name__ == "__main__":

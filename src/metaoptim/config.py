@@ -20,7 +20,7 @@ import torch
 from metaoptim import loop
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.config_schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
-from metaoptim.engine import Engine
+from metaoptim.engine import SETTINGS, Engine
 from metaoptim.losses import LOSSES
 from metaoptim.nn import MODELS
 from metaoptim.tasks import TASKS, TaskFamily
@@ -116,7 +116,7 @@ def table_options(table: str, name: str = "") -> list[Option]:
     if table in BUILDERS:
         return options(BUILDERS[table][name])
     if table == "engine":
-        return options(Engine)
+        return [o for o in options(Engine) if o.name in SETTINGS]
     known = options(loop.train if table == "train" else loop.evaluate, keyword_only=True)
     return [o for o in known if o.name not in _NOT_IN_RECIPES]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaoptim import trees
-from metaoptim.nn import refuse_running_statistics, statistics
+from metaoptim.nn import needs_written_out, refuse, statistics, written_out
 from metaoptim.types import Batch, GradOp, Info, Meta, Normalisation, Params, Rule, State
 
 Objective = Callable[[Params, Batch, Batch | None], tuple[Tensor, Info]]
@@ -29,7 +29,8 @@ class Network:
     net: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     normalisation: Normalisation = "transductive"
-    learnt: frozenset[str] = field(init=False)
+    learnt: frozenset[str] = field(init=False, repr=False)  # a set's order differs in every process
+    unusual: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
@@ -39,7 +40,8 @@ class Network:
             raise ValueError(
                 f"normalisation {self.normalisation!r} is unknown: choose among {', '.join(get_args(Normalisation))}."
             )
-        refuse_running_statistics(self.net, self.normalisation)
+        refuse(self.net, self.normalisation)
+        object.__setattr__(self, "unusual", needs_written_out(self.net))
 
     def weights(self) -> Params:
         """The module's weights as they are now, detached copies."""
@@ -51,7 +53,8 @@ class Network:
 
     def __call__(self, weights: Params, batch: Batch, support: Batch | None = None) -> tuple[Tensor, Info]:
         x, y = batch
-        with statistics(frozen=self.normalisation == "frozen", rows=None if support is None else support[0].shape[0]):
+        rows = None if support is None else support[0].shape[0]
+        with statistics(frozen=self.normalisation == "frozen", rows=rows), written_out(self.unusual):
             if support is None:
                 output = functional_call(self.net, weights, (x,))
             else:

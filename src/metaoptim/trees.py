@@ -45,20 +45,31 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return pytree.tree_map(f, tree)
 
 
+def plus(a: Tree, b: Tree) -> Tree:
+    """a + b for equal structures of any kind."""
+    total: Tree = pytree.tree_map(torch.add, a, b)
+    return total
+
+
 def to(tree: Tree, device: torch.device) -> Tree:
     """The same structure on a device."""
     moved: Tree = map_tensors(lambda x: x.to(device), tree)
     return moved
 
 
-def index(tree: Any, i: int) -> Any:
-    """Row i of every tensor."""
+def index(tree: Any, i: int | slice) -> Any:
+    """Row i, or a range of rows, of every tensor."""
     return map_tensors(lambda x: x[i], tree)
 
 
 def stack(trees: Sequence[Any]) -> Any:
     """Equal structures put together along a new leading axis."""
     return pytree.tree_map(lambda *xs: torch.stack(xs), *trees)
+
+
+def cat(trees: Sequence[Any]) -> Any:
+    """Equal structures put together along their leading axis."""
+    return pytree.tree_map(lambda *xs: torch.cat(xs), *trees)
 
 
 def flatten(tree: Any) -> list[Tensor]:

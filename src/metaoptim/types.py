@@ -36,6 +36,9 @@ Info = dict[str, Tensor]
 GradOp = Callable[[Callable[[Params], Tensor]], Callable[[Params], Params]]
 """Turns a scalar function of the adapted weights into its gradient; the estimator chooses which."""
 
+Memory = Literal["graph", "steps", "mixed"]
+"""What is kept of an inner run until it is differentiated."""
+
 Normalisation = Literal["transductive", "inductive", "frozen"]
 
 
@@ -110,6 +113,15 @@ class Estimate(NamedTuple):
 
 class Estimator(Protocol):
     """How ∇φ of the outer loss is obtained; written for ONE task: the engine maps it over the batch and averages."""
+
+    @property
+    def memories(self) -> tuple[Memory, ...]:
+        """The memory modes it has, all with the same numbers."""
+        ...
+
+    def keeping(self, memory: Memory) -> Estimator:
+        """The same estimator in one of its memory modes."""
+        ...
 
     def check(self, learner: Learner, learnt: Meta) -> None:
         """Raises a ValueError that says what to change where this estimator can't train `learnt` with `learner`."""

@@ -1,4 +1,4 @@
-"""One meta-gradient of a batch of tasks.
+"""One meta-gradient of a batch of tasks, computed in one way.
 
 The gradient is taken inside the map, task by task: taken outside `vmap`, stock torch returns a wrong second-order
 gradient, silently, for affine batch and layer norms (pytorch/functorch#534).
@@ -6,30 +6,33 @@ gradient, silently, for affine batch and layer norms (pytorch/functorch#534).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from metaoptim import trees
-from metaoptim.engine.choose import Choice, choose, key
+from metaoptim.engine.runtime import Traced
+from metaoptim.engine.settings import cut
+from metaoptim.nn import noise
 from metaoptim.types import Batch, Carry, Estimate, GradOp, Info, Learner, Meta, MetaOptimizer, Params, State, Task
-
-One = Callable[[Meta, Params, Task, Carry], Estimate]
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """A learner that sees the weights which are not learnt beside those that are, so that no gradient is taken of them."""
+    """A learner in one task: it sees the weights that are not learnt beside those that are, so that no gradient is taken of
+    them, and draws random numbers as a function of the task's key and of where in the run it stands.
+    """
 
     learner: Learner
     fixed: Params
+    key: Tensor
 
     @property
     def steps(self) -> int:
@@ -42,13 +45,16 @@ class _Bound:
         return self.learner.adapts(name)
 
     def init(self, meta: Meta, support: Batch, memory: State = ()) -> State:
-        return self.learner.init(self._all(meta), support, memory)
+        with noise(self.key):
+            return self.learner.init(self._all(meta), support, memory)
 
     def step(self, meta: Meta, state: State, support: Batch, k: int, grad: GradOp) -> State:
-        return self.learner.step(self._all(meta), state, support, k, grad)
+        with noise(self.key, 2 * k + 1):
+            return self.learner.step(self._all(meta), state, support, k, grad)
 
     def loss(self, meta: Meta, state: State, batch: Batch, k: int) -> tuple[Tensor, Info]:
-        return self.learner.loss(self._all(meta), state, batch, k)
+        with noise(self.key, 2 * k + 2):
+            return self.learner.loss(self._all(meta), state, batch, k)
 
     def weights(self, meta: Meta, state: State) -> Params:
         return self.learner.weights(self._all(meta), state)
@@ -57,86 +63,72 @@ class _Bound:
         return self.learner.memory(state)
 
 
-class Engine:
-    """Computes meta-gradients: `engine(meta, batch, carry) -> Estimate` over T tasks.
+class Way:
+    """`way(meta, batch, carry) -> Estimate` over T tasks, with the settings of `Engine`, none of them "auto".
 
-    The loss and the gradient are put together as the meta-optimizer asks (mean or sum, always in the order of the
-    tasks); the carry keeps its leading axis T; `info["losses"]` holds the T single losses, other entries are means.
-
-    Args:
-        optimizer: whose estimator and learner run.
-        tasks: "loop", "vmap", "vmap:C" (C tasks at a time), or "auto": the faster of loop and vmap on the first batch.
-        memory: "auto" or "graph": the whole unrolled graph is kept.
-        runtime: "auto" or "eager".
+    The batch is cut into pieces; each gives its tasks' losses and carries and the sum of their gradients; the sums are put
+    together in the order of the tasks, whoever was done first.
     """
 
-    def __init__(self, optimizer: MetaOptimizer, tasks: str = "auto", memory: str = "auto", runtime: str = "auto") -> None:
-        for name, value, allowed in (("memory", memory, ("auto", "graph")), ("runtime", runtime, ("auto", "eager"))):
-            if value not in allowed:
-                raise ValueError(f"engine.{name} = {value!r} is not offered; choose one of {', '.join(allowed)}.")
-        if tasks not in ("auto", "loop", "vmap") and not chunk_size(tasks):
-            raise ValueError(f"engine.tasks = {tasks!r} is not offered; choose auto, loop, vmap, or vmap:C with C >= 1.")
-        self.optimizer, self.tasks = optimizer, tasks
-        self.choice: Choice | None = None if tasks == "auto" else Choice(tasks, {})
-
-    def init(self, meta: Meta, count: int) -> Carry:
-        """The carry of `count` task slots before the first outer step."""
-        return trees.stack([self.optimizer.estimator.init(self.optimizer.learner, meta)] * count)
-
-    def __call__(self, meta: Meta, batch: Task, carry: Carry = ()) -> Estimate:
-        count = check_tasks(batch)
-        slots = {x.shape[0] for x in trees.flatten(carry)}
-        if slots - {count}:
+    def __init__(self, optimizer: MetaOptimizer, tasks: str, memory: str, runtime: str, precision: str = "full") -> None:
+        estimator = optimizer.estimator
+        if memory not in estimator.memories:
             raise ValueError(
-                f"the batch has {count} tasks and this algorithm carries its state for {slots.pop()} task slots; keep the "
-                'number of tasks per step, or choose moments="reset".'
+                f"engine.memory = {memory!r} is not offered by {type(estimator).__name__}; choose one of auto, "
+                f"{', '.join(estimator.memories)}."
             )
+        self.optimizer, self.estimator = optimizer, estimator.keeping(memory)
+        self.tasks, self.cut, self.half = tasks, cut(tasks), precision == "bf16"
+        self.piece: Callable[..., Estimate] = self._piece
+        if runtime != "eager":
+            self.piece = Traced(self._piece, optimizer, compiled=runtime == "compile")
+        self.pool = ThreadPoolExecutor(self.cut.workers) if self.cut.workers > 1 else None
+
+    def __call__(self, meta: Meta, batch: Task, carry: Carry) -> Estimate:
+        count = batch.query[0].shape[0]
         learnt, fixed = self.optimizer.split(meta)
-        with explained(batch):
-            if self.choice is None:
-                with torch.random.fork_rng(devices=[]):  # dropout must draw the same, measured or read from the cache
-                    self.choice = choose(
-                        key(self.optimizer, meta, batch),
-                        {how: partial(self._map, how, learnt, fixed, batch, carry) for how in ("loop", "vmap")},
-                        time.perf_counter,
-                    )
-            total = self._map(self.choice.tasks, learnt, fixed, batch, carry)
+        keys = torch.randint(2**31, (count,), device=batch.query[0].device)
+        pieces = [(learnt, fixed, *trees.index((batch, carry, keys), rows)) for rows in self.cut.pieces(count)]
+        found = self._side_by_side(pieces) if self.pool else [self.piece(*piece) for piece in pieces]
         scale = 1.0 if self.optimizer.reduction == "sum" else 1.0 / count
+        losses, after, info = found[0].loss, found[0].carry, found[0].info
+        grad = reduce(trees.plus, (f.grad for f in found))
+        if len(found) > 1:
+            losses, after, info = trees.cat([(f.loss, f.carry, f.info) for f in found])
         return Estimate(
-            total.loss.sum() * scale,
-            trees.map_tensors(lambda g: g * scale, total.grad),
-            total.carry,
-            {n: x.mean() for n, x in total.info.items()} | {"losses": total.loss},
+            losses.sum() * scale,
+            trees.map_tensors(lambda g: g * scale, grad),
+            after,
+            {name: x.mean() for name, x in info.items()} | {"losses": losses},
         )
 
-    def one(self, learnt: Meta, fixed: Params, task: Task, carry: Carry) -> Estimate:
-        """The estimate of one task."""
-        learner: Learner = _Bound(self.optimizer.learner, fixed) if fixed else self.optimizer.learner
-        return self.optimizer.estimator(learner, learnt, task, carry)
+    def _side_by_side(self, pieces: list[tuple[Any, ...]]) -> list[Estimate]:
+        """The pieces by several threads, each without threads of its own inside torch's operators."""
+        traced, threads = cast(Traced, self.piece), torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // self.cut.workers))  # first: compiled code keeps the number it was built with
+        try:
+            if any(traced.draws(*piece) for piece in pieces):  # which also traces what is new, before threads want it
+                raise ValueError(
+                    f"engine.tasks = {self.tasks!r}: this learner draws from torch's generator, in an order that "
+                    "would depend on which thread is faster; choose loop or vmap."
+                )
+            return list(cast(ThreadPoolExecutor, self.pool).map(lambda piece: self.piece(*piece), pieces))
+        finally:
+            torch.set_num_threads(threads)
 
-    def _map(self, how: str, learnt: Meta, fixed: Params, batch: Task, carry: Carry) -> Estimate:
-        """Losses and info stacked over T, gradients summed, carry stacked."""
-        if how == "loop":
-            return self._loop(learnt, fixed, batch, carry)
-        mapped = vmap(self.one, in_dims=(None, None, 0, 0), randomness="different", chunk_size=chunk_size(how))
-        stacked: Estimate = mapped(learnt, fixed, batch, carry)
+    def _piece(self, learnt: Meta, fixed: Params, batch: Task, carry: Carry, keys: Tensor) -> Estimate:
+        """Losses, carry and info stacked over the tasks of a piece; gradients summed."""
+        with torch.autocast(batch.query[0].device.type, torch.bfloat16, enabled=self.half):
+            if not self.cut.vmapped:
+                alone = self._one(learnt, fixed, *trees.index((batch, carry, keys), 0))
+                loss, after, info = trees.map_tensors(lambda x: x[None], (alone.loss, alone.carry, dict(alone.info)))
+                return Estimate(loss, alone.grad, after, info)
+            mapped = vmap(self._one, in_dims=(None, None, 0, 0, 0), randomness="different")
+            stacked: Estimate = mapped(learnt, fixed, batch, carry, keys)
         return stacked._replace(grad=trees.map_tensors(lambda g: g.sum(0), stacked.grad))
 
-    def _loop(self, learnt: Meta, fixed: Params, batch: Task, carry: Carry) -> Estimate:
-        grad: list[Tensor] = []
-        parts: list[Any] = []
-        for t in range(check_tasks(batch)):
-            estimate = self.one(learnt, fixed, trees.index(batch, t), trees.index(carry, t))
-            leaves = trees.flatten(estimate.grad)
-            grad = [a + b for a, b in zip(grad, leaves, strict=True)] if grad else leaves
-            parts.append((estimate.loss, estimate.carry, dict(estimate.info)))
-        loss, after, info = trees.stack(parts)
-        return Estimate(loss, trees.unflatten(grad, learnt), after, info)
-
-    def restore(self, choice: Choice) -> None:
-        """Takes over the choice of an earlier process, so that a resumed run computes the same floats."""
-        if self.tasks == "auto":
-            self.choice = choice
+    def _one(self, learnt: Meta, fixed: Params, task: Task, carry: Carry, key: Tensor) -> Estimate:
+        return self.estimator(_Bound(self.optimizer.learner, fixed, key), learnt, task, carry)
 
 
 def check_tasks(batch: Task) -> int:
@@ -175,9 +167,3 @@ def explained(data: Any) -> Iterator[None]:
 
 def _range(x: Tensor) -> str:
     return "" if x.is_floating_point() or x.is_complex() else f" from {x.min()} to {x.max()}"
-
-
-def chunk_size(how: str) -> int | None:
-    """C of "vmap:C", None for anything else."""
-    head, _, size = how.partition(":")
-    return int(size) if head == "vmap" and size.isdecimal() and int(size) > 0 else None

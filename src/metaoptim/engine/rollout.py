@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metaoptim import trees
-from metaoptim.engine.mapping import chunk_size, explained
+from metaoptim.engine.mapping import explained
+from metaoptim.engine.settings import cut
 from metaoptim.types import Batch, Carry, Meta, MetaOptimizer, Params, State, Task
 
 
@@ -32,7 +33,8 @@ def rollout(
 ) -> dict[str, Tensor]:
     """Loss and metrics on the query set after 0 … K steps: each a tensor (T, K+1).
 
-    `memory` is shared by all tasks (see `rest`); tasks: "loop", "vmap" or "vmap:C".
+    `memory` is shared by all tasks (see `rest`); tasks: as in `Engine`, of which
+    the mapping counts here, and not the threads.
     """
     learner = optimizer.learner
 
@@ -49,6 +51,7 @@ def rollout(
         return cast(dict[str, Tensor], trees.stack(scores))
 
     with explained(batch), torch.no_grad():
-        if tasks == "loop":
+        how = cut(tasks)
+        if not how.vmapped:
             return cast(dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(batch.query[0].shape[0])]))
-        return vmap(one, randomness="different", chunk_size=chunk_size(tasks))(batch)
+        return vmap(one, randomness="different", chunk_size=how.size)(batch)

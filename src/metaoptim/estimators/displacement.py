@@ -6,12 +6,13 @@ A step of size ε along it is θ ← θ + ε (θ_K − θ). Nichol, Achiam and S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.func import grad
 
 from metaoptim import trees
-from metaoptim.types import Batch, Carry, Estimate, Learner, Meta, State, Task
+from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, State, Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Displacement:
     """
 
     moments: bool = False
+    memories: ClassVar[tuple[Memory, ...]] = ("graph",)  # nothing is differentiated through, so nothing is kept
+
+    def keeping(self, memory: Memory) -> Displacement:
+        return self
 
     def check(self, learner: Learner, learnt: Meta) -> None:
         if learnt.rule:

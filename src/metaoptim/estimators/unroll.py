@@ -11,15 +11,16 @@ Finn, Abbeel and Levine 2017, https://arxiv.org/abs/1703.03400 (section 5.2 for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
+from metaoptim.estimators.backward import Backward
 from metaoptim.objectives import Objective, last
-from metaoptim.types import Batch, Carry, Estimate, Info, Learner, Meta, Params, State, Task
+from metaoptim.types import Batch, Carry, Estimate, Info, Learner, Memory, Meta, Params, State, Task
 
 
 def constant_grad(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
@@ -34,11 +35,20 @@ def constant_grad(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
 
 @dataclass(frozen=True)
 class Unroll:
-    """objective: which states of the run are judged; judged_on: the set that the outer loss is taken on."""
+    """objective: which states of the run are judged; judged_on: the set that the outer loss is taken on.
+
+    memory: what is kept of the run until it is differentiated: its "graph"; its states and a graph of one step at a time
+    ("steps"); or states and inner gradients, with forward-over-reverse second derivatives ("mixed"). All the same numbers.
+    """
 
     first_order: bool = False
     objective: Objective = last
     judged_on: Literal["query", "support"] = "query"
+    memory: Memory = "graph"
+    memories: ClassVar[tuple[Memory, ...]] = ("graph", "steps", "mixed")
+
+    def keeping(self, memory: Memory) -> Unroll:
+        return replace(self, memory=memory)
 
     def check(self, learner: Learner, learnt: Meta) -> None:
         self.objective(learner.steps)
@@ -66,5 +76,9 @@ class Unroll:
                     losses.append(weight * loss)
             return torch.stack(losses).sum(), info
 
-        gradient, (loss, info) = grad_and_value(outer, has_aux=True)(meta)
+        if self.memory == "graph":
+            gradient, (loss, info) = grad_and_value(outer, has_aux=True)(meta)
+        else:
+            back = Backward(learner, task, batch, weights, self.memory == "mixed", self.first_order)
+            gradient, (loss, info) = back(meta)
         return Estimate(loss, gradient, carry, info)

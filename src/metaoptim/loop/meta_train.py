@@ -28,7 +28,7 @@ def meta_train(
     inner_lr: float,
     method: str = "maml",
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    engine: Mapping[str, str] | None = None,
+    engine: Mapping[str, Any] | None = None,
 ) -> list[float]:
     """One pass over a data loader: for each batch an outer step of `optimizer` on the model's own parameters.
 
@@ -72,7 +72,7 @@ class _Stepper:
     """One outer step on the model's own parameters and, as parameters of its own, on ψ."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, meta: MetaOptimizer, engine: Mapping[str, str]
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, meta: MetaOptimizer, engine: Mapping[str, Any]
     ) -> None:
         self.weights = dict(model.named_parameters())
         names = list(meta.meta.rule)

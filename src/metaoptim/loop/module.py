@@ -15,13 +15,22 @@ class MetaModule(nn.Module):
 
     Args:
         meta: what an algorithm's builder returned.
-        tasks, memory, runtime: the engine's settings.
+        tasks, memory, runtime, precision, budget, horizon: the engine's settings (see `Engine`).
     """
 
-    def __init__(self, meta: MetaOptimizer, tasks: str = "auto", memory: str = "auto", runtime: str = "auto") -> None:
+    def __init__(
+        self,
+        meta: MetaOptimizer,
+        tasks: str = "auto",
+        memory: str = "auto",
+        runtime: str = "auto",
+        precision: str = "full",
+        budget: float | None = None,
+        horizon: int | None = None,
+    ) -> None:
         nn.Module.__init__(self)
         self.optimizer = meta
-        self.engine = Engine(meta, tasks, memory, runtime)
+        self.engine = Engine(meta, tasks, memory, runtime, precision, budget, horizon)
         self.carry: Carry | None = None
         self.weights, self.rule = nn.Module(), nn.Module()
         for name, value in meta.meta.weights.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metaoptim import trees
-from metaoptim.engine import Choice, rest, rollout
+from metaoptim.engine import Choice, rest, rollout, self_check
 from metaoptim.loop.checkpoint import Checkpoint
 from metaoptim.loop.module import MetaModule
 from metaoptim.loop.outer import factor
@@ -42,10 +43,11 @@ class Training:
 
     def __init__(
         self, meta: MetaOptimizer, tasks: TaskFamily, module: MetaModule, optimizer: torch.optim.Optimizer, outer: Outer,
-        iterations: int, tasks_per_step: int, seed: int, clip: float | None,
+        iterations: int, tasks_per_step: int, seed: int, clip: float | None, check: bool,
     ) -> None:  # fmt: skip
         self.meta, self.tasks, self.module, self.optimizer, self.outer = meta, tasks, module, optimizer, outer
         self.iterations, self.tasks_per_step, self.seed, self.clip = iterations, tasks_per_step, seed, clip
+        self.check = check
         self.step = 0
         self.best: Best | None = None
         self.best_phi: tuple[Meta, Carry] | None = None
@@ -54,9 +56,12 @@ class Training:
         """One outer step; returns its record."""
         started = time.perf_counter()
         first = self.step * self.tasks_per_step
-        batch = self.tasks.sample("train", seed=self.seed, start=first, count=self.tasks_per_step)
+        phi = self.module.meta()
+        batch = trees.to(self.tasks.sample("train", seed=self.seed, start=first, count=self.tasks_per_step), phi.device)
+        if self.check and self.step == 0 and (fault := self_check(self.meta, phi, batch)):
+            warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
         with _seeded(self.seed, self.step):
-            estimate = self.module.estimate(trees.to(batch, self.module.meta().device))
+            estimate = self.module.estimate(batch)
         size = self.check_finite(estimate, first, directory)
         self.optimizer.zero_grad()
         shrink = 1.0 if self.clip is None or size <= self.clip else self.clip / size
@@ -119,7 +124,7 @@ class Training:
 
     @property
     def choice(self) -> Choice:
-        return self.module.engine.choice or Choice("loop", {})
+        return self.module.engine.choice or Choice("loop")
 
     def checkpoint(self) -> Checkpoint:
         saved = self.optimizer.state_dict()

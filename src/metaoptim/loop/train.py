@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from metaoptim.engine import SETTINGS
 from metaoptim.loop.environment import environment
 from metaoptim.loop.module import MetaModule
 from metaoptim.loop.outer import make_optimizer
@@ -41,9 +42,10 @@ def train(
     checkpoint_every: int = 500,
     log_every: int = 10,
     resume: bool = False,
-    engine: Mapping[str, str] | None = None,
+    engine: Mapping[str, Any] | None = None,
     recipe: str | None = None,
     progress: bool = True,
+    check: bool = True,
 ) -> Run:
     """Meta-trains; returns the φ with the best validation score (the last one where nothing was validated).
 
@@ -67,9 +69,11 @@ def train(
         checkpoint_every: outer steps between checkpoints.
         log_every: outer steps between lines of metrics.jsonl.
         resume: go on from the last checkpoint in `out`.
-        engine: settings of the engine: tasks, memory, runtime.
+        engine: settings of the engine: tasks, memory, runtime, precision, budget.
         recipe: TOML text to keep in the run directory.
         progress: whether to show a progress bar.
+        check: whether the meta-gradient of the first batch is held to central differences, along one direction and in
+            float64; a warning says so where it is off.
 
     Raises:
         ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite. Interrupted:
@@ -84,8 +88,10 @@ def train(
     if resume and out is None:
         raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
     outer = Outer(optimizer or meta.outer.optimizer, meta.outer.lr if lr is None else lr, schedule or meta.outer.schedule)
-    module = MetaModule(meta, **(engine or {}))
-    training = Training(meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip)
+    if unknown := set(engine or {}) - set(SETTINGS):
+        raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
+    module = MetaModule(meta, **(engine or {}), horizon=iterations)
+    training = Training(meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip, check)
     directory = _open(out, resume, recipe)
     try:
         if directory is not None and resume:

@@ -1,16 +1,24 @@
 """Models, and normalisation layers that are right under every function transform."""
 
+from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp
-from metaoptim.nn.norms import BatchNorm, LayerNorm, convert, refuse_running_statistics, statistics, store_statistics
+from metaoptim.nn.noise import noise
+from metaoptim.nn.norms import BatchNorm, LayerNorm, convert, statistics, store_statistics
+from metaoptim.nn.written_out import needs_written_out, written_out
 
 __all__ = [
     "MODELS",
     "BatchNorm",
     "LayerNorm",
+    "blame",
     "conv4",
     "convert",
+    "held",
     "mlp",
-    "refuse_running_statistics",
+    "needs_written_out",
+    "noise",
+    "refuse",
     "statistics",
     "store_statistics",
+    "written_out",
 ]

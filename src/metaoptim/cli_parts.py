@@ -1,0 +1,38 @@
+"""What several commands share: the option for data, and where they print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Where data sets lie; else METAOPTIM_DATA, else a download.",
+    ),
+]
+
+
+def use(data: Path | None) -> None:
+    """Makes a folder the one where data sets are looked for."""
+    if data is not None:
+        os.environ["METAOPTIM_DATA"] = str(data)
+
+
+def console(stderr: bool = False) -> Console:
+    """For results, or for progress on stderr; plain and 120 wide where it is no terminal."""
+    from rich.console import Console
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if terminal else 120
+    return Console(stderr=stderr, force_terminal=terminal, width=width, markup=False, emoji=False, highlight=False)

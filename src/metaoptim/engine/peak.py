@@ -1,0 +1,61 @@
+"""The peak of memory while something runs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def of(run: Callable[[], Any], device: torch.device | None = None) -> tuple[Any, int | None]:
+    """What run() returns, and the bytes by which memory grew at its peak; None where the system doesn't tell.
+
+    On a CUDA device what torch allocated there; else the resident memory of the process (Linux).
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        found = run()
+        return found, torch.cuda.max_memory_allocated(device) - before
+    _give_back()
+    try:
+        _RESET.write_text("5")  # the high-water mark starts anew
+        start = _resident("VmRSS")
+    except OSError:
+        return run(), None
+    found = run()
+    return found, max(0, _resident("VmHWM") - start)
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that are free; None where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return _field(Path("/proc/meminfo"), "MemAvailable")
+    except OSError:
+        return None
+
+
+def _resident(name: str) -> int:
+    return _field(_STATUS, name)
+
+
+def _field(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{path} has no {name}")
+
+
+def _give_back() -> None:
+    """Hands memory that is free inside the allocator back to the system, so that using it again shows."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return  # not the GNU C library

@@ -1,0 +1,164 @@
+"""What each way of computing a meta-gradient costs, measured on the real batch; and the fastest one within a memory budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from metaoptim.engine import peak
+from metaoptim.engine.settings import RUNTIMES, Choice, cut
+from metaoptim.types import MetaOptimizer
+
+ROUNDS = 3
+ENOUGH = 1.0  # seconds of timing for one way
+HOPELESS = 3.0  # a way this many times slower than the best in its first timed run is not timed again
+UNKNOWN = 1000  # outer steps to come, where nobody said
+TRACING = 300  # outer steps that tracing must be used for: it takes about as long as a hundred of them
+COMPILING = 60.0  # seconds that compiling may take, which it must be able to win back
+GAIN = 0.3  # the part of a step that compiling is expected to win
+
+Build = Callable[[Choice], Callable[[], Any]]
+
+
+class Row(NamedTuple):
+    """One way: seconds per meta-step and bytes at its peak above the start; or, in `note`, why it was not measured."""
+
+    tasks: str
+    memory: str
+    runtime: str
+    seconds: float | None = None
+    bytes: int | None = None
+    note: str = ""
+
+
+class Plan(NamedTuple):
+    """Everything that was measured, what is taken, and why."""
+
+    rows: tuple[Row, ...]
+    choice: Choice
+    why: str
+
+
+def offered(optimizer: MetaOptimizer, compiled: bool = False) -> list[tuple[str, str, str]]:
+    """All combinations (tasks, memory, runtime) that are worth a check; compiled ones, which take long, only if asked for."""
+    return [
+        (tasks, memory, runtime)
+        for runtime in RUNTIMES
+        for tasks in ("loop", "vmap", "vmap:2", "workers:2", "workers:2:2")
+        for memory in optimizer.estimator.memories
+        if (runtime != "eager" or not tasks.startswith("workers")) and (runtime != "compile" or compiled)
+    ]
+
+
+class Search:
+    """Times ways on one batch, the promising ones first.
+
+    Args:
+        build: gives what computes the meta-gradient in one way.
+        settings: tasks, memory and runtime as they were given, "auto" where they are open.
+        memories: the memory modes that the estimator has.
+        count: tasks T in the batch; steps: inner steps K.
+        single: bytes at the peak of one task that keeps its states alone, by which others' are foretold (0: unknown).
+        budget: bytes at the peak.
+        horizon: outer steps to come: what takes long to build is tried where it can pay.
+    """
+
+    def __init__(
+        self, build: Build, settings: tuple[str, str, str], memories: Sequence[str], count: int, steps: int, single: int,
+        budget: int, horizon: int, rows: Iterable[Row] = (), clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
+        self.build, self.count, self.steps, self.single, self.clock = build, count, steps, single, clock
+        self.budget, self.horizon = budget, horizon
+        self.tasks = None if settings[0] == "auto" else settings[0]
+        self.kept = [m for m in memories if settings[1] in ("auto", m)] or [settings[1]]
+        self.runtimes = [r for r in RUNTIMES if settings[2] in ("auto", r)]
+        self.rows = list(rows)
+        self.errors: list[Exception] = []
+
+    def run(self) -> Plan:
+        """First how tasks are mapped; for the best mapping, what is kept; last, where it can pay, compiling."""
+        quick = [r for r in self.runtimes if r == "eager" or (r == "trace" and self.horizon >= TRACING)]
+        for runtime in quick or self.runtimes:
+            for tasks in self.mappings(runtime):
+                fitting = [m for m in self.kept if self.foretold(tasks, m) <= self.budget]
+                self.measure(tasks, fitting[0] if fitting else self.kept[-1], runtime)
+        if (best := self.best()) is not None:
+            for memory in self.kept:
+                self.measure(best.tasks, memory, best.runtime)
+            best = self.best() or best
+            pays = self.horizon * (best.seconds or 0.0) * GAIN > COMPILING
+            if pays and "compile" in self.runtimes:
+                self.measure(best.tasks, best.memory, "compile")
+        return self.conclusion()
+
+    def mappings(self, runtime: str) -> list[str]:
+        """The values of `tasks` to try."""
+        if self.tasks is not None:
+            return [self.tasks]
+        found, threads = ["vmap", "loop"], torch.get_num_threads()
+        if self.single * self.count > self.budget > self.single:
+            found.append(f"vmap:{self.budget // self.single}")
+        if runtime == "trace" and threads > 1 and self.count > 1:
+            found += [f"workers:{threads}", f"workers:{threads}:{-(-self.count // threads)}"]
+        return found
+
+    def foretold(self, tasks: str, memory: str) -> int:
+        """Bytes at the peak, roughly, from those of one task and one step at a time."""
+        how = cut(tasks)
+        at_once = min(self.count, (self.count if how.size is None else how.size) * how.workers)
+        return self.single * at_once * (max(1, self.steps) if memory == "graph" else 1)
+
+    def measure(self, tasks: str, memory: str, runtime: str) -> None:
+        """Adds a row, unless there is one."""
+        if any(row[:3] == (tasks, memory, runtime) for row in self.rows):
+            return
+        if (expected := self.foretold(tasks, memory)) > self.budget:
+            self.rows.append(Row(tasks, memory, runtime, None, expected, "not tried: above the memory budget"))
+            return
+        try:
+            run = self.build(Choice(tasks, memory, runtime))
+            run()  # traces, compiles, warms up
+            _, used = peak.of(run)
+        except (RuntimeError, ValueError) as error:  # such as a layer that vmap has no rule for
+            self.errors.append(error)
+            self.rows.append(Row(tasks, memory, runtime, note=" ".join(str(error).split())))
+            return
+        fastest = min((row.seconds for row in self.rows if row.seconds is not None), default=float("inf"))
+        best, spent = float("inf"), 0.0
+        for _ in range(ROUNDS):
+            start = self.clock()
+            run()
+            seconds = self.clock() - start
+            best, spent = min(best, seconds), spent + seconds
+            if spent > ENOUGH or best > HOPELESS * fastest:
+                break
+        self.rows.append(Row(tasks, memory, runtime, best, used))
+
+    def best(self) -> Row | None:
+        """The fastest within the budget; where nothing keeps to it, the one with the lowest peak."""
+        timed = [row for row in self.rows if row.seconds is not None]
+        within = [row for row in timed if (row.bytes or 0) <= self.budget]
+        if within:
+            return min(within, key=lambda row: row.seconds or 0.0)
+        return min(timed, key=lambda row: row.bytes or 0, default=None)
+
+    def conclusion(self) -> Plan:
+        """The plan that the rows speak for. The first error where every way was refused."""
+        best, limit = self.best(), f"{self.budget / 2**30:.2g} GiB"
+        if best is None and self.errors:
+            raise self.errors[0]
+        if best is None:
+            least = min(self.rows, key=lambda row: row.bytes or 0)
+            raise ValueError(
+                f"no way keeps to the memory budget of {limit}: the least, {', '.join(least[:3])}, needs about "
+                f"{(least.bytes or 0) / 2**30:.2g} GiB; give a larger engine.budget, or smaller tasks."
+            )
+        timed = {", ".join(row[:3]): row.seconds for row in self.rows if row.seconds is not None}
+        if (best.bytes or 0) > self.budget:
+            why = f"no way keeps to {limit}; of the {len(timed)} that were timed this one has the lowest peak"
+        else:
+            why = f"the fastest of the {len(timed)} ways that were timed, with a peak within {limit}"
+        return Plan(tuple(self.rows), Choice(*best[:3], timed), why)

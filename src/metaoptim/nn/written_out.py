@@ -1,0 +1,105 @@
+"""Functions of torch that a meta-gradient can't go through, replaced while a model runs by ones that it can."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+
+from metaoptim.nn.attention import multi_head_attention, scaled_dot_product_attention
+from metaoptim.nn.noise import RANDOM, one_pass
+from metaoptim.nn.recurrent import RECURRENT
+
+
+@contextmanager
+def written_out(needed: bool = True) -> Iterator[None]:
+    """A forward pass, in which functions of torch run as they are written out in this package.
+
+    torch's recurrent kernels have no batching rule for weights, its fused attention and its bags of embeddings have no second
+    derivative, its weight norm has a wrong one, and its dropout draws other numbers in another order of evaluation. Weights,
+    names, modules and results stay torch's.
+    """
+    if not needed:
+        yield
+        return
+    with one_pass(), _Replaced():
+        yield
+
+
+def needs_written_out(module: nn.Module) -> bool:
+    """Whether `written_out` could change anything; it costs a little, and plain layers of torch's and ours do without it."""
+    return any(
+        isinstance(m, _CALLERS)
+        or m._forward_pre_hooks
+        or m._forward_hooks
+        or not type(m).__module__.startswith(("torch.nn.modules.", "metaoptim.nn."))
+        for m in module.modules()
+    )
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g · v / ‖v‖, the norm taken over every axis but `dim` (−1: over all)."""
+    axes = [i for i in range(v.ndim) if dim == -1 or i != dim]
+    return v * (g / v.square().sum(axes, keepdim=dim != -1).sqrt())
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """The sum, mean or maximum of the embeddings (B, E) of bags (B, L), without those of `padding_idx`."""
+    if input.ndim != 2:
+        raise ValueError("bags of embeddings that begin at offsets can't be mapped over; give bags (B, L), with a padding_idx.")
+    x, counted = F.embedding(input, weight), torch.ones_like(input, dtype=torch.bool)
+    if padding_idx is not None:
+        counted = input != padding_idx % weight.shape[0]
+    if mode == "max":
+        most = x.masked_fill(~counted[..., None], -math.inf).amax(1)
+        return most.masked_fill(~counted.any(1, keepdim=True), 0.0)
+    share = counted.to(x.dtype) if per_sample_weights is None else counted * per_sample_weights
+    total = (x * share[..., None]).sum(1)
+    return total / counted.sum(1, keepdim=True).clamp(min=1) if mode == "mean" else total
+
+
+_OURS: Mapping[Any, Callable[..., Any]] = {
+    **RANDOM,
+    **RECURRENT,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.multi_head_attention_forward: multi_head_attention,
+    F.embedding_bag: embedding_bag,
+    torch._weight_norm: weight_norm,
+}
+
+_CALLERS = (
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.EmbeddingBag,
+    nn.RReLU,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+    _DropoutNd,
+)
+
+
+class _Replaced(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _OURS.get(func, func)(*args, **(kwargs or {}))

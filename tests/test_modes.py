@@ -1,0 +1,319 @@
+"""Every way of computing a meta-gradient gives the same numbers: what is kept, how it is run, who runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metaoptim import objectives, rules, trees
+from metaoptim.algorithms import maml, reptile
+from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.engine import Engine
+from metaoptim.engine.graph import clean, trace
+from metaoptim.estimators import Unroll
+from metaoptim.learners import ClosedForm, GradientLearner, Network
+from metaoptim.losses import mse
+from metaoptim.nn import mlp
+from metaoptim.types import Batch, Estimate, GradOp, Meta, MetaOptimizer, Params, Rule, State, Task
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "sgd": lambda: rules.sgd(0.1),
+    "momentum": lambda: rules.momentum(0.1),
+    "adam": lambda: rules.adam(0.1),
+    "clip": lambda: rules.chain(rules.clip(0.3), rules.sgd(0.1)),
+    "clip by value": lambda: rules.chain(rules.clip(value=0.2), rules.momentum(0.1)),
+    "meta-sgd": lambda: step_sizes(0.05, 0.15),
+}
+MASKS: dict[str, Callable[[str], bool]] = {
+    "all": lambda name: True,
+    "head": lambda name: name.startswith("2."),
+    "body": lambda name: name.startswith("0."),
+}
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def tasks(count: int = 3, rows: int = 6) -> Task:
+    g = torch.Generator().manual_seed(1)
+
+    def draw(rows: int) -> Batch:
+        return torch.randn(count, rows, 3, generator=g), torch.randn(count, rows, 2, generator=g)
+
+    return Task(draw(rows), draw(rows + 1))
+
+
+def build(rule: Rule, steps: int, estimator: Unroll, **options: Any) -> MetaOptimizer:
+    network = Network(mlp((3, 4, 2), "tanh"), mse)
+    learner = GradientLearner(network, rule, steps, **options)
+    weights = network.weights()
+    return MetaOptimizer(learner, estimator, Meta(weights, rule.meta(trees.select(weights, learner.adapts))))
+
+
+def run(optimizer: MetaOptimizer, *settings: str, batch: Task | None = None) -> list[Tensor]:
+    engine, batch = Engine(optimizer, *settings), batch or tasks()
+    found = engine(optimizer.meta, batch, engine.init(optimizer.meta, batch.query[0].shape[0]))
+    return trees.flatten((found.loss, found.grad, found.carry, dict(sorted(found.info.items()))))
+
+
+def check_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and (a - b).norm() <= 1e-9 * b.norm()
+
+
+# --- What is kept of the inner run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_order", [False, True], ids=["exact", "first order"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_and_length(rule: str, steps: int, first_order: bool) -> None:
+    optimizer = build(RULES[rule](), steps, Unroll(first_order), prox=0.0 if rule == "adam" else 0.3)
+    expected = run(optimizer, "loop", "graph", "eager")
+    for memory in ("steps", "mixed"):
+        check_same(run(optimizer, "vmap", memory, "eager"), expected)
+
+
+@pytest.mark.parametrize("learnt", MASKS)
+@pytest.mark.parametrize("adapted", MASKS)
+@pytest.mark.parametrize("rule", ["momentum", "meta-sgd"])
+def test_every_masking(rule: str, adapted: str, learnt: str) -> None:
+    optimizer = replace(build(RULES[rule](), 2, Unroll(), adapts=MASKS[adapted]), learns=MASKS[learnt])
+    expected = run(optimizer, "loop", "graph", "eager")
+    for memory in ("steps", "mixed"):
+        check_same(run(optimizer, "vmap", memory, "eager"), expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "steps"),
+    [(objectives.last, 0), (objectives.trajectory_mean, 3), (objectives.multi_step([0.5, 0.0, 2.0]), 3),
+     (objectives.multi_step([1.0, 0.5, 0.0]), 3), (lambda steps: (0.3, 0.0, 0.7), 2)],
+    ids=["no step", "mean", "a gap", "the last counts for nothing", "the start counts"],
+)  # fmt: skip
+@pytest.mark.parametrize("judged_on", ["query", "support"])
+def test_every_objective(objective: objectives.Objective, steps: int, judged_on: Any) -> None:
+    optimizer = build(rules.momentum(0.1), steps, Unroll(False, objective, judged_on))
+    expected = run(optimizer, "loop", "graph", "eager")
+    for memory in ("steps", "mixed"):
+        check_same(run(optimizer, "vmap", memory, "eager"), expected)
+
+
+def test_minibatches_and_a_start_from_the_support() -> None:
+    def start(weights: Params, support: Batch) -> Params:
+        return {"2.bias": weights["2.bias"] + support[1].mean(0)}
+
+    optimizer = build(rules.sgd(0.1), 4, Unroll(), batch_size=4, start=start)
+    expected = run(optimizer, "loop", "graph", "eager")
+    for memory in ("steps", "mixed"):
+        check_same(run(optimizer, "vmap", memory, "eager"), expected)
+
+
+@pytest.mark.parametrize("memory", ["steps", "mixed"])
+def test_a_closed_form(memory: str) -> None:
+    def fit(weights: Params, support: Batch) -> State:
+        z = support[0] @ weights["w"]
+        return torch.linalg.solve(z.mT @ z + torch.eye(4), z.mT @ support[1])
+
+    def score(weights: Params, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return mse(batch[0] @ weights["w"] @ state, batch[1]), {}
+
+    optimizer = MetaOptimizer(ClosedForm(fit, score), Unroll(), Meta({"w": torch.randn(3, 4)}, {}))
+    check_same(run(optimizer, "vmap", memory, "eager"), run(optimizer, "loop", "graph", "eager"))
+
+
+def test_a_learner_with_two_gradients_in_a_step() -> None:
+    """`steps` runs the step again as it is; `mixed` needs to know the one gradient, and says so."""
+
+    class Twice:
+        def __init__(self, learner: GradientLearner) -> None:
+            self.learner = learner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.learner, name)
+
+        def step(self, meta: Meta, state: State, support: Batch, k: int, grad: GradOp) -> State:
+            return self.learner.step(meta, self.learner.step(meta, state, support, k, grad), support, k, grad)
+
+    once = build(rules.sgd(0.1), 2, Unroll())
+    learner: Any = Twice(once.learner)
+    optimizer = replace(once, learner=learner)
+    check_same(run(optimizer, "vmap", "steps", "eager"), run(optimizer, "vmap", "graph", "eager"))
+    with pytest.raises(ValueError, match=r'takes 2 gradients in one inner step; memory="mixed" .* use memory="graph"'):
+        run(optimizer, "loop", "mixed", "eager")
+
+
+# --- How it is run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [("vmap", "graph"), ("loop", "steps"), ("vmap:2", "mixed"), ("workers:2", "graph"),
+                                      ("workers:2:2", "mixed"), ("workers:5:1", "steps")], ids=" ".join)  # fmt: skip
+def test_a_traced_run_gives_the_same_numbers_on_other_data_too(settings: tuple[str, str]) -> None:
+    optimizer = build(rules.momentum(0.1), 3, Unroll())
+    engine = Engine(optimizer, *settings, "trace")
+    for scale in (1.0, -2.0):
+        batch = trees.map_tensors(lambda x, scale=scale: scale * x, tasks(5))
+        meta = Meta({n: scale * w for n, w in optimizer.meta.weights.items()}, {})
+        found, expected = engine(meta, batch), Engine(optimizer, "loop", "graph", "eager")(meta, batch)
+        check_same(trees.flatten(found.grad), trees.flatten(expected.grad))
+        check_same([found.loss], [expected.loss])
+
+
+def graphs(engine: Engine) -> int:
+    assert engine.choice is not None
+    piece: Any = engine.way(engine.choice).piece
+    return len(piece.graphs)
+
+
+def test_a_graph_is_made_anew_exactly_when_it_must() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    optimizer = maml(net, mse)
+    engine = Engine(optimizer, "vmap", "graph", "trace")
+    meta = optimizer.meta
+
+    def count(meta: Meta, batch: Task) -> int:
+        engine(meta, batch)
+        return graphs(engine)
+
+    assert [count(meta, tasks()) for _ in range(2)] == [1, 1]
+    assert count(Meta({n: 2 * w for n, w in meta.weights.items()}, {}), tasks(rows=6)) == 1, "other values"
+    assert count(meta, tasks(4)) == 2, "another T"
+    assert count(meta, tasks(rows=7)) == 3, "another S"
+    single = trees.map_tensors(Tensor.float, (meta, tasks()))
+    assert count(*single) == 4, "another dtype"
+    transposed = tasks()
+    x, y = transposed.support
+    assert count(meta, Task((x.mT.contiguous().mT, y), transposed.query)) == 5, "other strides"
+    net.eval()
+    assert count(meta, tasks()) == 6, "another mode of the module"
+    net.train()
+    assert count(meta, tasks()) == 6, "known"
+
+
+@pytest.mark.parametrize("how", ["loop", "vmap", "vmap:2"])
+def test_dropout_draws_as_it_does_without_a_graph_and_anew_every_time(how: str) -> None:
+    optimizer = maml(nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2)), mse, steps=2)
+    traced, eager = Engine(optimizer, how, "graph", "trace"), Engine(optimizer, how, "graph", "eager")
+    traced(optimizer.meta, tasks())
+    seen = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        seen.append(traced(optimizer.meta, tasks()))
+        torch.manual_seed(seed)
+        check_same(trees.flatten(seen[-1].grad), trees.flatten(eager(optimizer.meta, tasks()).grad))
+    assert seen[0].loss != seen[1].loss
+
+
+def test_threads_that_would_race_for_random_numbers_are_refused() -> None:
+    optimizer = maml(nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2)), mse)
+    with pytest.raises(
+        ValueError, match=r"^engine\.tasks = 'workers:2': this model draws random numbers .* choose loop or vmap"
+    ):
+        Engine(optimizer, "workers:2", "graph", "trace")(optimizer.meta, tasks())
+
+
+def test_threads_leave_the_number_of_threads_alone() -> None:
+    before = torch.get_num_threads()
+    optimizer = maml(mlp((3, 4, 2)), mse)
+    Engine(optimizer, "workers:2", "graph", "trace")(optimizer.meta, tasks())
+    assert torch.get_num_threads() == before
+
+
+def test_what_a_graph_returns_are_ordinary_tensors() -> None:
+    optimizer = reptile(mlp((3, 4, 2)), mse, steps=2)
+    engine = Engine(optimizer, "vmap", "graph", "trace")
+    found = engine(optimizer.meta, tasks(), engine.init(optimizer.meta, 3))
+    assert not any(x.is_inference() for x in trees.flatten((found.loss, found.grad, found.carry, dict(found.info))))
+
+
+def test_a_branch_that_values_decide_is_refused() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() > 0 else -self.layer(x)
+
+    optimizer = maml(Branch(), mse)
+    with pytest.raises(ValueError, match="the model or the loss can't take these data"):
+        Engine(optimizer, "loop", "graph", "trace")(optimizer.meta, tasks())
+    Engine(optimizer, "loop", "graph", "eager")(optimizer.meta, tasks())
+
+
+def nodes(function: Callable[..., Any], *inputs: Tensor) -> list[str]:
+    graph = trace(function, inputs).graph
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+def test_what_does_nothing_is_taken_out_of_a_graph() -> None:
+    x = torch.randn(3)
+    assert nodes(lambda x: [x.detach().view(3).sin()], x) == ["aten.sin.default"]
+    assert nodes(lambda x: [x.sin() + x.sin()], x) == ["aten.sin.default", "aten.add.Tensor"]
+    assert nodes(lambda x: [(x.cos(), x.sin())[1]], x) == ["aten.sin.default"]
+    assert nodes(lambda x: [x * 2, x * 2.0], x) == ["aten.mul.Tensor", "aten.mul.Tensor"], "operands of another type"
+    assert len(nodes(lambda x: [torch.rand_like(x) + torch.rand_like(x)], x)) == 3, "random numbers are drawn twice"
+    assert nodes(lambda x: [torch.zeros_like(x).copy_(x).detach()], x)[-1] == "aten.detach.default", "written in place"
+
+
+def test_cleaning_keeps_the_values() -> None:
+    def f(x: Tensor) -> list[Tensor]:
+        return [x.sin().detach() + x.sin() * x.view(2, 3).view(6), x.cos()]
+
+    x = torch.randn(6)
+    module = trace(f, [x])
+    clean(module)
+    for a, b in zip(module(x), f(x), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- Compiled -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_gives_the_same_numbers() -> None:
+    optimizer = build(rules.momentum(0.1), 2, Unroll())
+    check_same(run(optimizer, "vmap", "mixed", "compile"), run(optimizer, "loop", "graph", "eager"))
+
+
+def test_without_a_compiler_the_graph_runs_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> Callable[..., Any]:
+        def fail(*inputs: Any) -> Any:
+            raise RuntimeError("No working C++ compiler found. And much more.")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    optimizer = build(rules.sgd(0.1), 1, Unroll())
+    with pytest.warns(UserWarning, match=r'^runtime="compile" is not to be had here \(No working C\+\+ compiler found'):
+        found = run(optimizer, "vmap", "graph", "compile")
+    check_same(found, run(optimizer, "loop", "graph", "eager"))
+
+
+# --- bfloat16 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["eager", "trace"])
+def test_bfloat16_is_near_and_keeps_the_dtype(runtime: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    optimizer = maml(mlp((3, 40, 2)), mse, steps=2)
+    batch: Task = trees.map_tensors(Tensor.float, tasks())
+
+    def gradient(precision: str) -> Estimate:
+        return Engine(optimizer, "vmap", "graph", runtime, precision)(optimizer.meta, batch)
+
+    full, half = gradient("full"), gradient("bf16")
+    for a, b in zip(trees.flatten(half.grad), trees.flatten(full.grad), strict=True):
+        assert a.dtype == torch.float32
+        assert 1e-5 * b.norm() < (a - b).norm() < 0.1 * b.norm()
