@@ -1,11 +1,12 @@
 # make demo: meta-train MAML on generated letters and judge it.   make test: every check.   Both set up .venv first.
+# make bench: speed and memory beside other libraries, each in an environment of its own.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 TRAIN ?=
 EVALUATE ?=
 
-.PHONY: setup demo test format clean
+.PHONY: setup demo test bench format clean
 
 setup: .venv/ready
 
@@ -25,9 +26,23 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+bench: .venv-bench/ready .venv-jax/ready
+	.venv-bench/bin/python benchmarks/speed.py
+	.venv-bench/bin/python benchmarks/memory.py
+
+.venv-bench/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable . higher torchopt
+	touch $@
+
+.venv-jax/ready:
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet "jax[cpu]" optax
+	touch $@
+
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-bench .venv-jax build dist .mypy_cache .ruff_cache .pytest_cache

@@ -27,7 +27,7 @@ from shared import CONSOLE, RESULTS, doing, save, summary
 from works import mini_imagenet
 
 WAYS = ("loop", "higher", "graph", "steps", "mixed")
-SETTINGS = {memory: f"loop/{memory}/eager" for memory in ("graph", "steps", "mixed")}
+SETTINGS = {memory: f"loop/{memory}/trace" for memory in ("graph", "steps", "mixed")}
 TOLERANCE = 0.01  # of the sum of |∇θ|, in float32, after many steps
 STATUS = Path("/proc/self/status")
 

@@ -216,10 +216,23 @@ def test_dropout_draws_as_it_does_without_a_graph_and_anew_every_time(how: str) 
     assert seen[0].loss != seen[1].loss
 
 
-def test_threads_that_would_race_for_random_numbers_are_refused() -> None:
+def test_threads_drop_the_same() -> None:
     optimizer = maml(nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2)), mse)
+    found = []
+    for settings in (("loop", "graph", "eager"), ("workers:2", "steps", "trace"), ("workers:2:2", "mixed", "trace")):
+        torch.manual_seed(3)
+        found.append(run(optimizer, *settings))
+    for other in found[1:]:
+        check_same(other, found[0])
+
+
+def test_threads_that_would_race_for_random_numbers_are_refused() -> None:
+    def noisy(weights: Params, batch: Batch, support: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return mse(batch[0] @ weights["w"] + torch.rand(2), batch[1]), {}
+
+    optimizer = MetaOptimizer(GradientLearner(noisy, rules.sgd(0.1), 1), Unroll(), Meta({"w": torch.randn(3, 2)}, {}))
     with pytest.raises(
-        ValueError, match=r"^engine\.tasks = 'workers:2': this model draws random numbers .* choose loop or vmap"
+        ValueError, match=r"^engine\.tasks = 'workers:2': this learner draws from torch's generator, .* loop or vmap"
     ):
         Engine(optimizer, "workers:2", "graph", "trace")(optimizer.meta, tasks())
 
@@ -248,7 +261,7 @@ def test_a_branch_that_values_decide_is_refused() -> None:
             return self.layer(x) if x.sum() > 0 else -self.layer(x)
 
     optimizer = maml(Branch(), mse)
-    with pytest.raises(ValueError, match="the model or the loss can't take these data"):
+    with pytest.raises(ValueError, match=r"the module itself \(Branch\) can't take these data"):
         Engine(optimizer, "loop", "graph", "trace")(optimizer.meta, tasks())
     Engine(optimizer, "loop", "graph", "eager")(optimizer.meta, tasks())
 

@@ -82,6 +82,30 @@ def unflatten(tensors: Sequence[Tensor], like: Any) -> Any:
     return pytree.tree_unflatten(list(tensors), pytree.tree_structure(like))
 
 
+def take(tree: Any, leaves: list[Tensor]) -> Any:
+    """Appends the tensors of nested tuples and dicts to a list; returns their structure, which can be hashed.
+
+    A few times faster than the general `flatten`, for what runs at every step.
+    """
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+        return None
+    if isinstance(tree, dict):
+        return tuple(tree), tuple([take(x, leaves) for x in tree.values()])
+    return type(tree), tuple([take(x, leaves) for x in tree])
+
+
+def put(structure: Any, leaves: Iterator[Tensor]) -> Any:
+    """The nested tuples and dicts that `take` took apart, around other tensors."""
+    if structure is None:
+        return next(leaves)
+    kind, parts = structure
+    if isinstance(kind, tuple):
+        return dict(zip(kind, [put(part, leaves) for part in parts], strict=True))
+    values = [put(part, leaves) for part in parts]
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
+
+
 def named(tree: Any) -> dict[str, Tensor]:
     """The tensors of nested tuples and dicts, by the JSON of their path; `unnamed` puts them together again."""
     return {json.dumps(path): x for path, x in _paths(tree, [])}

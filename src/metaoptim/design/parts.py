@@ -151,6 +151,7 @@ def _outside_vmap(f: Scalar, at: Params) -> str | None:
 
 
 def snapshot(x: Any) -> Any:
+    """A copy of a tensor; anything else as it is."""
     return x.detach().clone() if isinstance(x, Tensor) else x
 
 

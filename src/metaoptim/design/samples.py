@@ -59,7 +59,7 @@ def refuse_unreadable(optimizer: MetaOptimizer, batch: Task) -> None:
         return
     for part in trees.index(batch, 0):
         output = forward(optimizer, part[0])
-        with explained(batch):
+        with explained(batch, optimizer):
             network.loss(output, part[1])
 
 
@@ -67,7 +67,7 @@ def forward(optimizer: MetaOptimizer, x: Tensor) -> Tensor:
     """What a copy of the model makes of one batch; a ValueError where it can't."""
     network = network_of(optimizer)
     net = copy.deepcopy(network.net) if network else nn.Identity()
-    with explained(x), seeded(x.device), torch.no_grad(), written_out():
+    with explained(x, optimizer), seeded(x.device), torch.no_grad(), written_out():
         try:
             output = functional_call(net, optimizer.meta.weights, (x,))
         except TypeError as error:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from metaoptim import trees
 from metaoptim.engine.differences import EXACT, Probe, distance, probe, seeded
 from metaoptim.engine.engine import Engine
+from metaoptim.engine.runtime import modules
+from metaoptim.nn import held
 from metaoptim.types import Batch, Estimate, GradOp, Info, Learner, Meta, MetaOptimizer, Params, State, Task
 
 LENIENT = 1e-4  # in training, where an alarm must be beyond doubt
@@ -128,6 +130,8 @@ class Case:
     def filled(self, leaves: Params) -> Meta:
         """φ with these values of its learnt tensors."""
         weights = {n: leaves.get(n, p) for n, p in self.meta.weights.items()}
+        for module in modules(self.optimizer):
+            weights |= {n: torch.where(fixed, self.meta.weights[n], weights[n]) for n, fixed in held(module).items()}
         return Meta(weights, {n: leaves[f"rule: {n}"] for n in self.meta.rule})
 
     def run(self, gradient: Callable[[Meta, Task], Estimate], meta: Meta | None = None) -> Estimate:
@@ -245,12 +249,13 @@ def self_check(optimizer: MetaOptimizer, meta: Meta, batch: Task, how: How = REF
     generators nor the module's state change.
     """
     try:
-        error = judge(prepare(optimizer, meta, batch, 2), how).error
+        verdict = judge(prepare(optimizer, meta, batch, 2), how)
     except Overwritten as reason:
         return f"{reason}: metaoptim.check(optimizer, tasks) finds the layer."
     except Exception:  # whatever a module can say to float64; training itself tells of the rest
         return None
-    if error <= LENIENT:
+    error = verdict.error
+    if error <= LENIENT or not verdict.estimate.loss.isfinite():  # of which training tells more
         return None
     size = f"{error:.1%}" if math.isfinite(error) else "more than any number"
     return (

@@ -69,7 +69,7 @@ class Engine:
                 f"the batch has {count} tasks and this algorithm carries its state for {slots.pop()} task slots; keep the "
                 'number of tasks per step, or choose moments="reset".'
             )
-        with explained(batch):
+        with explained(batch, self.optimizer):
             if self.choice is None:
                 self.choice = self.plan(meta, batch, carry).choice
             return self.way(self.choice)(meta, batch, carry)

@@ -16,15 +16,25 @@ _COPIES = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default, 
 _SAME_SHAPE = {_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 
-def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The operators that the function runs on these inputs, cleaned. A RuntimeError where values decide what it does."""
-    module = make_fx(function, decomposition_table=DECOMPOSITIONS)(*inputs)
-    clean(module)
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], share: bool = True) -> fx.GraphModule:
+    """The operators that the function runs on such inputs, cleaned. A RuntimeError where values decide what it does.
+
+    Tracing goes by shapes alone, which takes no memory to speak of; by values only where torch's rules for shapes fall short,
+    as forward mode under vmap does in torch 2.13.
+    """
+    try:
+        module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*inputs)
+    except RuntimeError:
+        module = make_fx(function, decomposition_table=DECOMPOSITIONS)(*inputs)
+    clean(module, share)
     return module
 
 
-def clean(module: fx.GraphModule) -> None:
-    """Takes out operators that return what they were given, that repeat another one, or whose result nobody reads."""
+def clean(module: fx.GraphModule, share: bool = True) -> None:
+    """Takes out operators that return what they were given, that repeat another one, or whose result nobody reads.
+
+    share: whether repetitions count; not so where a step is run again on purpose, to save the memory of its results.
+    """
     graph = module.graph
     if any(_writes(node) for node in graph.nodes):
         return  # a value that changes in place can be neither shared nor left out
@@ -33,7 +43,7 @@ def clean(module: fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         source = _unchanged(node)
-        if source is None and not draws(node):
+        if source is None and share and not draws(node):
             source = seen.setdefault(_signature(node), node)
         if source is not None and source is not node:
             node.replace_all_uses_with(source)

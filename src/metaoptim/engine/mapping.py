@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim import trees
-from metaoptim.engine.runtime import Traced
+from metaoptim.engine.runtime import Traced, modules
 from metaoptim.engine.settings import cut
-from metaoptim.nn import noise
+from metaoptim.nn import blame, noise
 from metaoptim.types import Batch, Carry, Estimate, GradOp, Info, Learner, Meta, MetaOptimizer, Params, State, Task
 
 
@@ -81,14 +81,15 @@ class Way:
         self.tasks, self.cut, self.half = tasks, cut(tasks), precision == "bf16"
         self.piece: Callable[..., Estimate] = self._piece
         if runtime != "eager":
-            self.piece = Traced(self._piece, optimizer, compiled=runtime == "compile")
+            self.piece = Traced(self._piece, optimizer, compiled=runtime == "compile", share=memory == "graph")
         self.pool = ThreadPoolExecutor(self.cut.workers) if self.cut.workers > 1 else None
 
     def __call__(self, meta: Meta, batch: Task, carry: Carry) -> Estimate:
         count = batch.query[0].shape[0]
         learnt, fixed = self.optimizer.split(meta)
         keys = torch.randint(2**31, (count,), device=batch.query[0].device)
-        pieces = [(learnt, fixed, *trees.index((batch, carry, keys), rows)) for rows in self.cut.pieces(count)]
+        parts, cuts = (batch, carry, keys), self.cut.pieces(count)
+        pieces = [(learnt, fixed, *(trees.index(parts, rows) if len(cuts) > 1 else parts)) for rows in cuts]
         found = self._side_by_side(pieces) if self.pool else [self.piece(*piece) for piece in pieces]
         scale = 1.0 if self.optimizer.reduction == "sum" else 1.0 / count
         losses, after, info = found[0].loss, found[0].carry, found[0].info
@@ -150,8 +151,8 @@ def check_tasks(batch: Task) -> int:
 
 
 @contextmanager
-def explained(data: Any) -> Iterator[None]:
-    """Turns what torch says of data that don't go through the model or the loss into one sentence about them."""
+def explained(data: Any, owner: Any) -> Iterator[None]:
+    """Turns what torch says of data that don't go through the owner's module or loss into one sentence about them."""
     try:
         yield
     except (RuntimeError, IndexError) as error:
@@ -159,9 +160,11 @@ def explained(data: Any) -> Iterator[None]:
             raise
         found = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
         reason = str(error).strip().partition("\n")[0].rstrip(".")
+        layers = [layer for module in modules(owner) if (layer := blame(error, module))]
+        who = layers[0] if layers else "the model or the loss"
         raise ValueError(
-            f"the model or the loss can't take these data ({reason}): found tensors {found}, in the order of support and "
-            "query, inputs and targets; expected what the model reads and, for classes, targets below its outputs."
+            f"{who} can't take these data ({reason}): found tensors {found}, in the order of support and query, "
+            "inputs and targets; expected what the model reads and, for classes, targets below its outputs."
         ) from error
 
 

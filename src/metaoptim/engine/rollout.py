@@ -21,7 +21,7 @@ def rest(carry: Carry) -> Carry:
 
 def adapt(optimizer: MetaOptimizer, meta: Meta, support: Batch, memory: Carry, steps: int) -> Params:
     """All weights after `steps` inner steps on one task's support set (S, …); `memory` as of `rest`."""
-    with explained(support), torch.no_grad():
+    with explained(support, optimizer), torch.no_grad():
         state = optimizer.estimator.start(optimizer.learner, meta, support, memory)
         for k in range(steps):
             state = optimizer.learner.step(meta, state, support, k, grad)
@@ -50,7 +50,7 @@ def rollout(
             scores.append(judged(state, task, k + 1))
         return cast(dict[str, Tensor], trees.stack(scores))
 
-    with explained(batch), torch.no_grad():
+    with explained(batch, optimizer), torch.no_grad():
         how = cut(tasks)
         if not how.vmapped:
             return cast(dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(batch.query[0].shape[0])]))

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from metaoptim import trees
 from metaoptim.engine.graph import draws, trace
 
 Function = Callable[..., Any]
@@ -28,25 +28,27 @@ class Traced:
         function: a pure function of tensors in nested tuples and dicts, to the same; its random numbers are drawn anew.
         owner: whose modules' modes (`training`) belong to the graph.
         compiled: whether the graph goes through Inductor.
+        share: whether what is computed twice may be kept instead.
     """
 
-    def __init__(self, function: Function, owner: Any, compiled: bool = False) -> None:
-        self.function, self.compiled = function, compiled
-        self.modules = [m for net in _modules(owner) for m in net.modules()]
+    def __init__(self, function: Function, owner: Any, compiled: bool = False, share: bool = True) -> None:
+        self.function, self.compiled, self.share = function, compiled, share
+        self.modules = [m for net in modules(owner) for m in net.modules()]
         self.graphs: dict[Any, tuple[Callable[..., Any], Any, bool]] = {}
 
     def __call__(self, *args: Any) -> Any:
-        inputs, structure = pytree.tree_flatten(args)
-        run, after, _ = self._graph(inputs, structure)
+        inputs: list[Tensor] = []
+        run, after, _ = self._graph(trees.take(args, inputs), inputs)
         with torch.inference_mode():
             outputs = run(*inputs)
-        return pytree.tree_unflatten([x.clone() for x in outputs], after)  # ordinary tensors again
+        return trees.put(after, iter([x.clone() for x in outputs]))  # ordinary tensors again
 
     def draws(self, *args: Any) -> bool:
         """Whether the graph for these arguments draws random numbers."""
-        return self._graph(*pytree.tree_flatten(args))[2]
+        inputs: list[Tensor] = []
+        return self._graph(trees.take(args, inputs), inputs)[2]
 
-    def _graph(self, inputs: list[Tensor], structure: Any) -> tuple[Callable[..., Any], Any, bool]:
+    def _graph(self, structure: Any, inputs: list[Tensor]) -> tuple[Callable[..., Any], Any, bool]:
         key = (
             structure,
             tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs),
@@ -61,11 +63,12 @@ class Traced:
 
         def flat(*inputs: Tensor) -> list[Tensor]:
             nonlocal after
-            outputs, after = pytree.tree_flatten(self.function(*pytree.tree_unflatten(inputs, structure)))
+            outputs: list[Tensor] = []
+            after = trees.take(self.function(*trees.put(structure, iter(inputs))), outputs)
             return outputs
 
         with torch.no_grad():
-            module = trace(flat, inputs)
+            module = trace(flat, inputs, self.share)
         run = _compile(module, inputs) if self.compiled else module.forward
         return run, after, any(draws(node) for node in module.graph.nodes)
 
@@ -84,12 +87,12 @@ def _compile(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[...
     return run
 
 
-def _modules(owner: Any) -> Iterator[nn.Module]:
+def modules(owner: Any) -> Iterator[nn.Module]:
     """The modules among the fields of a dataclass, at any depth."""
     if isinstance(owner, nn.Module):
         yield owner
     elif is_dataclass(owner) and not isinstance(owner, type):
         for field in fields(owner):
-            yield from _modules(getattr(owner, field.name))
+            yield from modules(getattr(owner, field.name))
     elif isinstance(owner, partial):
-        yield from _modules(owner.func)
+        yield from modules(owner.func)

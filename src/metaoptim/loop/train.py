@@ -91,7 +91,9 @@ def train(
     if unknown := set(engine or {}) - set(SETTINGS):
         raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
     module = MetaModule(meta, **(engine or {}), horizon=iterations)
-    training = Training(meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip, check)
+    training = Training(
+        meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip, check
+    )
     directory = _open(out, resume, recipe)
     try:
         if directory is not None and resume:
