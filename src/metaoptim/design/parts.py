@@ -156,16 +156,19 @@ def snapshot(x: Any) -> Any:
 
 
 def floats(output: Any) -> Params:
+    """The floating-point tensors among them."""
     leaves = enumerate(trees.flatten(output))
     return {str(i): x for i, x in leaves if isinstance(x, Tensor) and x.is_floating_point()}
 
 
 def random_like(like: Params, seed: int) -> Params:
+    """Random numbers in the shapes of these tensors, the same for the same seed."""
     draw = torch.Generator().manual_seed(seed)
     return {n: torch.randn(x.shape, generator=draw, dtype=x.dtype).to(x.device) for n, x in like.items()}
 
 
 def draws(at: Params) -> AbstractContextManager[None]:
+    """Inside, torch draws the same each time."""
     return seeded(next((x.device for x in at.values()), torch.empty(0).device))
 
 
