@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ ENOUGH = 1.0  # seconds of timing for one way
 HOPELESS = 3.0  # a way this many times slower than the best in its first timed run is not timed again
 UNKNOWN = 1000  # outer steps to come, where nobody said
 TRACING = 300  # outer steps that tracing must be used for: it takes about as long as a hundred of them
-COMPILING = 60.0  # seconds that compiling may take, which it must be able to win back
+COMPILING = 60.0  # times the seconds of tracing: what compiling must be able to win back, which is thrice what it takes
 GAIN = 0.3  # the part of a step that compiling is expected to win
 
 Build = Callable[[Choice], Callable[[], Any]]
@@ -77,6 +78,7 @@ class Search:
         self.runtimes = [r for r in RUNTIMES if settings[2] in ("auto", r)]
         self.rows = list(rows)
         self.errors: list[Exception] = []
+        self.building: dict[tuple[str, str, str], float] = {}  # seconds of the first call, which traces
 
     def run(self) -> Plan:
         """First how tasks are mapped; for the best mapping, what is kept; last, where it can pay, compiling."""
@@ -89,7 +91,8 @@ class Search:
             for memory in self.kept:
                 self.measure(best.tasks, memory, best.runtime)
             best = self.best() or best
-            pays = self.horizon * (best.seconds or 0.0) * GAIN > COMPILING
+            traced = self.building.get((best.tasks, best.memory, "trace"), math.inf)
+            pays = self.horizon * (best.seconds or 0.0) * GAIN > COMPILING * traced
             if pays and "compile" in self.runtimes:
                 self.measure(best.tasks, best.memory, "compile")
         return self.conclusion()
@@ -120,7 +123,9 @@ class Search:
             return
         try:
             run = self.build(Choice(tasks, memory, runtime))
+            start = self.clock()
             run()  # traces, compiles, warms up
+            self.building[tasks, memory, runtime] = self.clock() - start
             _, used = peak.of(run)
         except (RuntimeError, ValueError) as error:  # such as a layer that vmap has no rule for
             self.errors.append(error)
