@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import json
 import math
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import metaoptim.nn
-from metaoptim.algorithms import ALGORITHMS, maml
+from metaoptim import rules, trees
+from metaoptim.algorithms import ALGORITHMS, fomaml, maml, reptile
 from metaoptim.design import check
+from metaoptim.engine import Engine, self_check
 from metaoptim.engine.differences import TOLERANCE, probe
-from metaoptim.losses import cross_entropy
-from metaoptim.types import Batch, MetaOptimizer, Task
+from metaoptim.estimators import Displacement, Unroll
+from metaoptim.learners import ClosedForm, GradientLearner, Network
+from metaoptim.losses import cross_entropy, mse
+from metaoptim.tasks import sinusoid
+from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, MetaOptimizer, State, Task
 
 FEW = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
 LOOP = FEW[:1]
@@ -36,9 +48,9 @@ def batch(count: int = 2, shape: tuple[int, ...] = (3,), ways: int = 2) -> Task:
     return Task(draw(4), draw(5))
 
 
-def faults(layer: nn.Module, build: Callable[..., MetaOptimizer] = maml, **options: Any) -> str:
-    """What the doctor says of a net with that layer, and that it is wrong."""
-    report = check(build(small(layer), cross_entropy, **options), batch(), modes=FEW)
+def faults(net: nn.Module, build: Callable[..., MetaOptimizer] = maml, loss: Callable[..., Tensor] = cross_entropy) -> str:
+    """What the doctor says of a net with a fault, and that it is wrong."""
+    report = check(build(net, loss), batch(), modes=FEW)
     assert not report.ok, str(report)
     return "\n".join(report.faults)
 
@@ -102,9 +114,212 @@ def test_healthy_nets_pass(name: str, net: str) -> None:
 
 def test_every_execution_mode_has_a_row() -> None:
     said: list[str] = []
-    report = check(maml(small(), cross_entropy, steps=2), say=said.append)
+    report = check(maml(small(), cross_entropy), say=said.append)
     assert report.ok, str(report)
     settings = [set(column) for column in zip(*(row.name.split(" · ") for row in report.modes), strict=True)]
     assert settings == [{"loop", "vmap", "vmap:2", "workers:2"}, {"graph", "steps", "mixed"}, {"eager", "trace"}]
     assert all(row.distance is not None and row.distance <= 1e-9 for row in report.modes[1:])
     assert {row.name for row in report.modes} <= set(said)
+    found = json.loads(report.json())
+    assert found["ok"] is True and len(found["modes"]) == len(report.modes)
+    assert str(report).startswith("right: maml, the exact meta-gradient: 14 execution modes agree")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(report.table())
+    assert all(row.name in cast(io.StringIO, console.file).getvalue() for row in (*report.modes, *report.tensors))
+
+
+# --- Faults, beyond those of test_check_faults --------------------------------------------------------------------------
+
+
+class Detaches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.detach().sin()
+
+
+class Writes(nn.Module):
+    """Clamps its weight, in place, whenever it runs."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.full((6,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data.clamp_(-1, 1)
+        return x * self.weight
+
+
+class Remembers(nn.Module):
+    """Keeps a number, and no buffer."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * (1 + 0.1 * self.calls)
+
+
+class Casts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().tanh()
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + float(np.random.default_rng().random())
+
+
+class OwnCode(nn.Module):
+    """Its layer is right; what it does with it isn't."""
+
+    def __init__(self, width: int = 6) -> None:
+        nn.Module.__init__(self)
+        self.inside = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inside(x).detach()
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(("layer", "words"), [
+    (Writes, "writes into its own `weight`"), (Remembers, "as `calls`"), (Casts, "other floats than it is given"),
+    (Draws, "random numbers of its own"), (OwnCode, "no way from `inside.weight`"),
+])  # fmt: skip
+def test_the_layer_and_the_reason_are_named(layer: type[nn.Module], words: str) -> None:
+    said = faults(small(layer()))
+    assert said.startswith(f"layer `1` ({layer.__name__}): ") and words in said
+    assert "\n" not in said, "nothing else is blamed"
+
+
+def test_the_code_of_the_module_itself_and_the_loss_are_named_too() -> None:
+    torch.manual_seed(0)
+    assert faults(OwnCode(3)).startswith("the module itself (OwnCode): ")
+
+    def tampered(output: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(output, target) + (output * output.detach()).mean()
+
+    assert faults(small(), loss=tampered).startswith("the loss `tampered`: its first derivative in")
+
+
+@pytest.mark.parametrize("build", [fomaml, reptile])
+def test_approximations_are_held_to_what_they_claim(build: Callable[..., MetaOptimizer]) -> None:
+    assert "`1` (Detaches)" in faults(small(Detaches()), build)
+    report = check(build(small(), cross_entropy, lr=1.0), batch(), modes=LOOP)
+    assert report.ok, "far from the exact gradient, but what it says"
+
+
+def test_a_gradient_that_is_scaled_is_caught_though_no_layer_is_off() -> None:
+    optimizer = maml(small(), cross_entropy)
+    engine = Engine(optimizer, "loop", "graph", "eager")
+
+    def scaled(meta: Meta, tasks: Task) -> Estimate:
+        estimate = engine(meta, tasks)
+        return estimate._replace(grad=trees.map_tensors(lambda g: 0.999 * g, estimate.grad))
+
+    report = check(optimizer, batch(), gradient=scaled)
+    assert not report.ok and "no layer, loss or rule is off by itself" in str(report)
+    assert 1e-4 < (report.modes[0].error or 0.0) < 1e-2
+    assert check(optimizer, batch(), gradient=engine).ok
+    with pytest.raises(ValueError, match="gradient must return an Estimate"):
+        check(optimizer, batch(), gradient=lambda meta, tasks: scaled(meta, tasks)._replace(grad=Meta({}, {})))
+
+
+def test_a_displacement_the_wrong_way_is_caught() -> None:
+    @dataclass(frozen=True)
+    class Backwards:
+        way: Displacement
+        memories: ClassVar[tuple[Memory, ...]] = ("graph",)
+
+        def keeping(self, memory: Memory) -> Backwards:
+            return self
+
+        def check(self, learner: Learner, learnt: Meta) -> None:
+            pass
+
+        def init(self, learner: Learner, meta: Meta) -> Carry:
+            return ()
+
+        def start(self, learner: Learner, meta: Meta, support: Batch, carry: Carry) -> State:
+            return self.way.start(learner, meta, support, carry)
+
+        def __call__(self, learner: Learner, meta: Meta, task: Task, carry: Carry) -> Estimate:
+            estimate = self.way(learner, meta, task, carry)
+            return estimate._replace(grad=trees.map_tensors(torch.neg, estimate.grad))
+
+    optimizer = replace(reptile(small(), cross_entropy), estimator=Backwards(Displacement()))
+    assert not check(optimizer, batch(), modes=LOOP).ok
+
+
+def test_a_mode_that_torch_refuses_is_no_fault_but_its_layer_is_named() -> None:
+    report = check(maml(small(Branches()), cross_entropy), batch(), modes=FEW)
+    assert report.ok
+    assert [row.verdict for row in report.modes] == ["right", "refused"]
+    assert "layer `1` (Branches): vmap can't map its first derivative" in "\n".join(report.notes)
+
+
+def test_adams_denominator_is_told_of() -> None:
+    network = Network(small(), cross_entropy)
+    learner = GradientLearner(network, rules.adam(0.1), 2)
+    report = check(MetaOptimizer(learner, Unroll(), Meta(network.weights(), {})), batch(), modes=LOOP)
+    assert "the update rule: its first derivative in its gradients is off" in str(report)
+    assert "on purpose" in str(report)
+
+
+# --- What it leaves alone, and what it refuses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout, Remembers, Writes])
+def test_nothing_of_the_users_changes(layer: type[nn.Module]) -> None:
+    optimizer, tasks = maml(net := small(layer()), cross_entropy), batch()
+    kept = copy.deepcopy((net.state_dict(), optimizer.meta, tasks))
+    state, numbers = torch.get_rng_state(), [vars(m).get("calls") for m in net.modules()]
+    check(optimizer, tasks, modes=FEW)
+    self_check(optimizer, optimizer.meta, tasks)
+    now = (net.state_dict(), optimizer.meta, tasks)
+    assert all(torch.equal(a, b) for a, b in zip(trees.flatten(kept), trees.flatten(now), strict=True))
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+    assert numbers == [vars(m).get("calls") for m in net.modules()]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_short_check_finds_nothing_in_what_is_healthy(name: str) -> None:
+    optimizer = ALGORITHMS[name](small(nn.Dropout(0.3)), cross_entropy)
+    assert self_check(optimizer, optimizer.meta, batch()) is None
+
+
+def test_the_short_check_tells_of_weights_that_forward_writes_and_not_of_float64() -> None:
+    for layer, said in ((Writes(), "a forward pass writes into the weight `1.weight`"), (Casts(), None)):
+        optimizer = fomaml(small(layer), cross_entropy)
+        found = self_check(optimizer, optimizer.meta, batch())
+        assert found is None if said is None else (found or "").startswith(said)
+
+
+def test_random_tasks_suit_the_loss_and_the_first_layer() -> None:
+    assert check(maml(small(), mse), modes=LOOP).ok
+    assert check(maml(metaoptim.nn.conv4(3, filters=3), cross_entropy), input=(1, 16, 16), modes=LOOP).ok
+    assert check(maml(metaoptim.nn.mlp((1, 8, 1)), mse), sinusoid(), modes=LOOP).ok
+
+
+def closed_form() -> MetaOptimizer:
+    learner = ClosedForm(lambda weights, support: (), lambda weights, state, batch: (batch[0].sum(), {}))
+    return replace(maml(small(), mse), learner=learner)
+
+
+@pytest.mark.parametrize(("optimizer", "options", "words"), [
+    (lambda: maml(small(), cross_entropy), {"input": (4,)}, "can't take these data"),
+    (lambda: maml(small(), mse), {"tasks": batch()}, "mse: the model returned shape"),
+    (lambda: maml(nn.Bilinear(3, 3, 2), cross_entropy), {"input": (3,)}, "can't be called with one tensor"),
+    (lambda: maml(nn.PReLU(), mse), {}, "give tasks, or input="),
+    (lambda: maml(nn.LSTM(3, 2), mse), {"input": (5, 3)}, "must return one tensor"),
+    (closed_form, {}, "give tasks"),
+])  # fmt: skip
+def test_wrong_input_is_a_sentence(optimizer: Callable[[], MetaOptimizer], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as raised:
+        check(optimizer(), modes=LOOP, **options)
+    assert "\n" not in str(raised.value)

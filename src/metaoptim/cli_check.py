@@ -129,8 +129,9 @@ def _module(spec: str, ways: int | None) -> nn.Module:
         found = getattr(importlib.import_module(file), name, None)
         if found is None:
             raise ValueError(f"there is no `{name}` in {file}{nearest(name, _callables(sys.modules[file]))}")
+        arguments = _arguments(spec, found, ways)
         if not isinstance(found, nn.Module):
-            found = found(**_arguments(spec, found, ways))
+            found = found(**arguments)
     except ModuleNotFoundError as error:
         where = f"there is no module {error.name} in this folder, nor one that is installed"
         raise ValueError(f"--model {spec}: {where}.") from error
@@ -146,11 +147,13 @@ def _module(spec: str, ways: int | None) -> nn.Module:
 
 
 def _arguments(spec: str, build: Any, ways: int | None) -> dict[str, int]:
+    from torch import nn
+
     if not callable(build):
         raise ValueError(
             f"--model {spec}: it is {type(build).__name__}; expected a module, or a class or function that builds one."
         )
-    named = inspect.signature(build).parameters
+    named = {} if isinstance(build, nn.Module) else inspect.signature(build).parameters
     needed = [p.name for p in named.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     given = {"ways": ways} if ways is not None and "ways" in named else {}
     if ways is not None and not given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -67,17 +68,26 @@ def check(
     """
     batch = sample(optimizer, tasks, input)
     refuse_unreadable(optimizer, batch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, which is not about what is right
+        return _examine(optimizer, batch, gradient, modes, say)
+
+
+def _examine(
+    optimizer: MetaOptimizer,
+    batch: Task,
+    gradient: Callable[[Meta, Task], Estimate] | None,
+    modes: Literal["quick", "all"] | Sequence[How],
+    say: Say,
+) -> Report:
     case = prepare(optimizer, optimizer.meta, batch, TASKS)
-    if gradient is None:
-        rows, first = _modes(case, modes, say)
-    else:
-        rows, first = _own(case, gradient)
+    rows, first = _modes(case, modes, say) if gradient is None else _own(case, gradient)
     say("each tensor")
     tensors = _tensors(case, first, gradient) if first else []
     kind: Kind = "exact" if gradient else _kind(optimizer)
     report = Report(optimizer.name, CLAIMS[kind], tuple(rows), tuple(tensors), (), ())
     say("the layers")
-    faults, notes = _causes(prepare(optimizer, optimizer.meta, batch, TASKS), report, first, gradient is not None)
+    faults, notes = _causes(prepare(optimizer, optimizer.meta, batch, TASKS), report, gradient is not None)
     if first and not faults and gradient is None:
         notes += _costs(case, first, prepare(optimizer, optimizer.meta, batch, TASKS, torch.float32))
     if case.optimizer.learner.steps < optimizer.learner.steps:
@@ -120,7 +130,13 @@ def _compare(name: str, case: Case, how: How, first: Verdict) -> Row:
 
 def _own(case: Case, gradient: Callable[[Meta, Task], Estimate]) -> tuple[list[Row], Verdict]:
     estimate = case.run(gradient)
-    seen, error = probe(case.loss(gradient), case.leaves(case.meta), case.leaves(estimate.grad))
+    at = case.leaves(case.meta)
+    if not isinstance(estimate, Estimate) or (found := case.leaves(estimate.grad)).keys() != at.keys():
+        raise ValueError(
+            "gradient must return an Estimate(loss, Meta(weights, rule)) with a tensor for each learnt one of φ and for no "
+            f"other: {', '.join(at)}."
+        )
+    seen, error = probe(case.loss(gradient), at, found)
     return [Row("your gradient", error)], Verdict(estimate, "exact", error, seen)
 
 
@@ -139,7 +155,7 @@ def _kind(optimizer: MetaOptimizer) -> Kind:
     return "first order" if getattr(optimizer.estimator, "first_order", False) else "exact"
 
 
-def _causes(case: Case, report: Report, first: Verdict | None, own: bool) -> tuple[list[str], list[str]]:
+def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]]:
     """Faults, and notes on what is refused."""
     learner, meta = case.optimizer.learner, case.meta
     refused = [row for row in report.modes if row.verdict == "refused"]

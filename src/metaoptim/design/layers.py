@@ -76,7 +76,7 @@ def layers(network: Network, weights: Params, batch: Batch) -> list[Layer]:
         module.register_forward_pre_hook(before(path), with_kwargs=True)
         module.register_forward_hook(after(path))
     with torch.no_grad(), written_out(), suppress(RuntimeError):  # for a layer that breaks down on what another one returns
-        functional_call(net, weights, (batch[0],))
+        functional_call(net, trees.map_tensors(torch.clone, weights), (batch[0],))
     return found
 
 

@@ -69,7 +69,7 @@ def forward(optimizer: MetaOptimizer, x: Tensor) -> Tensor:
     net = copy.deepcopy(network.net) if network else nn.Identity()
     with explained(x, optimizer), seeded(x.device), torch.no_grad(), written_out():
         try:
-            output = functional_call(net, optimizer.meta.weights, (x,))
+            output = functional_call(net, trees.map_tensors(torch.clone, optimizer.meta.weights), (x,))
         except TypeError as error:
             raise ValueError(f"the model can't be called with one tensor ({said(error)}).") from error
     if not isinstance(output, Tensor):
