@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,17 +25,17 @@ from rich.table import Table
 from shared import CONSOLE, RESULTS, doing, save, summary
 from works import mini_imagenet
 
+from metaoptim.engine import peak
+
 WAYS = ("loop", "higher", "graph", "steps", "mixed")
 SETTINGS = {memory: f"loop/{memory}/trace" for memory in ("graph", "steps", "mixed")}
 TOLERANCE = 0.01  # of the sum of |∇θ|, in float32, after many steps
-STATUS = Path("/proc/self/status")
 
 
 class Seen(NamedTuple):
-    """One process: bytes at the peak above idle, bytes when idle, seconds of the second meta-step, the sum of |∇θ|."""
+    """One process: bytes at the peak above idle, seconds of the second meta-step, the sum of |∇θ|."""
 
     peak: int
-    idle: int
     seconds: float
     checksum: float
 
@@ -80,41 +79,13 @@ def child(way: str, steps: int, threads: int | None) -> dict[str, float]:
     step = build(work) if build else peers.ours(work, SETTINGS.get(way, way))[0]
     weights, batch = work.weights(), work.batch()
     torch.mm(torch.rand(256, 256), torch.rand(256, 256))  # the threads and the library's own buffers belong to the idle process
-    idle = _resident()
-    _, grad = step(weights, batch)
-    peak = _peak()
+    (_, grad), used = peak.of(lambda: step(weights, batch), batch.query[0].device)
+    if used is None:
+        raise SystemExit("this system does not tell the peak of memory (Linux does, in /proc)")
     checksum = sum(g.abs().sum().item() for g in grad.values())
     start = time.perf_counter()
     step(weights, batch)
-    return Seen(peak - idle, idle, time.perf_counter() - start, checksum)._asdict()
-
-
-def _resident() -> int:
-    """Bytes resident now, after which the kernel measures the peak anew where it can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-    except (OSError, StopIteration):
-        return _largest()
-
-
-def _peak() -> int:
-    try:
-        return _status("VmHWM")
-    except (OSError, StopIteration):
-        return _largest()
-
-
-def _largest() -> int:
-    """The peak since the start, where the system tells no more."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status(name: str) -> int:
-    """Bytes, from a line such as `VmHWM:   123456 kB`."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return Seen(used, time.perf_counter() - start, checksum)._asdict()
 
 
 def _one(way: str, steps: int, options: argparse.Namespace, seen: dict[int, list[Seen]], skipped: dict[int, str]) -> None:

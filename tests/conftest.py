@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,16 @@ def own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         kept: pytest.Cache | None = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
         path = kept.mkdir("metaoptim") if kept else tmp_path_factory.mktemp("cache")
         os.environ["METAOPTIM_CACHE"] = str(path)
+
+
+@pytest.fixture
+def doubles() -> Iterator[None]:
+    """Default floats of 64 bits, and torch's generator from one seed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

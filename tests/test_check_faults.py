@@ -55,25 +55,6 @@ class Data(nn.Module):
         return x * self.weight.data + self.weight
 
 
-class Once(torch.autograd.Function):
-    """exp, whose backward pass can't be differentiated."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.exp()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g * ctx.saved_tensors[0]
-
-
 class Silent(torch.autograd.Function):
     """exp, whose backward pass computes with a constant: right once, silently wrong twice."""
 
@@ -92,13 +73,23 @@ class Silent(torch.autograd.Function):
         return g * ctx.saved_tensors[0].detach()
 
 
+class Once(Silent):
+    """The same, whose backward pass can't be differentiated at all."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.saved_tensors[0]
+
+
 class Applies(nn.Module):
     def __init__(self, function: Any) -> None:
         nn.Module.__init__(self)
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function.apply(x)  # type: ignore[no-any-return]
+        out: Tensor = self.function.apply(x)
+        return out
 
 
 class Counts(nn.Module):

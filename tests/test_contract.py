@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -21,18 +20,10 @@ from metaoptim.engine import Engine, offered
 from metaoptim.losses import cross_entropy
 from metaoptim.types import Batch, Estimate, MetaOptimizer, Normalisation, State, Task
 
+pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
+
 POLICIES: tuple[Normalisation, ...] = ("transductive", "inductive", "frozen")
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
-
-
-@pytest.fixture(autouse=True)
-def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
 
 
 def small_net(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -94,8 +85,6 @@ def leaves(estimate: Estimate) -> list[Tensor]:
 @every_algorithm
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_way_gives_the_same_numbers(name: str, policy: Normalisation) -> None:
-    if "normalisation" not in options(name):
-        pytest.skip("has no normalisation policy")
     optimizer = build(name, normalisation=policy)
     expected = estimates(optimizer)
     traced = {("vmap", "graph", "trace"), ("loop", "steps", "trace"), ("workers:2", "mixed", "trace")}

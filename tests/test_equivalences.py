@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,15 +16,7 @@ from metaoptim.engine import Engine
 from metaoptim.losses import mse
 from metaoptim.types import Batch, Estimate, Meta, MetaOptimizer, Params, Task
 
-
-@pytest.fixture(autouse=True)
-def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 
 
 def small_net() -> nn.Module:

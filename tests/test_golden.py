@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,14 +12,7 @@ from metaoptim.estimators import Displacement, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner
 from metaoptim.types import Batch, Info, Meta, Params, State, Task
 
-
-@pytest.fixture(autouse=True)
-def doubles() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def double(*rows: list[float] | float) -> Tensor:

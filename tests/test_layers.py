@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,17 +19,10 @@ from metaoptim.losses import mse
 from metaoptim.nn import blame, conv4, convert, held, mlp, needs_written_out, noise, refuse, written_out
 from metaoptim.types import Meta, MetaOptimizer, Params, Task
 
+pytestmark = pytest.mark.usefixtures("doubles")
+
 EAGER = [(tasks, memory, "eager") for tasks in ("loop", "vmap") for memory in ("graph", "steps", "mixed")]
 IMAGE, SERIES, ROW, WORDS = (1, 6, 6), (3, 3), (4,), (3,)
-
-
-@pytest.fixture(autouse=True)
-def doubles() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
 
 
 # --- Networks -----------------------------------------------------------------------------------------------------------

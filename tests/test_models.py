@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -13,14 +13,7 @@ from torch.nn import functional as F
 
 from metaoptim.nn import MODELS, conv4, mlp, refuse
 
-
-@pytest.fixture(autouse=True)
-def doubles() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def size_of(net: nn.Module) -> int:

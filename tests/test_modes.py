@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +21,8 @@ from metaoptim.losses import mse
 from metaoptim.nn import mlp
 from metaoptim.types import Batch, Estimate, GradOp, Meta, MetaOptimizer, Params, Rule, State, Task
 
+pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
+
 RULES: dict[str, Callable[[], Rule]] = {
     "sgd": lambda: rules.sgd(0.1),
     "momentum": lambda: rules.momentum(0.1),
@@ -35,16 +36,6 @@ MASKS: dict[str, Callable[[str], bool]] = {
     "head": lambda name: name.startswith("2."),
     "body": lambda name: name.startswith("0."),
 }
-
-
-@pytest.fixture(autouse=True)
-def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
 
 
 def tasks(count: int = 3, rows: int = 6) -> Task:

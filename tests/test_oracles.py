@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -17,15 +16,7 @@ from metaoptim.learners import ClosedForm, GradientLearner, Network
 from metaoptim.losses import cross_entropy, mse
 from metaoptim.types import Batch, GradOp, Info, Learner, Meta, Normalisation, Params, Rule, State, Task
 
-
-@pytest.fixture(autouse=True)
-def doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 
 
 def outer_loss(learner: Learner, estimator: Unroll, meta: Meta, task: Task, grad: GradOp) -> Tensor:

@@ -24,7 +24,7 @@ from metaoptim.losses import mse
 from metaoptim.nn import mlp
 from metaoptim.types import Task
 
-GIB = 2**30
+GIB, CPU = 2**30, torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,14 @@ class World:
         return run
 
     def search(self, *settings: str, horizon: int = 1000, rows: Any = (), **changed: Any) -> Search:
-        given = {"memories": ("graph", "steps", "mixed"), "count": 8, "steps": 5, "single": 1, "budget": GIB} | changed
+        given = {
+            "memories": ("graph", "steps", "mixed"),
+            "count": 8,
+            "steps": 5,
+            "single": 1,
+            "budget": GIB,
+            "device": CPU,
+        } | changed
         asked: tuple[Any, ...] = settings or ("auto", "auto", "auto")
         return Search(self.build, asked, **given, horizon=horizon, rows=rows, clock=lambda: self.now)
 
@@ -157,11 +164,11 @@ def test_the_peak_of_memory_is_seen() -> None:
     def use() -> Tensor:
         return torch.ones(100 * 2**20, dtype=torch.uint8)[:1].clone()
 
-    found, used = peak.of(use)
+    found, used = peak.of(use, CPU)
     assert found.item() == 1
     if used is not None:  # a system that tells
         assert 90 * 2**20 < used < 200 * 2**20
-        _, less = peak.of(lambda: torch.ones(10))
+        _, less = peak.of(lambda: torch.ones(10), CPU)
         assert less is not None and less < 20 * 2**20
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,14 +14,7 @@ from metaoptim.losses import cross_entropy, mse
 from metaoptim.nn import mlp
 from metaoptim.types import Params, Rule, State
 
-
-@pytest.fixture(autouse=True)
-def doubles() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def start() -> Params:

@@ -15,12 +15,13 @@ from metaoptim.design.layers import culprits
 from metaoptim.design.parts import fault, percent, said
 from metaoptim.design.report import Report, Row
 from metaoptim.design.rules import inert, rule_part
-from metaoptim.design.samples import TASKS, network_of, refuse_unreadable, sample
+from metaoptim.design.samples import TASKS, refuse_unreadable, sample
 from metaoptim.engine import offered
 from metaoptim.engine.check import Case, How, Kind, Verdict, displacement, judge, prepare, truth
 from metaoptim.engine.differences import EXACT, TOLERANCE, distance, probe
 from metaoptim.estimators import Displacement
 from metaoptim.learners import GradientLearner
+from metaoptim.loop.run import network_of
 from metaoptim.tasks import TaskFamily
 from metaoptim.types import Estimate, Meta, MetaOptimizer, Task
 

@@ -15,7 +15,8 @@ from metaoptim import trees
 from metaoptim.design.parts import INPUT, Function, Part, draws, fault, floats, names_of, snapshot
 from metaoptim.engine.differences import seeded
 from metaoptim.learners import Network
-from metaoptim.nn.written_out import written_out
+from metaoptim.nn import held, written_out
+from metaoptim.nn.layers import named
 from metaoptim.types import Batch, Params
 
 MANY = 3  # layers that are named at most
@@ -31,8 +32,7 @@ class Layer(NamedTuple):
 
     @property
     def name(self) -> str:
-        kind = type(self.module).__name__
-        return f"layer `{self.path}` ({kind})" if self.path else f"the module itself ({kind})"
+        return named(self.path, self.module)
 
     def part(self) -> Part:
         return Part(self.name, lambda: self.function(copy.deepcopy(self.module)), self.weights | self.inputs())
@@ -47,8 +47,9 @@ class Layer(NamedTuple):
             # A copy, for a layer that writes into what it is given, such as ReLU(inplace=True).
             given = [at[n].clone() if (n := f"{INPUT}{i}") in at else x for i, x in enumerate(trees.flatten(self.arguments))]
             args, kwargs = trees.unflatten(given, self.arguments)
+            constant = {n: torch.where(fixed, self.weights[n], at[n]) for n, fixed in held(module).items()}
             with written_out():
-                return functional_call(module, {n: at[n] for n in self.weights}, args, kwargs)
+                return functional_call(module, {n: at[n] for n in self.weights} | constant, args, kwargs)
 
         return call
 

@@ -14,8 +14,8 @@ from metaoptim.design.parts import said
 from metaoptim.engine import check_tasks
 from metaoptim.engine.differences import seeded
 from metaoptim.engine.mapping import explained
-from metaoptim.learners import Network
-from metaoptim.nn.written_out import written_out
+from metaoptim.loop.run import network_of
+from metaoptim.nn import written_out
 from metaoptim.tasks import TaskFamily
 from metaoptim.types import MetaOptimizer, Task
 
@@ -75,12 +75,6 @@ def forward(optimizer: MetaOptimizer, x: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(f"the model returned {type(output).__name__}; it must return one tensor.")
     return output
-
-
-def network_of(optimizer: MetaOptimizer) -> Network | None:
-    """The module and the loss that a meta-optimizer learns, where it says."""
-    objective = getattr(optimizer.learner, "objective", None)
-    return objective if isinstance(objective, Network) else None
 
 
 def _readable(net: nn.Module) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -86,21 +85,20 @@ class Engine:
         free = peak.free(meta.device)
         budget = int(self.budget * 2**30) if self.budget else int(SHARE * free) if free else 2**40
 
-        def build(choice: Choice) -> Callable[[], Estimate]:
-            return partial(self.way(choice), meta, batch, carry)
+        def build(choice: Choice) -> Callable[[], float]:
+            way = self.way(choice)
+            return lambda: way(meta, batch, carry).loss.item()  # a number, so that the device has finished
 
         with torch.random.fork_rng(devices=[]):  # dropout must draw the same, measured or remembered
             single = 0
             if known is None and "steps" in estimator.memories:
                 alone = Way(self.optimizer, "loop", "steps", "eager", self.precision)
-                one = trees.map_tensors(lambda x: x[:1], (batch, carry))
-                single = peak.of(lambda: alone(meta, *one))[1] or 0
+                single = peak.of(lambda: alone(meta, *trees.index((batch, carry), slice(1))), meta.device)[1] or 0
             search = Search(build, settings, estimator.memories, check_tasks(batch), learner.steps, single, budget,
-                            self.horizon or UNKNOWN, known or ())  # fmt: skip
+                            meta.device, self.horizon or UNKNOWN, known or ())  # fmt: skip
             found = search.run()
         cache.write(key, found.rows)
-        for settings in [s for s in self._ways if s != found.choice[:3]]:
-            del self._ways[settings]  # graphs that won't be run again
+        self._ways = {how: way for how, way in self._ways.items() if how == found.choice[:3]}  # no other graph runs again
         return found
 
     def way(self, choice: Choice) -> Way:

@@ -33,7 +33,7 @@ def convolution(
         return _channels_last(_aten.convolution.default, (x, w), bias, stride, padding, dilation, False, output_padding, groups)
     count, out = x.shape[0], w.shape[0] // groups
     height, width = _extent(x, w, stride, padding, dilation)
-    y = _columns(x, w, stride, padding, dilation, groups) @ _matrix(w, groups)
+    y = columns(x, w, stride, padding, dilation, groups) @ matrix(w, groups)
     y = y.view(groups, count, height, width, out).permute(1, 0, 4, 2, 3).reshape(count, groups * out, height, width)
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
@@ -51,7 +51,7 @@ def convolution_backward(
         return _channels_last(_aten.convolution_backward.default, (g, x, w), *rest, mask)
     out, (high, wide) = w.shape[0] // groups, w.shape[2:]
     matrix = g.reshape(g.shape[0], groups, out, *g.shape[2:]).permute(1, 0, 3, 4, 2).reshape(groups, rows, out)
-    of_w = _columns(x, w, stride, padding, dilation, groups).mT @ matrix
+    of_w = columns(x, w, stride, padding, dilation, groups).mT @ matrix
     of_w = of_w.view(groups, high, wide, -1, out).permute(0, 4, 3, 1, 2).reshape(w.shape)
     of_x = _aten.convolution_backward.default(g, x, w, *rest, [True, False, False])[0] if mask[0] else None
     return of_x, of_w, g.sum((0, 2, 3)) if mask[2] else None
@@ -87,7 +87,7 @@ def _sizes(
     return x.shape[0] * prod(_extent(x, w, stride, padding, dilation)), prod(w.shape[1:])
 
 
-def _columns(
+def columns(
     x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
     """(groups, rows, window): what lies under the window at each place, channels last."""
@@ -103,6 +103,6 @@ def _columns(
     return windows.reshape(groups, count * high * wide, -1)
 
 
-def _matrix(w: Tensor, groups: int) -> Tensor:
+def matrix(w: Tensor, groups: int) -> Tensor:
     """(groups, window, outputs)."""
     return w.reshape(groups, -1, *w.shape[1:]).permute(0, 3, 4, 2, 1).flatten(1, 3)

@@ -12,12 +12,12 @@ import torch
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def of(run: Callable[[], Any], device: torch.device | None = None) -> tuple[Any, int | None]:
+def of(run: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
     """What run() returns, and the bytes by which memory grew at its peak; None where the system doesn't tell.
 
     On a CUDA device what torch allocated there; else the resident memory of the process (Linux).
     """
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         found = run()

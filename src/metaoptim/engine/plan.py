@@ -63,16 +63,17 @@ class Search:
         memories: the memory modes that the estimator has.
         count: tasks T in the batch; steps: inner steps K.
         single: bytes at the peak of one task that keeps its states alone, by which others' are foretold (0: unknown).
-        budget: bytes at the peak.
+        budget: bytes at the peak, on the device.
         horizon: outer steps to come: what takes long to build is tried where it can pay.
     """
 
     def __init__(
         self, build: Build, settings: tuple[str, str, str], memories: Sequence[str], count: int, steps: int, single: int,
-        budget: int, horizon: int, rows: Iterable[Row] = (), clock: Callable[[], float] = time.perf_counter,
+        budget: int, device: torch.device, horizon: int, rows: Iterable[Row] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self.build, self.count, self.steps, self.single, self.clock = build, count, steps, single, clock
-        self.budget, self.horizon = budget, horizon
+        self.budget, self.device, self.horizon = budget, device, horizon
         self.tasks = None if settings[0] == "auto" else settings[0]
         self.kept = [m for m in memories if settings[1] in ("auto", m)] or [settings[1]]
         self.runtimes = [r for r in RUNTIMES if settings[2] in ("auto", r)]
@@ -126,7 +127,7 @@ class Search:
             start = self.clock()
             run()  # traces, compiles, warms up
             self.building[tasks, memory, runtime] = self.clock() - start
-            _, used = peak.of(run)
+            _, used = peak.of(run, self.device)
         except (RuntimeError, ValueError) as error:  # such as a layer that vmap has no rule for
             self.errors.append(error)
             self.rows.append(Row(tasks, memory, runtime, note=" ".join(str(error).split())))

@@ -22,7 +22,7 @@ def refuse(module: nn.Module, policy: str) -> None:
     for name, layer in module.named_modules():
         fault = _fault(layer, policy)
         if fault:
-            raise ValueError(f"{_named(name, layer)} {fault}.")
+            raise ValueError(f"{named(name, layer)} {fault}.")
 
 
 def _fault(layer: nn.Module, policy: str) -> str:
@@ -66,11 +66,12 @@ def blame(error: BaseException, module: nn.Module) -> str | None:
         code, local = frames.tb_frame.f_code, frames.tb_frame.f_locals
         owner = local.get(code.co_varnames[0]) if code.co_argcount else None
         if isinstance(owner, nn.Module) and id(owner) in names:
-            found = _named(names[id(owner)], owner)
+            found = named(names[id(owner)], owner)
         frames = frames.tb_next
     return found
 
 
-def _named(name: str, layer: nn.Module) -> str:
+def named(name: str, layer: nn.Module) -> str:
+    """A layer in a sentence: its dotted name, and its type."""
     kind = type(layer).__name__
     return f"layer `{name}` ({kind})" if name else f"the module itself ({kind})"
