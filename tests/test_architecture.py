@@ -19,7 +19,7 @@ SOURCE = Path(metaoptim.__file__).parent
 ROOT = Path(__file__).parents[1]
 FILES = sorted(SOURCE.rglob("*.py"))
 
-CORE = {"types", "trees", "linalg", "nn", "folders"}
+CORE = {"types", "trees", "linalg", "gradients", "nn", "folders"}
 SHARED = {"rules", "objectives", "losses", "learners", "estimators"}
 HIGH = {"tasks", "algorithms", "engine", "loop", "report", "design", "config", "config_schema", "cli_parts"}
 EVERYTHING = CORE | SHARED | HIGH
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "trees": {"types"},
     "linalg": {"types", "trees"},
+    "gradients": {"types"},
     "folders": set(),
     "nn": set(),
     "tasks": {"types", "folders"},
@@ -34,9 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"types", "trees", "nn"},
     "losses": {"types", "trees", "nn"},
     "learners": {"types", "trees", "nn"},
-    "estimators": {"types", "trees", "linalg", "objectives"},
+    "estimators": {"types", "trees", "linalg", "gradients", "objectives"},
     "algorithms": CORE | SHARED,
-    "engine": {"types", "trees", "folders", "nn"},
+    "engine": {"types", "trees", "gradients", "folders", "nn"},
     "loop": CORE | SHARED | {"tasks", "algorithms", "engine"},
     "report": CORE | SHARED | {"tasks", "algorithms", "engine", "loop"},
     "design": CORE | SHARED | {"tasks", "algorithms", "engine", "loop"},

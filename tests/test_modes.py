@@ -14,7 +14,7 @@ from metaoptim import objectives, rules, trees
 from metaoptim.algorithms import maml, reptile
 from metaoptim.algorithms.meta_sgd import step_sizes
 from metaoptim.engine import Engine
-from metaoptim.engine.graph import clean, trace
+from metaoptim.engine.graph import trace
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
 from metaoptim.losses import mse
@@ -164,8 +164,7 @@ def test_a_traced_run_gives_the_same_numbers_on_other_data_too(settings: tuple[s
 
 def graphs(engine: Engine) -> int:
     assert engine.choice is not None
-    piece: Any = engine.way(engine.choice).piece
-    return len(piece.graphs)
+    return len(engine.way(engine.choice).graphs.graphs)
 
 
 def test_a_graph_is_made_anew_exactly_when_it_must() -> None:
@@ -269,7 +268,10 @@ def test_what_does_nothing_is_taken_out_of_a_graph() -> None:
     assert nodes(lambda x: [(x.cos(), x.sin())[1]], x) == ["aten.sin.default"]
     assert nodes(lambda x: [x * 2, x * 2.0], x) == ["aten.mul.Tensor", "aten.mul.Tensor"], "operands of another type"
     assert len(nodes(lambda x: [torch.rand_like(x) + torch.rand_like(x)], x)) == 3, "random numbers are drawn twice"
-    assert nodes(lambda x: [torch.zeros_like(x).copy_(x).detach()], x)[-1] == "aten.detach.default", "written in place"
+    assert nodes(lambda x: [torch.zeros_like(x).copy_(x).detach()], x) == [], "written in place, into what is new"
+    assert nodes(lambda x: [x + torch.zeros_like(x).view(3) * x], x) == []
+    assert len(nodes(lambda x: [x + torch.zeros(2, 3)], x)) == 2, "zeros that make it larger"
+    assert len(nodes(lambda x: [torch.add(x, torch.zeros(3), alpha=2), x.sum() * 0.0], x)) > 2, "only zeros that were made"
 
 
 def test_cleaning_keeps_the_values() -> None:
@@ -278,9 +280,44 @@ def test_cleaning_keeps_the_values() -> None:
 
     x = torch.randn(6)
     module = trace(f, [x])
-    clean(module)
     for a, b in zip(module(x), f(x), strict=True):
         assert torch.equal(a, b)
+
+
+SCHEDULES: dict[str, Callable[[int], float]] = {
+    "a value": lambda k: 0.1 * 0.5**k,
+    "a branch": lambda k: 0.1 if k < 3 else 0.01,
+    "a truth": lambda k: 0.1 if k else 0.01,
+    "a look-up": lambda k: [0.1, 0.2, 0.1, 0.3, 0.1][k],
+    "a name": lambda k: {"lr.0": 0.1}.get(f"lr.{k}", 0.2),
+    "a type": lambda k: 0.1 * k if isinstance(k, int) else 0.3,
+    "the next one": lambda k: 0.1 * ((k + 1) % 2 == 0),
+}
+
+
+@pytest.mark.parametrize("tasks_", ["loop", "vmap"])
+@pytest.mark.parametrize("memory", ["steps", "mixed"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_steps_that_differ_by_their_number_do_not_share_a_graph(name: str, memory: str, tasks_: str) -> None:
+    def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
+        return {n: -SCHEDULES[name](k) * g for n, g in grads.items()}, state
+
+    def none(*_: Any) -> Any:
+        return {}
+
+    optimizer = build(Rule(none, none, update), 5, Unroll())
+    check_same(run(optimizer, tasks_, memory, "trace"), run(optimizer, "loop", "graph", "eager"))
+
+
+@pytest.mark.parametrize("memory", ["steps", "mixed"])
+def test_the_number_of_graphs_does_not_grow_with_the_steps(memory: str) -> None:
+    counts = []
+    for steps in (5, 9):
+        optimizer = build(rules.momentum(0.1), steps, Unroll())
+        engine = Engine(optimizer, "loop", memory, "trace")
+        engine(optimizer.meta, tasks())
+        counts.append(graphs(engine))
+    assert counts[0] == counts[1] <= 6
 
 
 # --- Compiled -----------------------------------------------------------------------------------------------------------

@@ -111,6 +111,16 @@ class Estimate(NamedTuple):
     info: Mapping[str, Tensor] = {}
 
 
+Run = Callable[..., Any]
+"""run(part, learner, k, *args) = part(learner, k, *args), computed in whatever way: `part` can be hashed, and says with the
+structure of the arguments (tensors in nested tuples, lists and dicts) which function it is of them and of k."""
+
+
+def directly(part: Callable[..., Any], learner: Learner, k: int, *args: Any) -> Any:
+    """The `Run` that calls."""
+    return part(learner, k, *args)
+
+
 class Estimator(Protocol):
     """How ∇φ of the outer loss is obtained; written for ONE task: the engine maps it over the batch and averages."""
 
@@ -119,8 +129,8 @@ class Estimator(Protocol):
         """The memory modes it has, all with the same numbers."""
         ...
 
-    def keeping(self, memory: Memory) -> Estimator:
-        """The same estimator in one of its memory modes."""
+    def keeping(self, memory: Memory, run: Run = directly) -> Estimator:
+        """The same estimator in one of its memory modes; `run` is offered for what it computes part by part."""
         ...
 
     def check(self, learner: Learner, learnt: Meta) -> None:

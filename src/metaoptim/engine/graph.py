@@ -3,53 +3,117 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaoptim.engine.kernels import DECOMPOSITIONS
 
 _aten = torch.ops.aten
 _COPIES = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default, _aten.lift_fresh_copy.default}
-_SAME_SHAPE = {_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.reshape.default}
+_SAME_LAYOUT = {
+    *(_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.reshape.default),
+    *(_aten._to_copy.default, _aten.clone.default),
+}
+_ZEROS = {
+    *(_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default, _aten._efficientzerotensor.default),
+    _aten._new_zeros_with_same_feature_meta.default,
+}
+_LINEAR = {  # in their first argument
+    *(_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.permute.default, _aten.t.default),
+    *(_aten._to_copy.default, _aten.clone.default, _aten.neg.default, _aten.sum.dim_IntList, _aten.mul.Scalar),
+}
 
 
-def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], share: bool = True) -> fx.GraphModule:
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The operators that the function runs on such inputs, cleaned. A RuntimeError where values decide what it does.
 
     Tracing goes by shapes alone, which takes no memory to speak of; by values only where torch's rules for shapes fall short,
     as forward mode under vmap does in torch 2.13.
     """
     try:
-        module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*inputs)
+        return _traced(function, inputs, "fake")
     except RuntimeError:
-        module = make_fx(function, decomposition_table=DECOMPOSITIONS)(*inputs)
-    clean(module, share)
-    return module
+        return _traced(function, inputs, "real")
 
 
-def clean(module: fx.GraphModule, share: bool = True) -> None:
+class AnyStep:
+    """The number k of an inner step in a graph that all steps share: whatever looks at it raises a TypeError.
+
+    A number may be added; `number` is the symbol that the graph holds for it.
+    """
+
+    def __init__(self, number: Any) -> None:
+        self.number = number
+
+    def __add__(self, other: int) -> AnyStep:
+        return AnyStep(self.number + other)
+
+    def __sub__(self, other: int) -> AnyStep:
+        return AnyStep(self.number - other)
+
+    def _looked_at(self, *_: Any) -> Any:
+        raise TypeError("the number of the step decides what is computed")
+
+    __eq__ = __ne__ = __hash__ = __bool__ = __str__ = __repr__ = __format__ = _looked_at  # the others raise of themselves
+    __class__ = property(_looked_at)  # which isinstance asks for
+
+
+def trace_any_step(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule | None:
+    """The operators of function(k, *inputs) for every k, which is the graph's last input as a tensor; None where k matters."""
+
+    def unknown(*args: Tensor) -> Sequence[Tensor]:
+        return function(AnyStep(args[-1].item()), *args[:-1])
+
+    try:
+        return _traced(unknown, [*inputs, torch.tensor(0)], "fake")
+    except Exception:  # whatever the function does with what is no number; its own faults come up in `trace`
+        return None
+
+
+def _traced(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Literal["real", "fake"]
+) -> fx.GraphModule:
+    module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
+    if any(_writes(node) for node in module.graph.nodes):  # in forward mode torch writes into what it has just made
+        module = make_fx(functionalize(function), decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
+    return _bare(clean(module))
+
+
+def clean(module: fx.GraphModule) -> fx.GraphModule:
     """Takes out operators that return what they were given, that repeat another one, or whose result nobody reads.
 
-    share: whether repetitions count; not so where a step is run again on purpose, to save the memory of its results.
+    Forward mode makes many zeros, which are neither multiplied nor added.
     """
     graph = module.graph
     if any(_writes(node) for node in graph.nodes):
-        return  # a value that changes in place can be neither shared nor left out
+        return module  # a value that changes in place can be neither shared nor left out
     seen: dict[Any, fx.Node] = {}
+    zeros: set[fx.Node] = set()
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        source = _unchanged(node)
-        if source is None and share and not draws(node):
+        if _is_zero(node, zeros):
+            zeros.add(node)
+        source = _unchanged(node, zeros)
+        if source is None and not draws(node):
             source = seen.setdefault(_signature(node), node)
         if source is not None and source is not node:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or draws(node))
     module.recompile()
+    return module
+
+
+def _bare(module: fx.GraphModule) -> fx.GraphModule:
+    """Without what tracing noted of every value, which is more than the graph itself."""
+    for node in module.graph.nodes:
+        node.meta.clear()
+    return module
 
 
 def draws(node: fx.Node) -> bool:
@@ -61,17 +125,30 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _unchanged(node: fx.Node) -> fx.Node | None:
+def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
+    """Whether every element is 0 whatever the inputs are (finite, that is)."""
+    if node.target == _aten.mul.Tensor:
+        return any(x in zeros for x in node.args)
+    return node.target in _ZEROS or (node.target in _LINEAR and node.args[0] in zeros)
+
+
+def _unchanged(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
     """What a node returns as it is."""
-    source = node.args[0] if node.args else None
+    if node.target == _aten.add.Tensor:
+        left = [x for x in node.args if x not in zeros]
+        source = left[0] if len(left) == 1 and not node.kwargs else None
+    elif node.target == _aten.copy.default:
+        source = node.args[1]
+    else:
+        source = node.args[0] if node.args and node.target in _COPIES | _SAME_LAYOUT else None
     if not isinstance(source, fx.Node):
         return None
-    if node.target in _COPIES:
-        return source
-    if node.target not in _SAME_SHAPE:
-        return None
-    before, after = source.meta["val"], node.meta["val"]
-    return source if before.shape == after.shape and before.stride() == after.stride() else None
+    return source if node.target in _COPIES or _layout(source) == _layout(node) else None
+
+
+def _layout(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    return value.shape, value.stride(), value.dtype, value.device
 
 
 def _signature(node: fx.Node) -> Any:

@@ -6,10 +6,9 @@ gradient, silently, for affine batch and layer norms (pytorch/functorch#534).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, cast
 
@@ -18,49 +17,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim import trees
-from metaoptim.engine.runtime import Traced, modules
+from metaoptim.engine.inner import Bound, Parts
+from metaoptim.engine.runtime import Graphs, modules
 from metaoptim.engine.settings import cut
-from metaoptim.nn import blame, noise
-from metaoptim.types import Batch, Carry, Estimate, GradOp, Info, Learner, Meta, MetaOptimizer, Params, State, Task
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A learner in one task: it sees the weights that are not learnt beside those that are, so that no gradient is taken of
-    them, and draws random numbers as a function of the task's key and of where in the run it stands.
-    """
-
-    learner: Learner
-    fixed: Params
-    key: Tensor
-
-    @property
-    def steps(self) -> int:
-        return self.learner.steps
-
-    def _all(self, meta: Meta) -> Meta:
-        return Meta(self.fixed | meta.weights, meta.rule)
-
-    def adapts(self, name: str) -> bool:
-        return self.learner.adapts(name)
-
-    def init(self, meta: Meta, support: Batch, memory: State = ()) -> State:
-        with noise(self.key):
-            return self.learner.init(self._all(meta), support, memory)
-
-    def step(self, meta: Meta, state: State, support: Batch, k: int, grad: GradOp) -> State:
-        with noise(self.key, 2 * k + 1):
-            return self.learner.step(self._all(meta), state, support, k, grad)
-
-    def loss(self, meta: Meta, state: State, batch: Batch, k: int) -> tuple[Tensor, Info]:
-        with noise(self.key, 2 * k + 2):
-            return self.learner.loss(self._all(meta), state, batch, k)
-
-    def weights(self, meta: Meta, state: State) -> Params:
-        return self.learner.weights(self._all(meta), state)
-
-    def memory(self, state: State) -> State:
-        return self.learner.memory(state)
+from metaoptim.nn import blame
+from metaoptim.types import Carry, Estimate, Meta, MetaOptimizer, Params, Task, directly
 
 
 class Way:
@@ -77,11 +38,11 @@ class Way:
                 f"engine.memory = {memory!r} is not offered by {type(estimator).__name__}; choose one of auto, "
                 f"{', '.join(estimator.memories)}."
             )
-        self.optimizer, self.estimator = optimizer, estimator.keeping(memory)
-        self.tasks, self.cut, self.half = tasks, cut(tasks), precision == "bf16"
-        self.piece: Callable[..., Estimate] = self._piece
-        if runtime != "eager":
-            self.piece = Traced(self._piece, optimizer, compiled=runtime == "compile", share=memory == "graph")
+        self.optimizer, self.tasks, self.cut, self.half = optimizer, tasks, cut(tasks), precision == "bf16"
+        self.graphs = Graphs(optimizer, compiled=runtime == "compile")
+        self.eager, self.whole = runtime == "eager", memory == "graph"
+        self.estimator = estimator.keeping(memory, directly if self.eager or self.whole else Parts(self.graphs))
+        self.ready: set[Any] = set()
         self.pool = ThreadPoolExecutor(self.cut.workers) if self.cut.workers > 1 else None
 
     def __call__(self, meta: Meta, batch: Task, carry: Carry) -> Estimate:
@@ -105,17 +66,40 @@ class Way:
 
     def _side_by_side(self, pieces: list[tuple[Any, ...]]) -> list[Estimate]:
         """The pieces by several threads, each without threads of its own inside torch's operators."""
-        traced, threads = cast(Traced, self.piece), torch.get_num_threads()
+        threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // self.cut.workers))  # first: compiled code keeps the number it was built with
         try:
-            if any(traced.draws(*piece) for piece in pieces):  # which also traces what is new, before threads want it
+            found: dict[int, Estimate] = {}
+            for i, piece in enumerate(pieces):
+                if (key := self.graphs.key((), trees.flatten(piece))) not in self.ready:
+                    found[i] = self.piece(*piece)  # what is new is traced before threads want it
+                    self.ready.add(key)
+            if self.graphs.draws:
                 raise ValueError(
                     f"engine.tasks = {self.tasks!r}: this learner draws from torch's generator, in an order that "
                     "would depend on which thread is faster; choose loop or vmap."
                 )
-            return list(cast(ThreadPoolExecutor, self.pool).map(lambda piece: self.piece(*piece), pieces))
+            left = [i for i in range(len(pieces)) if i not in found]
+            pool = cast(ThreadPoolExecutor, self.pool)
+            found |= zip(left, pool.map(lambda i: self.piece(*pieces[i]), left), strict=True)
+            return [found[i] for i in range(len(pieces))]
         finally:
             torch.set_num_threads(threads)
+
+    def piece(self, *args: Any) -> Estimate:
+        """`_piece`, as one graph where a whole run is one."""
+        if self.eager or not self.whole:
+            return self._piece(*args)
+        inputs: list[Tensor] = []
+        structure = trees.take(args, inputs)
+
+        def flat(*inputs: Tensor) -> tuple[list[Tensor], Any]:
+            outputs: list[Tensor] = []
+            after = trees.take(self._piece(*trees.put(structure, iter(inputs))), outputs)
+            return outputs, after
+
+        outputs, after = self.graphs(structure, flat, inputs)
+        return cast(Estimate, trees.put(after, iter(outputs)))
 
     def _piece(self, learnt: Meta, fixed: Params, batch: Task, carry: Carry, keys: Tensor) -> Estimate:
         """Losses, carry and info stacked over the tasks of a piece; gradients summed."""
@@ -129,7 +113,7 @@ class Way:
         return stacked._replace(grad=trees.map_tensors(lambda g: g.sum(0), stacked.grad))
 
     def _one(self, learnt: Meta, fixed: Params, task: Task, carry: Carry, key: Tensor) -> Estimate:
-        return self.estimator(_Bound(self.optimizer.learner, fixed, key), learnt, task, carry)
+        return self.estimator(Bound(self.optimizer.learner, fixed, key), learnt, task, carry)
 
 
 def check_tasks(batch: Task) -> int:

@@ -6,9 +6,9 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
-from metaoptim import trees
+from metaoptim import gradients, trees
 from metaoptim.engine.mapping import explained
 from metaoptim.engine.settings import cut
 from metaoptim.types import Batch, Carry, Meta, MetaOptimizer, Params, State, Task
@@ -24,7 +24,7 @@ def adapt(optimizer: MetaOptimizer, meta: Meta, support: Batch, memory: Carry, s
     with explained(support, optimizer), torch.no_grad():
         state = optimizer.estimator.start(optimizer.learner, meta, support, memory)
         for k in range(steps):
-            state = optimizer.learner.step(meta, state, support, k, grad)
+            state = optimizer.learner.step(meta, state, support, k, gradients.outermost)
         return optimizer.learner.weights(meta, state)
 
 
@@ -46,7 +46,7 @@ def rollout(
         state = optimizer.estimator.start(learner, meta, task.support, memory)
         scores = [judged(state, task, 0)]
         for k in range(steps):
-            state = learner.step(meta, state, task.support, k, grad)
+            state = learner.step(meta, state, task.support, k, gradients.outermost)
             scores.append(judged(state, task, k + 1))
         return cast(dict[str, Tensor], trees.stack(scores))
 

@@ -1,4 +1,4 @@
-"""Runs a function of tensors: by calling it, by a graph that was traced once, or by that graph compiled.
+"""Runs functions of tensors as graphs that were traced once, or by those graphs compiled.
 
 A graph belongs to the shapes, strides, types and devices of its inputs, to their structure, and to what decides a module's
 own branches (training or not): anything else is traced anew.
@@ -7,73 +7,99 @@ own branches (training or not): anything else is traced anew.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from metaoptim import trees
-from metaoptim.engine.graph import draws, trace
+from metaoptim.engine.graph import draws, trace, trace_any_step
 
-Function = Callable[..., Any]
+Function = Callable[..., tuple[Sequence[Tensor], Any]]
 
 
-class Traced:
-    """The same function of nested tensors, run as a graph.
+class _Graph(NamedTuple):
+    """What runs, on tensors to tensors; what the function returned beside them; whether random numbers are drawn."""
+
+    run: Callable[..., Any]
+    beside: Any
+    draws: bool
+
+
+class Graphs:
+    """Pure functions of tensors, run as graphs; random numbers are drawn anew in every run.
 
     Args:
-        function: a pure function of tensors in nested tuples and dicts, to the same; its random numbers are drawn anew.
-        owner: whose modules' modes (`training`) belong to the graph.
-        compiled: whether the graph goes through Inductor.
-        share: whether what is computed twice may be kept instead.
+        owner: whose modules' modes (`training`) belong to a graph.
+        compiled: whether graphs go through Inductor.
     """
 
-    def __init__(self, function: Function, owner: Any, compiled: bool = False, share: bool = True) -> None:
-        self.function, self.compiled, self.share = function, compiled, share
+    def __init__(self, owner: Any, compiled: bool = False) -> None:
+        self.compiled = compiled
         self.modules = [m for net in modules(owner) for m in net.modules()]
-        self.graphs: dict[Any, tuple[Callable[..., Any], Any, bool]] = {}
+        self.graphs: dict[Any, _Graph | None] = {}
 
-    def __call__(self, *args: Any) -> Any:
-        inputs: list[Tensor] = []
-        run, after, _ = self._graph(trees.take(args, inputs), inputs)
-        with torch.inference_mode():
-            outputs = run(*inputs)
-        return trees.put(after, iter([x.clone() for x in outputs]))  # ordinary tensors again
+    def __call__(
+        self, name: Hashable, function: Function, inputs: Sequence[Tensor], step: int | None = None
+    ) -> tuple[list[Tensor], Any]:
+        """function(*inputs), or function(step, *inputs) for an inner step: tensors, and whatever it returned beside them.
 
-    def draws(self, *args: Any) -> bool:
-        """Whether the graph for these arguments draws random numbers."""
-        inputs: list[Tensor] = []
-        return self._graph(trees.take(args, inputs), inputs)[2]
-
-    def _graph(self, structure: Any, inputs: list[Tensor]) -> tuple[Callable[..., Any], Any, bool]:
-        key = (
-            structure,
-            tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs),
-            tuple(m.training for m in self.modules),
-        )
+        name: equal for equal functions. Steps share a graph, unless their number decides which operators run.
+        """
+        key = self.key(name, inputs)
         if key not in self.graphs:
-            self.graphs[key] = self._build(inputs, structure)
-        return self.graphs[key]
+            self.graphs[key] = self._build(function, inputs) if step is None else self._build_any(function, inputs)
+        graph = self.graphs[key]
+        if graph is None:
+            if (*key, step) not in self.graphs:
+                self.graphs[*key, step] = self._build(partial(function, step), inputs)
+            graph = cast(_Graph, self.graphs[*key, step])
+        elif step is not None:
+            inputs = [*inputs, torch.tensor(step)]
+        with torch.inference_mode():
+            outputs = graph.run(*inputs)
+        return [x.clone() for x in outputs], graph.beside  # ordinary tensors again
 
-    def _build(self, inputs: list[Tensor], structure: Any) -> tuple[Callable[..., Any], Any, bool]:
-        after: Any = None
+    def key(self, name: Hashable, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Equal where the same graph runs."""
+        shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
+        return name, shapes, tuple(m.training for m in self.modules)
 
-        def flat(*inputs: Tensor) -> list[Tensor]:
-            nonlocal after
-            outputs: list[Tensor] = []
-            after = trees.take(self.function(*trees.put(structure, iter(inputs))), outputs)
-            return outputs
+    @property
+    def draws(self) -> bool:
+        """Whether a graph draws random numbers by torch's generator."""
+        return any(graph.draws for graph in self.graphs.values() if graph)
 
+    def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
+        flat = _Flat(function)
         with torch.no_grad():
-            module = trace(flat, inputs, self.share)
-        run = _compile(module, inputs) if self.compiled else module.forward
-        return run, after, any(draws(node) for node in module.graph.nodes)
+            return self._finished(flat, trace(flat, inputs), inputs)
+
+    def _build_any(self, function: Function, inputs: Sequence[Tensor]) -> _Graph | None:
+        flat = _Flat(function)
+        with torch.no_grad():
+            module = trace_any_step(flat, inputs)
+        return None if module is None else self._finished(flat, module, [*inputs, torch.tensor(0)])
+
+    def _finished(self, flat: _Flat, module: fx.GraphModule, inputs: Sequence[Tensor]) -> _Graph:
+        found = any(draws(node) for node in module.graph.nodes)
+        return _Graph(_compile(module, inputs) if self.compiled else module.forward, flat.beside, found)
 
 
-def _compile(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+class _Flat:
+    """A function for tracing, which knows nothing but tensors."""
+
+    def __init__(self, function: Function) -> None:
+        self.function, self.beside = function, None
+
+    def __call__(self, *args: Any) -> list[Tensor]:
+        outputs, self.beside = self.function(*args)
+        return list(outputs)
+
+
+def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph through Inductor, whose results stay on disk between processes; the graph itself where that can't be had."""
     run = torch.compile(module, fullgraph=True, dynamic=False, options={"fallback_random": True})
     try:

@@ -25,13 +25,16 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp
 
-from metaoptim import trees
-from metaoptim.types import Batch, Info, Learner, Meta, Params, State, Task
+from metaoptim import gradients, trees
+from metaoptim.types import Batch, Info, Learner, Meta, Params, Run, State, Task
 
 
 @dataclass(frozen=True)
 class Backward:
-    """One task's run, judged on `batch` with a weight for each of s_0 … s_K (one of them not 0)."""
+    """One task's run, judged on `batch` with a weight for each of s_0 … s_K (one of them not 0).
+
+    `run` computes the parts of it: the same function for all steps between the first and the last, as a rule.
+    """
 
     learner: Learner
     task: Task
@@ -39,87 +42,114 @@ class Backward:
     weights: Sequence[float]
     mixed: bool
     first_order: bool
+    run: Run
 
     def __call__(self, meta: Meta) -> tuple[Meta, tuple[Tensor, Info]]:
         """∇φ of the weighted loss; that loss, and what the last judged state reports."""
-        states, gradients = self.forward(meta)
+        last = max(k for k, weight in enumerate(self.weights) if weight)  # nothing after it has a slope
+        states, kept = self.forward(meta, last)
         total: Meta | None = None
         slopes: list[Tensor] = []
         losses: list[Tensor] = []
-        reports: list[Info] = []
-        for k in range(self.last, -1, -1):
-            before, given = (states.pop(), gradients.pop()) if k else ((), {})
-            values = self.moving(before)
-            differentiated: Any = vjp(partial(self.segment, k, before), meta, values, given, has_aux=True)
-            (_, judged), pull, info = differentiated
-            found, slopes, slope = pull((slopes, [torch.ones_like(x) for x in judged]))
-            if slope and not self.first_order:
-                more, further = self.along(slope, k, before, meta, values, given)
-                found, slopes = trees.plus(found, more), trees.plus(slopes, further)
+        report: Info = {}
+        for k in range(last, -1, -1):
+            before, given = (states.pop(), kept.pop()) if k else ((), {})
+            back = Back(k == 0, k == last, self.weights[k], self.mixed, self.first_order)
+            args = (meta, self.task.support, self.batch, before, given, slopes)
+            found, slopes, judged, info = self.run(back, self.learner, k, *args)
             total = found if total is None else trees.plus(total, found)
-            losses, reports = losses + judged, reports + [info] * len(judged)
-        return cast(Meta, total), (torch.stack(losses).sum(), reports[0])
+            losses, report = losses + judged, report or info
+        return cast(Meta, total), (torch.stack(losses).sum(), report)
 
-    @property
-    def last(self) -> int:
-        """The last state that is judged: nothing after it has a slope."""
-        return max(k for k, weight in enumerate(self.weights) if weight)
-
-    def forward(self, meta: Meta) -> tuple[list[State], list[Params]]:
+    def forward(self, meta: Meta, last: int) -> tuple[list[State], list[Params]]:
         """s_0 … s_{last−1}, and g_0 … g_{last−1} where they are kept ({} where a step will be run again)."""
         states: list[State] = []
-        gradients: list[Params] = []
+        kept: list[Params] = []
         state = self.learner.init(meta, self.task.support)
-        for k in range(self.last):
+        keeps = self.mixed or self.first_order
+        for k in range(last):
             states.append(state)
-            seen: list[Params] = []
-            if self.mixed or self.first_order or k + 1 < self.last:
-                state = self.learner.step(meta, state, self.task.support, k, partial(_kept, seen))
-            gradients.append(_only(seen) if self.mixed or self.first_order else {})
-        return states, gradients
+            given: Params = {}
+            if keeps or k + 1 < last:
+                state, given = self.run(Forward(keeps), self.learner, k, meta, self.task.support, state)
+            kept.append(given)
+        return states, kept
 
-    def segment(
-        self, k: int, before: State, meta: Meta, values: list[Tensor], given: Params
-    ) -> tuple[tuple[list[Tensor], list[Tensor]], Info]:
-        """From s_{k−1} (k = 0: from nothing) to what hangs on it: s_k, unless it is the last; its loss, where it is judged."""
-        if k:
-            op = partial(_replayed, given) if given else grad
-            state = self.learner.step(meta, self.filled(before, values), self.task.support, k - 1, op)
-        else:
-            state = self.learner.init(meta, self.task.support)
-        after = [] if k == self.last else self.moving(state)
-        if not self.weights[k]:
-            return (after, []), {}
-        loss, info = self.learner.loss(meta, state, self.batch, k)
-        return (after, [self.weights[k] * loss]), info
 
-    def along(
-        self, slope: Params, k: int, before: State, meta: Meta, values: list[Tensor], given: Params
-    ) -> tuple[Meta, list[Tensor]]:
-        """d/dε of ∂f/∂(φ, s) with the adapted weights moved by ε·slope: the transposed derivative of g, times the slope."""
+@dataclass(frozen=True)
+class Forward:
+    """Step k: s_k to s_{k+1}, and g_k if it is kept."""
+
+    keeps: bool
+
+    def __call__(self, learner: Learner, k: int, meta: Meta, support: Batch, state: State) -> tuple[State, Params]:
+        seen: list[Params] = []
+        after = learner.step(meta, state, support, k, partial(_kept, seen))
+        return after, _only(seen) if self.keeps else {}
+
+
+@dataclass(frozen=True)
+class Back:
+    """From s̄_k to s̄_{k−1}, with what φ̄ gets of it: the judgement of s_k, if it has a weight, and the step that led to s_k."""
+
+    first: bool
+    last: bool
+    weight: float
+    mixed: bool
+    first_order: bool
+
+    def __call__(
+        self, learner: Learner, k: int, meta: Meta, support: Batch, batch: Batch, before: State, given: Params,
+        slopes: list[Tensor],
+    ) -> tuple[Meta, list[Tensor], list[Tensor], Info]:  # fmt: skip
+        """φ̄, s̄_{k−1}, and the judgement: its weighted loss, if it has one, and what it reports."""
+
+        def segment(meta: Meta, values: list[Tensor], given: Params) -> tuple[tuple[list[Tensor], list[Tensor]], Info]:
+            """From s_{k−1} (at first: from nothing) to what hangs on it: s_k, unless it is the last; its loss."""
+            if self.first:
+                state = learner.init(meta, support)
+            else:
+                op = partial(_replayed, given) if given else grad
+                state = learner.step(meta, _filled(before, values, support), support, k - 1, op)
+            after = [] if self.last else _moving(state, support)
+            if not self.weight:
+                return (after, []), {}
+            loss, info = learner.loss(meta, state, batch, k)
+            return (after, [self.weight * loss]), info
 
         def value(meta: Meta, values: list[Tensor], shift: Params) -> Tensor:
+            """f_{k−1} at weights moved by the shift."""
             seen: list[Tensor] = []
-            op = partial(_evaluated, seen, given, shift)
-            self.learner.step(meta, self.filled(before, values), self.task.support, k - 1, op)
+            state = _filled(before, values, support)
+            learner.step(meta, state, support, k - 1, partial(_evaluated, seen, given, shift))
             return seen[0]
 
-        _load_forward_mode()
-        zero = {n: torch.zeros_like(x) for n, x in slope.items()}
-        moved: Any = jvp(lambda shift: grad(value, argnums=(0, 1))(meta, values, shift), (zero,), (slope,))[1]
-        return cast(tuple[Meta, list[Tensor]], moved)
+        values = _moving(before, support)
+        differentiated: Any = vjp(segment, meta, values, given, has_aux=True)
+        (_, judged), pull, info = differentiated
+        cotangents = (slopes, [torch.ones_like(x) for x in judged])
+        found, slopes, slope = pull(cotangents, retain_graph=False, create_graph=False)
+        if slope and not self.first_order:  # d/dε of ∂f/∂(φ, s) at x + ε·slope: the transposed derivative of g, times the slope
+            _load_forward_mode()
+            zero = {n: torch.zeros_like(x) for n, x in slope.items()}
+            moved: Any = jvp(lambda shift: grad(value, argnums=(0, 1))(meta, values, shift), (zero,), (slope,))[1]
+            found, slopes = trees.plus(found, moved[0]), trees.plus(slopes, moved[1])
+        return found, slopes, judged, info
 
-    def moving(self, state: State) -> list[Tensor]:
-        """The tensors of a state that can have a slope: neither the task's own data nor whole numbers."""
-        return [x for x in trees.flatten(state) if self.moves(x)]
 
-    def filled(self, state: State, values: Sequence[Tensor]) -> Any:
-        """The state with other values for what moves."""
-        left = iter(values)
-        return trees.map_tensors(lambda x: next(left) if self.moves(x) else x, state)
+def _moving(state: State, support: Batch) -> list[Tensor]:
+    """The tensors of a state that can have a slope: neither the task's own data nor whole numbers."""
+    return [x for x in trees.flatten(state) if _moves(x, support)]
 
-    def moves(self, x: Tensor) -> bool:
-        return x.is_floating_point() and not any(x is own for own in self.task.support)
+
+def _filled(state: State, values: Sequence[Tensor], support: Batch) -> State:
+    """The state with other values for what moves."""
+    left = iter(values)
+    return trees.map_tensors(lambda x: next(left) if _moves(x, support) else x, state)
+
+
+def _moves(x: Tensor, support: Batch) -> bool:
+    return x.is_floating_point() and not any(x is own for own in support)
 
 
 @cache
@@ -137,7 +167,7 @@ def _kept(seen: list[Params], f: Callable[[Params], Tensor]) -> Gradient:
     """A GradOp that takes gradients and keeps them."""
 
     def gradient(x: Params) -> Params:
-        seen.append(grad(f)(x))
+        seen.append(gradients.outermost(f)(x))
         return seen[-1]
 
     return gradient

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.func import grad
 
-from metaoptim import trees
-from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, State, Task
+from metaoptim import gradients, trees
+from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, Run, State, Task, directly
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Displacement:
     moments: bool = False
     memories: ClassVar[tuple[Memory, ...]] = ("graph",)  # nothing is differentiated through, so nothing is kept
 
-    def keeping(self, memory: Memory) -> Displacement:
+    def keeping(self, memory: Memory, run: Run = directly) -> Displacement:
         return self
 
     def check(self, learner: Learner, learnt: Meta) -> None:
@@ -51,7 +50,7 @@ class Displacement:
         with torch.no_grad():
             state = self.start(learner, meta, task.support, carry)
             for k in range(learner.steps):
-                state = learner.step(meta, state, task.support, k, grad)
+                state = learner.step(meta, state, task.support, k, gradients.outermost)
             loss, info = learner.loss(meta, state, task.query, learner.steps)
         moved = trees.subtract(meta.weights, learner.weights(meta, state))
         return Estimate(loss, Meta(moved, {}), learner.memory(state) if self.moments else (), info)

@@ -10,27 +10,17 @@ Finn, Abbeel and Levine 2017, https://arxiv.org/abs/1703.03400 (section 5.2 for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value
+from torch.func import grad
 
+from metaoptim import gradients
 from metaoptim.estimators.backward import Backward
 from metaoptim.objectives import Objective, last
-from metaoptim.types import Batch, Carry, Estimate, Info, Learner, Memory, Meta, Params, State, Task
-
-
-def constant_grad(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
-    """The gradient of f as a constant of every outer differentiation, for which no graph is recorded."""
-
-    def gradient(x: Params) -> Params:
-        with torch.no_grad():
-            return {n: g.detach() for n, g in grad(f)(x).items()}
-
-    return gradient
+from metaoptim.types import Batch, Carry, Estimate, Info, Learner, Memory, Meta, Run, State, Task, directly
 
 
 @dataclass(frozen=True)
@@ -39,16 +29,18 @@ class Unroll:
 
     memory: what is kept of the run until it is differentiated: its "graph"; its states and a graph of one step at a time
     ("steps"); or states and inner gradients, with forward-over-reverse second derivatives ("mixed"). All the same numbers.
+    run: how the parts of a run are computed, where its graph is not kept.
     """
 
     first_order: bool = False
     objective: Objective = last
     judged_on: Literal["query", "support"] = "query"
     memory: Memory = "graph"
+    run: Run = directly
     memories: ClassVar[tuple[Memory, ...]] = ("graph", "steps", "mixed")
 
-    def keeping(self, memory: Memory) -> Unroll:
-        return replace(self, memory=memory)
+    def keeping(self, memory: Memory, run: Run = directly) -> Unroll:
+        return replace(self, memory=memory, run=run)
 
     def check(self, learner: Learner, learnt: Meta) -> None:
         self.objective(learner.steps)
@@ -62,7 +54,7 @@ class Unroll:
     def __call__(self, learner: Learner, meta: Meta, task: Task, carry: Carry) -> Estimate:
         weights = self.objective(learner.steps)
         batch = task.query if self.judged_on == "query" else task.support
-        grad_op = constant_grad if self.first_order else grad
+        grad_op = gradients.constant if self.first_order else grad
 
         def outer(meta: Meta) -> tuple[Tensor, Info]:
             state = learner.init(meta, task.support)
@@ -77,8 +69,8 @@ class Unroll:
             return torch.stack(losses).sum(), info
 
         if self.memory == "graph":
-            gradient, (loss, info) = grad_and_value(outer, has_aux=True)(meta)
+            gradient, (loss, info) = gradients.outermost_and_value(outer)(meta)
         else:
-            back = Backward(learner, task, batch, weights, self.memory == "mixed", self.first_order)
+            back = Backward(learner, task, batch, weights, self.memory == "mixed", self.first_order, self.run)
             gradient, (loss, info) = back(meta)
         return Estimate(loss, gradient, carry, info)
