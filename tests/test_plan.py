@@ -100,6 +100,15 @@ def test_what_takes_long_to_build_is_tried_where_it_can_pay(two_threads: None) -
     assert tried(10**6) == {"eager", "trace", "compile"}
 
 
+def test_two_mappings_that_are_close_are_both_compiled(two_threads: None) -> None:
+    def compiling_helps_one(choice: Choice) -> float:
+        return 0.1 if choice[:3] == ("workers:2:4", "graph", "compile") else cost(choice)
+
+    found = World(compiling_helps_one).search("auto", "graph", "auto", horizon=10**6).run()
+    assert found.choice[:3] == ("workers:2:4", "graph", "compile"), "traced, it is a fifth slower than the best"
+    assert not any(row[:3] == ("loop", "graph", "compile") for row in found.rows), "traced, it is too slow"
+
+
 def test_settings_that_are_given_stay() -> None:
     found = World(cost).search("loop", "auto", "eager").run()
     assert {row[0] for row in found.rows} == {"loop"} and {row[2] for row in found.rows} == {"eager"}

@@ -19,7 +19,7 @@ HOPELESS = 3.0  # a way this many times slower than the best in its first timed 
 UNKNOWN = 1000  # outer steps to come, where nobody said
 TRACING = 300  # outer steps that tracing must be used for: it takes about as long as a hundred of them
 COMPILING = 60.0  # times the seconds of tracing: what compiling must be able to win back, which is thrice what it takes
-GAIN = 0.3  # the part of a step that compiling is expected to win
+GAIN = 0.4  # the part of a step that compiling is expected to win
 
 Build = Callable[[Choice], Callable[[], Any]]
 
@@ -92,11 +92,20 @@ class Search:
             for memory in self.kept:
                 self.measure(best.tasks, memory, best.runtime)
             best = self.best() or best
-            traced = self.building.get((best.tasks, best.memory, "trace"), math.inf)
-            pays = self.horizon * (best.seconds or 0.0) * GAIN > COMPILING * traced
-            if pays and "compile" in self.runtimes:
-                self.measure(best.tasks, best.memory, "compile")
+            for row in self.rivals(best) if "compile" in self.runtimes else []:
+                if self.horizon * (best.seconds or 0.0) * GAIN > COMPILING * self.building.get(row[:3], math.inf):
+                    self.measure(row.tasks, row.memory, "compile")
         return self.conclusion()
+
+    def rivals(self, best: Row) -> list[Row]:
+        """The two fastest traced ways, of different mappings, that compiling could make the best one."""
+        limit = (best.seconds or 0.0) * (1 + GAIN)
+        traced = [row for row in self.rows if row.runtime == "trace" and row.seconds is not None and row.seconds <= limit]
+        found: dict[str, Row] = {}
+        for row in sorted(traced, key=lambda row: row.seconds or 0.0):
+            if (row.bytes or 0) <= self.budget:
+                found.setdefault(row.tasks, row)
+        return list(found.values())[:2]
 
     def mappings(self, runtime: str) -> list[str]:
         """The values of `tasks` to try."""

@@ -101,6 +101,8 @@ def train(
         with Reporter(iterations, training.step, progress) as report, _interruptible() as stopped:
             if resume:
                 report.say(f"going on after step {training.step}")
+            if module.engine.choice is None and training.step < iterations:
+                report.say("choosing how to compute the meta-gradient, by measuring on the first batch what is not remembered")
             while training.step < iterations:
                 record = training.advance(directory)
                 done, improved = training.step == iterations, False
