@@ -19,6 +19,8 @@ from metaoptim.loop.store import RunDirectory
 from metaoptim.tasks import TaskFamily
 from metaoptim.types import MetaOptimizer, Outer
 
+CHOOSING = "choosing the fastest way to compute the meta-gradient (once for each work)"
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by the user after its state was saved; the message says how to resume."""
@@ -102,7 +104,7 @@ def train(
             if resume:
                 report.say(f"going on after step {training.step}")
             if module.engine.choice is None and training.step < iterations:
-                report.say("choosing how to compute the meta-gradient, by measuring on the first batch what is not remembered")
+                report.say(CHOOSING)
             while training.step < iterations:
                 record = training.advance(directory)
                 done, improved = training.step == iterations, False
