@@ -27,7 +27,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 bench: .venv-bench/ready .venv-jax/ready
-	-.venv-bench/bin/python benchmarks/speed.py
+	.venv-bench/bin/python benchmarks/speed.py
 	.venv-bench/bin/python benchmarks/memory.py
 
 .venv-bench/ready: pyproject.toml constraints.txt

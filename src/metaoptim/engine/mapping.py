@@ -40,8 +40,8 @@ class Way:
             )
         self.optimizer, self.tasks, self.cut, self.half = optimizer, tasks, cut(tasks), precision == "bf16"
         self.graphs = Graphs(optimizer, compiled=runtime == "compile")
-        self.eager, self.whole = runtime == "eager", memory == "graph"
-        self.estimator = estimator.keeping(memory, directly if self.eager or self.whole else Parts(self.graphs))
+        self.whole = runtime != "eager" and memory == "graph"
+        self.estimator = estimator.keeping(memory, directly if runtime == "eager" else Parts(self.graphs))
         self.ready: set[Any] = set()
         self.pool = ThreadPoolExecutor(self.cut.workers) if self.cut.workers > 1 else None
 
@@ -87,8 +87,8 @@ class Way:
             torch.set_num_threads(threads)
 
     def piece(self, *args: Any) -> Estimate:
-        """`_piece`, as one graph where a whole run is one."""
-        if self.eager or not self.whole:
+        """`_piece`, as one graph where the graph of a whole run is kept."""
+        if not self.whole:
             return self._piece(*args)
         inputs: list[Tensor] = []
         structure = trees.take(args, inputs)
