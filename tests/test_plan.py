@@ -74,7 +74,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cost(choice: Choice) -> float:
     """vmap beats the loop, a graph eager, mixed graph; compiling beats them all."""
-    tasks = {"loop": 4.0, "vmap": 2.0, "workers:2": 1.5, "workers:2:4": 1.8}[choice.tasks]
+    tasks = {"loop": 4.0, "vmap": 2.0, "vmap:2": 2.2, "workers:2": 1.5, "workers:2:4": 1.8}[choice.tasks]
     return (
         tasks
         * {"graph": 1.0, "steps": 1.2, "mixed": 0.9}[choice.memory]
@@ -107,6 +107,15 @@ def test_two_mappings_that_are_close_are_both_compiled(two_threads: None) -> Non
     found = World(compiling_helps_one).search("auto", "graph", "auto", horizon=10**6).run()
     assert found.choice[:3] == ("workers:2:4", "graph", "compile"), "traced, it is a fifth slower than the best"
     assert not any(row[:3] == ("loop", "graph", "compile") for row in found.rows), "traced, it is too slow"
+
+
+def test_a_quarter_of_many_tasks_is_tried_in_a_graph(two_threads: None) -> None:
+    def small_fits_the_cache(choice: Choice) -> float:
+        return 0.1 if choice.tasks == "vmap:2" else cost(choice)
+
+    assert World(small_fits_the_cache).search().run().choice.tasks == "vmap:2"
+    assert "vmap:2" not in World(cost).search().mappings("eager")
+    assert "vmap:1" not in World(cost).search(count=7).mappings("trace")
 
 
 def test_settings_that_are_given_stay() -> None:

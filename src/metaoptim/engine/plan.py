@@ -18,8 +18,9 @@ ENOUGH = 1.0  # seconds of timing for one way
 HOPELESS = 3.0  # a way this many times slower than the best in its first timed run is not timed again
 UNKNOWN = 1000  # outer steps to come, where nobody said
 TRACING = 300  # outer steps that tracing must be used for: it takes about as long as a hundred of them
-COMPILING = 60.0  # times the seconds of tracing: what compiling must be able to win back, which is thrice what it takes
-GAIN = 0.4  # the part of a step that compiling is expected to win
+COMPILING = 40.0  # times the seconds of tracing: what compiling must be able to win back, which is twice what it takes
+GAIN = 0.5  # the part of a step that compiling is expected to win
+FEW = 8  # tasks below which a quarter of them is not tried
 
 Build = Callable[[Choice], Callable[[], Any]]
 
@@ -114,6 +115,8 @@ class Search:
         found, threads = ["vmap", "loop"], torch.get_num_threads()
         if self.single * self.count > self.budget > self.single:
             found.append(f"vmap:{self.budget // self.single}")
+        elif runtime == "trace" and self.count >= FEW:
+            found.append(f"vmap:{self.count // 4}")  # whose values may stay in the processor's cache
         if runtime == "trace" and threads > 1 and self.count > 1:
             found += [f"workers:{threads}", f"workers:{threads}:{-(-self.count // threads)}"]
         return found
