@@ -180,6 +180,11 @@ def ours(
     return step, engine
 
 
+def rest(engine: Engine) -> Callable[[], None] | None:
+    """What a contender does after it was timed: end its threads, if it has any."""
+    return engine.rest if engine.choice is not None and engine.choice.tasks.startswith("workers") else None
+
+
 def _load(net: nn.Module, weights: Params) -> None:
     """Puts θ into a module and forgets its gradients."""
     with torch.no_grad():

@@ -20,10 +20,14 @@ PAUSE = 0.01  # seconds between two ways, in which the threads of the one before
 
 @dataclass
 class Contender:
-    """A way: `run(calls, index)` returns the seconds of so many calls on a batch; what is found out is added."""
+    """A way: `run(calls, index)` returns the seconds of so many calls on a batch; what is found out is added.
+
+    rest: ends what would slow down the others, such as threads; such a way runs once before it is timed.
+    """
 
     name: str
     run: Callable[[int, int], float]
+    rest: Callable[[], None] | None = None
     first: float = math.nan
     error: float = math.nan
     note: str = ""
@@ -51,7 +55,7 @@ def timed(call: Callable[[int], object]) -> Callable[[int, int], float]:
 def measure(contenders: Sequence[Contender], rounds: int, batches: int, title: str) -> None:
     """Times every contender once in each round, in an order drawn anew; what has been measured stays after Ctrl-C."""
     for one in contenders:  # they have run before: this tells how long a warm call takes
-        once = one.run(1, 0)
+        once = _run(one, 1, 0)
         one.calls = max(1, math.ceil(SLICE / max(once, 1e-6)))
     order, draw = list(contenders), random.Random(0)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -62,7 +66,16 @@ def measure(contenders: Sequence[Contender], rounds: int, batches: int, title: s
                 if turn >= FEW and one.median > SLOW:
                     continue
                 time.sleep(PAUSE)
-                one.seconds[turn] = one.run(one.calls, turn % batches) / one.calls
+                one.seconds[turn] = _run(one, one.calls, turn % batches) / one.calls
+
+
+def _run(one: Contender, calls: int, index: int) -> float:
+    if one.rest is None:
+        return one.run(calls, index)
+    one.run(1, index)
+    seconds = one.run(calls, index)
+    one.rest()
+    return seconds
 
 
 def ratios(base: Contender, other: Contender) -> list[float]:

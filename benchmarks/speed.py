@@ -107,7 +107,9 @@ def prepare(work: Work, options: argparse.Namespace, closers: list[JaxPeer]) -> 
             CONSOLE.print(f"  {name} is left out: {str(error).splitlines()[0]}")
             continue
         one.error = distance(grad, truth)
-        one.note = _chosen(engine)
+        if engine is not None:
+            one.note, one.rest = _chosen(engine), peers.rest(engine)
+            engine.rest()
         contenders.append(one)
     return contenders + _jax(work, options, truth, closers)
 
@@ -149,9 +151,8 @@ def distance(grad: Params, truth: Params) -> float:
     return float((gap / sum(g.double().square().sum() for g in truth.values())) ** 0.5)
 
 
-def _chosen(engine: Engine | None) -> str:
-    choice = engine.choice if engine is not None else None
-    words = [getattr(choice, name, "") for name in peers.SETTINGS]
+def _chosen(engine: Engine) -> str:
+    words = [getattr(engine.choice, name, "") for name in peers.SETTINGS]
     return "/".join(word for word in words if word)
 
 

@@ -71,7 +71,8 @@ def compare(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         step, engine = peers.ours(work, horizon=options.horizon)
         weights, batch = work.weights(), work.batch()
         step(weights, batch)
-        auto = Contender("auto", _repeated(step, weights, batch), first=time.perf_counter() - start)
+        first = time.perf_counter() - start
+        auto = Contender("auto", _repeated(step, weights, batch), peers.rest(engine), first)
         measure([*found, auto], options.rounds, 1, work.name)
     torch.compiler.reset()
     best = min(found, key=lambda one: one.median)
@@ -103,7 +104,7 @@ def prepare(work: Work, options: argparse.Namespace) -> tuple[list[Contender], d
         doing(setting)
         try:
             with _within(options.limit), no_fallback():
-                step, _ = peers.ours(work, setting)
+                step, engine = peers.ours(work, setting)
                 start = time.perf_counter()
                 step(weights, batch)
                 middle = time.perf_counter()
@@ -113,7 +114,8 @@ def prepare(work: Work, options: argparse.Namespace) -> tuple[list[Contender], d
             refused[setting] = (str(error).splitlines() or [type(error).__name__])[0]
             CONSOLE.print(f"  {setting} is left out: {refused[setting]}")
             continue
-        found[setting] = Contender(setting, _repeated(step, weights, batch), first=middle - start)
+        found[setting] = Contender(setting, _repeated(step, weights, batch), peers.rest(engine), middle - start)
+        engine.rest()
     fastest = min(warm.values(), default=math.inf)
     kept = [one for setting, one in found.items() if warm[setting] <= HOPELESS * fastest]
     CONSOLE.print(f"  {len(found)} settings run; {len(kept)} of them are timed in rounds")

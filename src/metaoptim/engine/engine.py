@@ -86,6 +86,7 @@ class Engine:
         budget = int(self.budget * 2**30) if self.budget else int(SHARE * free) if free else 2**40
 
         def build(choice: Choice) -> Callable[[], float]:
+            self.rest()
             way = self.way(choice)
             return lambda: way(meta, batch, carry).loss.item()  # a number, so that the device has finished
 
@@ -107,6 +108,11 @@ class Engine:
         if settings not in self._ways:
             self._ways[settings] = Way(self.optimizer, *settings, self.precision)
         return self._ways[settings]
+
+    def rest(self) -> None:
+        """Ends the threads of "workers" until the next call."""
+        for way in self._ways.values():
+            way.rest()
 
     def restore(self, choice: Choice) -> None:
         """Takes over the choice of an earlier process, so that a resumed run computes the same floats."""

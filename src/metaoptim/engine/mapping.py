@@ -43,7 +43,7 @@ class Way:
         self.whole = runtime != "eager" and memory == "graph"
         self.estimator = estimator.keeping(memory, directly if runtime == "eager" else Parts(self.graphs))
         self.ready: set[Any] = set()
-        self.pool = ThreadPoolExecutor(self.cut.workers) if self.cut.workers > 1 else None
+        self.pool: ThreadPoolExecutor | None = None
 
     def __call__(self, meta: Meta, batch: Task, carry: Carry) -> Estimate:
         count = batch.query[0].shape[0]
@@ -51,7 +51,7 @@ class Way:
         keys = torch.randint(2**31, (count,), device=batch.query[0].device)
         parts, cuts = (batch, carry, keys), self.cut.pieces(count)
         pieces = [(learnt, fixed, *(trees.index(parts, rows) if len(cuts) > 1 else parts)) for rows in cuts]
-        found = self._side_by_side(pieces) if self.pool else [self.piece(*piece) for piece in pieces]
+        found = self._side_by_side(pieces) if self.cut.workers > 1 else [self.piece(*piece) for piece in pieces]
         scale = 1.0 if self.optimizer.reduction == "sum" else 1.0 / count
         losses, after, info = found[0].loss, found[0].carry, found[0].info
         grad = reduce(trees.plus, (f.grad for f in found))
@@ -80,11 +80,17 @@ class Way:
                     "would depend on which thread is faster; choose loop or vmap."
                 )
             left = [i for i in range(len(pieces)) if i not in found]
-            pool = cast(ThreadPoolExecutor, self.pool)
-            found |= zip(left, pool.map(lambda i: self.piece(*pieces[i]), left), strict=True)
+            self.pool = self.pool or ThreadPoolExecutor(self.cut.workers)
+            found |= zip(left, self.pool.map(lambda i: self.piece(*pieces[i]), left), strict=True)
             return [found[i] for i in range(len(pieces))]
         finally:
             torch.set_num_threads(threads)
+
+    def rest(self) -> None:
+        """Ends its threads until it is called again: OpenMP's wait less patiently for work while others live, and cost more."""
+        if self.pool is not None:
+            self.pool.shutdown()
+            self.pool = None
 
     def piece(self, *args: Any) -> Estimate:
         """`_piece`, as one graph where the graph of a whole run is kept."""

@@ -13,8 +13,9 @@ from metaoptim.engine import peak
 from metaoptim.engine.settings import RUNTIMES, Choice, cut
 from metaoptim.types import MetaOptimizer
 
-ROUNDS = 3
-ENOUGH = 1.0  # seconds of timing for one way
+ROUNDS = 3  # timed runs of a way
+ENOUGH = 1.0  # seconds after which fewer will do
+SHORT = 0.3  # seconds that quick ways are run again and again for
 HOPELESS = 3.0  # a way this many times slower than the best in its first timed run is not timed again
 UNKNOWN = 1000  # outer steps to come, where nobody said
 TRACING = 300  # outer steps that tracing must be used for: it takes about as long as a hundred of them
@@ -145,14 +146,12 @@ class Search:
             self.rows.append(Row(tasks, memory, runtime, note=" ".join(str(error).split())))
             return
         fastest = min((row.seconds for row in self.rows if row.seconds is not None), default=float("inf"))
-        best, spent = float("inf"), 0.0
-        for _ in range(ROUNDS):
+        best, spent, runs = float("inf"), 0.0, 0
+        while not runs or (spent < (ENOUGH if runs < ROUNDS else SHORT) and best <= HOPELESS * fastest):
             start = self.clock()
             run()
             seconds = self.clock() - start
-            best, spent = min(best, seconds), spent + seconds
-            if spent > ENOUGH or best > HOPELESS * fastest:
-                break
+            best, spent, runs = min(best, seconds), spent + seconds, runs + 1
         self.rows.append(Row(tasks, memory, runtime, best, used))
 
     def best(self) -> Row | None:
