@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metaoptim.engine import buffers
 from metaoptim.tasks import ImageTasks
 
 
@@ -49,6 +50,12 @@ def doubles() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def reused_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs reuse even the smallest buffers, where they would reuse large ones alone."""
+    monkeypatch.setattr(buffers, "LARGE", 1)
 
 
 @pytest.fixture

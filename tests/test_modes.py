@@ -21,7 +21,7 @@ from metaoptim.losses import mse
 from metaoptim.nn import mlp
 from metaoptim.types import Batch, Estimate, GradOp, Meta, MetaOptimizer, Params, Rule, State, Task
 
-pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
+pytestmark = pytest.mark.usefixtures("doubles", "empty_cache", "reused_buffers")
 
 RULES: dict[str, Callable[[], Rule]] = {
     "sgd": lambda: rules.sgd(0.1),

@@ -80,7 +80,7 @@ def _traced(
     module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
     if any(_writes(node) for node in module.graph.nodes):  # in forward mode torch writes into what it has just made
         module = make_fx(functionalize(function), decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
-    return _bare(clean(module))
+    return clean(module)
 
 
 def clean(module: fx.GraphModule) -> fx.GraphModule:
@@ -109,7 +109,7 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _bare(module: fx.GraphModule) -> fx.GraphModule:
+def bare(module: fx.GraphModule) -> fx.GraphModule:
     """Without what tracing noted of every value, which is more than the graph itself."""
     for node in module.graph.nodes:
         node.meta.clear()
@@ -139,6 +139,8 @@ def _unchanged(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
         source = left[0] if len(left) == 1 and not node.kwargs else None
     elif node.target == _aten.copy.default:
         source = node.args[1]
+    elif node.target == _aten.pow.Tensor_Scalar:
+        source = node.args[0] if node.args[1] == 1 else None
     else:
         source = node.args[0] if node.args and node.target in _COPIES | _SAME_LAYOUT else None
     if not isinstance(source, fx.Node):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from metaoptim.engine.graph import draws, trace, trace_any_step
+from metaoptim.engine.buffers import recycle
+from metaoptim.engine.graph import bare, draws, trace, trace_any_step
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
 
@@ -85,6 +86,7 @@ class Graphs:
 
     def _finished(self, flat: _Flat, module: fx.GraphModule, inputs: Sequence[Tensor]) -> _Graph:
         found = any(draws(node) for node in module.graph.nodes)
+        module = bare(module if self.compiled else recycle(module))
         return _Graph(_compile(module, inputs) if self.compiled else module.forward, flat.beside, found)
 
 
