@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from metaoptim import objectives, rules, trees
 from metaoptim.algorithms import maml, reptile
 from metaoptim.algorithms.meta_sgd import step_sizes
-from metaoptim.engine import Engine
+from metaoptim.engine import Choice, Engine
 from metaoptim.engine.graph import trace
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
@@ -232,6 +233,18 @@ def test_threads_leave_the_number_of_threads_alone() -> None:
     optimizer = maml(mlp((3, 4, 2)), mse)
     Engine(optimizer, "workers:2", "graph", "trace")(optimizer.meta, tasks())
     assert torch.get_num_threads() == before
+
+
+def test_at_rest_an_engine_holds_neither_threads_nor_memory_and_goes_on_as_before() -> None:
+    optimizer, threads = maml(mlp((3, 4, 2)), mse), threading.active_count()
+    engine = Engine(optimizer, "workers:2", "graph", "trace")
+    first = engine(optimizer.meta, tasks())
+    way = engine.way(Choice("workers:2", "graph", "trace"))
+    assert threading.active_count() > threads and way.graphs.scratch.free
+    engine.rest()
+    assert threading.active_count() == threads and not way.graphs.scratch.free
+    again = engine(optimizer.meta, tasks())
+    assert all(torch.equal(a, b) for a, b in zip(trees.flatten(first.grad), trees.flatten(again.grad), strict=True))
 
 
 def test_what_a_graph_returns_are_ordinary_tensors() -> None:

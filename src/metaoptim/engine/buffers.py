@@ -1,12 +1,14 @@
-"""Large results are written into memory that a graph needs no longer, rather than into new memory.
+"""Large results are written into memory that a graph needs no longer, or that the last one left.
 
-Systems hand out large pieces of memory page by page at the first touch, which can take ten times as long as what is then computed
-in them (docs/log.md). The numbers are the same to the bit, and no more memory is held than before at the peak.
+Systems hand out large pieces of memory page by page at the first touch, which can take ten times as long as what is then
+computed in them (docs/log.md). The numbers are the same to the bit.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -42,7 +44,37 @@ _OTHERS: dict[Any, Any] = {
     _aten.max_pool2d_with_indices_backward.default: _aten.max_pool2d_with_indices_backward.grad_input,
     _aten.clone.default: _aten.copy_.default,
 }
-_KEYWORD = {_aten.threshold_backward.default: "grad_input", _aten.max_pool2d_with_indices_backward.default: "grad_input"}
+_KEYWORD: dict[Any, str] = {
+    _aten.threshold_backward.default: "grad_input",
+    _aten.max_pool2d_with_indices_backward.default: "grad_input",
+}
+
+
+Kind = tuple[int, torch.dtype, torch.device]
+"""What makes one piece of memory as good as another: number of elements, their type, device."""
+
+
+class Scratch:
+    """Memory that graphs hand on to each other; several threads may."""
+
+    def __init__(self) -> None:
+        self.free: dict[Kind, list[Tensor]] = defaultdict(list)
+
+    @contextmanager
+    def lent(self, kinds: Sequence[Kind]) -> Iterator[list[Tensor]]:
+        """A piece of memory of each kind, with anything in it."""
+        pieces = [self._piece(*kind) for kind in kinds]
+        try:
+            yield pieces
+        finally:
+            for kind, piece in zip(kinds, pieces, strict=True):
+                self.free[kind].append(piece)
+
+    def _piece(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        try:
+            return self.free[count, dtype, device].pop()
+        except IndexError:
+            return torch.empty(count, dtype=dtype, device=device)
 
 
 @dataclass(eq=False)
@@ -51,41 +83,56 @@ class _Buffer:
 
     node: fx.Node
     last: int
-
-    @property
-    def size(self) -> int:
-        value: Tensor = self.node.meta["val"]
-        return value.numel() * value.element_size()
+    lent: bool = False
 
 
-def recycle(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with large buffers reused; `meta["val"]` of its nodes must be what tracing noted."""
+def recycle(module: fx.GraphModule) -> list[Kind]:
+    """Has a graph reuse large buffers; returns the kinds of the pieces of memory that it then takes as its last inputs.
+
+    `meta["val"]` of its nodes must be what tracing noted; it is deleted, since it takes more memory than the graph itself.
+    """
     nodes = list(module.graph.nodes)
     targets = {node.target for node in nodes if node.op == "call_function"} - {getitem}
-    if not all(isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable for target in targets):
-        return module  # what lies in whose memory is not known
-    found = _buffers(nodes)
+    known = all(isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable for target in targets)
+    found = _buffers(nodes) if known else {}  # else: who knows what lies in whose memory
+    last = [node for node in nodes if node.op == "placeholder"][-1:]
+    kinds: list[Kind] = []
+    free: dict[Kind, list[fx.Node]] = defaultdict(list)
     dying: dict[int, list[_Buffer]] = defaultdict(list)
     for buffer in set(found.values()):
         dying[buffer.last].append(buffer)
-    room = _room(nodes, found)
-    free: list[_Buffer] = []
     for now, node in enumerate(nodes):
         own = found.get(node)
-        if own is not None and own.node is node and own.size >= LARGE and node.target in _ELEMENTWISE | _OTHERS:
-            operand = _operand(node, found, now)
-            if operand is not None:
-                dying[now].remove(found[operand])
-                own.node = _written(node, operand)
-            elif (old := _first(free, own, room, now)) is not None:
-                free.remove(old)
-                for t in range(old.last + 1, now):
-                    room[t] -= old.size
-                own.node = _written(node, old.node)
+        if own is not None and own.node is node and _bytes(node) >= LARGE and node.target in _ELEMENTWISE | _OTHERS:
+            if (operand := _operand(node, found, now)) is not None:
+                old = found[operand]
+                own.lent, old.lent = old.lent, False
+            else:
+                if not free[_kind(node)]:
+                    with module.graph.inserting_after(*last):
+                        last = [module.graph.placeholder(f"piece_{len(kinds)}")]
+                    free[_kind(node)].extend(last)
+                    kinds.append(_kind(node))
+                operand, own.lent = free[_kind(node)].pop(), True
+            own.node = _written(node, operand)
             found[own.node] = own
-        free += [buffer for buffer in dying[now] if buffer.size >= LARGE]
+        for buffer in dying[now]:
+            if buffer.lent:
+                free[_kind(buffer.node)].append(buffer.node)
+    for node in module.graph.nodes:
+        node.meta.clear()
     module.recompile()
-    return module
+    return kinds
+
+
+def _bytes(node: fx.Node) -> int:
+    value: Tensor = node.meta["val"]
+    return value.numel() * value.element_size()
+
+
+def _kind(node: fx.Node) -> Kind:
+    value: Tensor = node.meta["val"]
+    return value.numel(), value.dtype, value.device
 
 
 def _buffers(nodes: list[fx.Node]) -> dict[fx.Node, _Buffer]:
@@ -123,39 +170,14 @@ def _dense(value: Tensor) -> bool:
     return value.layout == torch.strided and value.storage_offset() == 0
 
 
-def _room(nodes: list[fx.Node], found: dict[fx.Node, _Buffer]) -> list[int]:
-    """Bytes that may be held at each node beside what it needs, without going above the peak."""
-    live = [0] * (len(nodes) + 1)
-    for i, node in enumerate(nodes):
-        buffer = found.get(node)
-        if buffer is not None and buffer.node is node:
-            live[i] += buffer.size
-            live[buffer.last + 1] -= buffer.size
-    for i in range(1, len(live)):
-        live[i] += live[i - 1]
-    return [max(live) - x for x in live]
-
-
 def _operand(node: fx.Node, found: dict[fx.Node, _Buffer], now: int) -> fx.Node | None:
     """An operand that nobody reads afterwards, element for element where the result will be."""
-    if node.target not in _ELEMENTWISE:
-        return None
-    for operand in node.all_input_nodes:
+    for operand in node.all_input_nodes if node.target in _ELEMENTWISE else []:
         buffer = found.get(operand)
-        sharing = [x for x in node.all_input_nodes if buffer is not None and found.get(x) is buffer]
-        if buffer is not None and buffer.last == now and buffer.size == found[node].size and all(_layout(x) == _layout(node) for x in sharing):
-            return operand
-    return None
-
-
-def _first(free: list[_Buffer], own: _Buffer, room: list[int], now: int) -> _Buffer | None:
-    """The buffer that was needed last among those of the right size that could be held until now."""
-    value = own.node.meta["val"]
-    for old in reversed(free):
-        other = old.node.meta["val"]
-        alike = (other.numel(), other.dtype, other.device) == (value.numel(), value.dtype, value.device)
-        if alike and all(room[t] >= old.size for t in range(old.last + 1, now)):
-            return old
+        if buffer is not None and buffer.last == now and _bytes(buffer.node) == _bytes(node):
+            sharing = [x for x in node.all_input_nodes if found.get(x) is buffer]
+            if all(_layout(x) == _layout(node) for x in sharing):
+                return operand
     return None
 
 
@@ -163,7 +185,7 @@ def _written(node: fx.Node, into: fx.Node) -> fx.Node:
     """The operator again, in the form that writes its result into the memory of another node."""
     graph, value = node.graph, node.meta["val"]
     with graph.inserting_before(node):
-        if _layout(into) != _layout(node):
+        if into.meta.get("val") is None or _layout(into) != _layout(node):
             into = graph.call_function(_aten.as_strided.default, (into, list(value.shape), list(value.stride())))
         target = (_ELEMENTWISE | _OTHERS)[node.target]
         if target is _aten.copy_.default:

@@ -86,7 +86,6 @@ class Engine:
         budget = int(self.budget * 2**30) if self.budget else int(SHARE * free) if free else 2**40
 
         def build(choice: Choice) -> Callable[[], float]:
-            self.rest()
             way = self.way(choice)
             return lambda: way(meta, batch, carry).loss.item()  # a number, so that the device has finished
 
@@ -96,7 +95,7 @@ class Engine:
                 alone = Way(self.optimizer, "loop", "steps", "eager", self.precision)
                 single = peak.of(lambda: alone(meta, *trees.index((batch, carry), slice(1))), meta.device)[1] or 0
             search = Search(build, settings, estimator.memories, check_tasks(batch), learner.steps, single, budget,
-                            meta.device, self.horizon or UNKNOWN, known or ())  # fmt: skip
+                            meta.device, self.horizon or UNKNOWN, known or (), rest=self.rest)  # fmt: skip
             found = search.run()
         cache.write(key, found.rows)
         self._ways = {how: way for how, way in self._ways.items() if how == found.choice[:3]}  # no other graph runs again
@@ -110,7 +109,7 @@ class Engine:
         return self._ways[settings]
 
     def rest(self) -> None:
-        """Ends the threads of "workers" until the next call."""
+        """Until the next call, gives back the memory of graphs and ends the threads of "workers"."""
         for way in self._ways.values():
             way.rest()
 

@@ -109,13 +109,6 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def bare(module: fx.GraphModule) -> fx.GraphModule:
-    """Without what tracing noted of every value, which is more than the graph itself."""
-    for node in module.graph.nodes:
-        node.meta.clear()
-    return module
-
-
 def draws(node: fx.Node) -> bool:
     """Whether an operator draws random numbers."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags

@@ -87,7 +87,8 @@ class Way:
             torch.set_num_threads(threads)
 
     def rest(self) -> None:
-        """Ends its threads until it is called again: OpenMP's wait less patiently for work while others live, and cost more."""
+        """Until it is called again, gives back memory and ends threads: while those live, OpenMP's cost more everywhere."""
+        self.graphs.scratch.free.clear()
         if self.pool is not None:
             self.pool.shutdown()
             self.pool = None

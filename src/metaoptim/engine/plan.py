@@ -60,7 +60,7 @@ class Search:
     """Times ways on one batch, the promising ones first.
 
     Args:
-        build: gives what computes the meta-gradient in one way.
+        build: gives what computes the meta-gradient in one way; rest: has all that were built give back what they hold.
         settings: tasks, memory and runtime as they were given, "auto" where they are open.
         memories: the memory modes that the estimator has.
         count: tasks T in the batch; steps: inner steps K.
@@ -72,9 +72,9 @@ class Search:
     def __init__(
         self, build: Build, settings: tuple[str, str, str], memories: Sequence[str], count: int, steps: int, single: int,
         budget: int, device: torch.device, horizon: int, rows: Iterable[Row] = (),
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter, rest: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.build, self.count, self.steps, self.single, self.clock = build, count, steps, single, clock
+        self.build, self.rest, self.count, self.steps, self.single, self.clock = build, rest, count, steps, single, clock
         self.budget, self.device, self.horizon = budget, device, horizon
         self.tasks = None if settings[0] == "auto" else settings[0]
         self.kept = [m for m in memories if settings[1] in ("auto", m)] or [settings[1]]
@@ -136,10 +136,12 @@ class Search:
             self.rows.append(Row(tasks, memory, runtime, None, expected, "not tried: above the memory budget"))
             return
         try:
+            self.rest()
             run = self.build(Choice(tasks, memory, runtime))
             start = self.clock()
             run()  # traces, compiles, warms up
             self.building[tasks, memory, runtime] = self.clock() - start
+            self.rest()
             _, used = peak.of(run, self.device)
         except (RuntimeError, ValueError) as error:  # such as a layer that vmap has no rule for
             self.errors.append(error)

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from metaoptim.engine.buffers import recycle
-from metaoptim.engine.graph import bare, draws, trace, trace_any_step
+from metaoptim.engine.buffers import Kind, Scratch, recycle
+from metaoptim.engine.graph import draws, trace, trace_any_step
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
 
 
 class _Graph(NamedTuple):
-    """What runs, on tensors to tensors; what the function returned beside them; whether random numbers are drawn."""
+    """What runs, on tensors and memory of these kinds; what it returns beside tensors; whether it draws random numbers."""
 
     run: Callable[..., Any]
+    kinds: Sequence[Kind]
     beside: Any
     draws: bool
 
@@ -41,6 +42,7 @@ class Graphs:
         self.compiled = compiled
         self.modules = [m for net in modules(owner) for m in net.modules()]
         self.graphs: dict[Any, _Graph | None] = {}
+        self.scratch = Scratch()
 
     def __call__(
         self, name: Hashable, function: Function, inputs: Sequence[Tensor], step: int | None = None
@@ -59,9 +61,10 @@ class Graphs:
             graph = cast(_Graph, self.graphs[*key, step])
         elif step is not None:
             inputs = [*inputs, torch.tensor(step)]
-        with torch.inference_mode():
-            outputs = graph.run(*inputs)
-        return [x.clone() for x in outputs], graph.beside  # ordinary tensors again
+        with self.scratch.lent(graph.kinds) as pieces:
+            with torch.inference_mode():
+                outputs = graph.run(*inputs, *pieces)
+            return [x.clone() for x in outputs], graph.beside  # ordinary tensors again, in memory of their own
 
     def key(self, name: Hashable, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         """Equal where the same graph runs."""
@@ -86,8 +89,10 @@ class Graphs:
 
     def _finished(self, flat: _Flat, module: fx.GraphModule, inputs: Sequence[Tensor]) -> _Graph:
         found = any(draws(node) for node in module.graph.nodes)
-        module = bare(module if self.compiled else recycle(module))
-        return _Graph(_compile(module, inputs) if self.compiled else module.forward, flat.beside, found)
+        if self.compiled:
+            return _Graph(_compile(module, inputs), (), flat.beside, found)
+        kinds = recycle(module)
+        return _Graph(module.forward, kinds, flat.beside, found)
 
 
 class _Flat:
