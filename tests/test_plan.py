@@ -118,6 +118,17 @@ def test_a_quarter_of_many_tasks_is_tried_in_a_graph(two_threads: None) -> None:
     assert "vmap:1" not in World(cost).search(count=7).mappings("trace")
 
 
+def test_every_way_is_told_of_before_it_is_measured_and_the_others_rest_meanwhile() -> None:
+    said: list[str] = []
+    world = World(cost)
+    search = world.search("auto", "graph", "eager", say=said.append, rest=lambda: world.ran.append("rest"))
+    search.run()
+    assert said == ["measuring vmap, graph, eager", "measuring loop, graph, eager"]
+    warm, peak_ = ["rest", "vmap graph eager"], ["rest", "vmap graph eager"]
+    assert world.ran[: len(warm + peak_) + 1] == [*warm, *peak_, "vmap graph eager"]
+    assert world.ran.count("rest") == 4
+
+
 def test_settings_that_are_given_stay() -> None:
     found = World(cost).search("loop", "auto", "eager").run()
     assert {row[0] for row in found.rows} == {"loop"} and {row[2] for row in found.rows} == {"eager"}

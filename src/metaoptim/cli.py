@@ -133,8 +133,8 @@ def plan(
 
     use(data)
     chosen = config.load(recipe, set_ or ())
-    with console(stderr=True).status("measuring"):
-        found = cli_plan.measure(chosen)
+    with console(stderr=True).status("measuring") as status:
+        found = cli_plan.measure(chosen, status.update)
     if json_:
         typer.echo(json.dumps(cli_plan.document(found), indent=2))
     else:

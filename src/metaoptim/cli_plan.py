@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,11 +13,15 @@ from metaoptim.config import Recipe
 from metaoptim.engine import Engine, Plan
 
 
-def measure(recipe: Recipe) -> Plan:
-    """The plan for the recipe's first batch, measured now, whatever is remembered; training then remembers this."""
+def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Plan:
+    """The plan for the recipe's first batch, measured now, whatever is remembered; training then remembers this.
+
+    say: is told which way is measured next.
+    """
     optimizer, tasks = recipe.build()
     options = recipe.tables["train"]
     engine = Engine(optimizer, **recipe.tables["engine"], horizon=options["iterations"])
+    engine.say = say
     batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
     return engine.plan(optimizer.meta, batch, engine.init(optimizer.meta, options["tasks_per_step"]), again=True)
 

@@ -1,7 +1,7 @@
 """Large results are written into memory that a graph needs no longer, or that the last one left.
 
 Systems hand out large pieces of memory page by page at the first touch, which can take ten times as long as what is then
-computed in them (docs/log.md). The numbers are the same to the bit.
+computed in them (docs/log.md). The numbers are the same to the bit. Devices with an allocator of torch's own need none of this.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
     targets = {node.target for node in nodes if node.op == "call_function"} - {getitem}
     known = all(isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable for target in targets)
     found = _buffers(nodes) if known else {}  # else: who knows what lies in whose memory
-    last = [node for node in nodes if node.op == "placeholder"][-1:]
+    inputs = [node for node in nodes if node.op == "placeholder"]
     kinds: list[Kind] = []
     free: dict[Kind, list[fx.Node]] = defaultdict(list)
     dying: dict[int, list[_Buffer]] = defaultdict(list)
@@ -103,15 +103,15 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
         dying[buffer.last].append(buffer)
     for now, node in enumerate(nodes):
         own = found.get(node)
-        if own is not None and own.node is node and _bytes(node) >= LARGE and node.target in _ELEMENTWISE | _OTHERS:
+        if own is not None and own.node is node and _can_write(node):
             if (operand := _operand(node, found, now)) is not None:
                 old = found[operand]
                 own.lent, old.lent = old.lent, False
             else:
                 if not free[_kind(node)]:
-                    with module.graph.inserting_after(*last):
-                        last = [module.graph.placeholder(f"piece_{len(kinds)}")]
-                    free[_kind(node)].extend(last)
+                    with module.graph.inserting_after(*inputs[-1:]):
+                        inputs.append(module.graph.placeholder(f"piece_{len(kinds)}"))
+                    free[_kind(node)].append(inputs[-1])
                     kinds.append(_kind(node))
                 operand, own.lent = free[_kind(node)].pop(), True
             own.node = _written(node, operand)
@@ -123,6 +123,12 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
         node.meta.clear()
     module.recompile()
     return kinds
+
+
+def _can_write(node: fx.Node) -> bool:
+    """Whether it pays to tell an operator where to write its result, and is possible."""
+    on_cpu = node.meta["val"].device.type == "cpu"
+    return on_cpu and _bytes(node) >= LARGE and node.target in _ELEMENTWISE | _OTHERS
 
 
 def _bytes(node: fx.Node) -> int:

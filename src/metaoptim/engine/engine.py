@@ -54,6 +54,7 @@ class Engine:
         self.budget, self.horizon = budget, horizon
         auto = "auto" in (tasks, memory, runtime)
         self.choice: Choice | None = None if auto else Choice(tasks, memory, runtime)
+        self.say: Callable[[str], None] = lambda text: None  # is told what is being measured, which can take minutes
         self._ways: dict[tuple[str, str, str], Way] = {}
 
     def init(self, meta: Meta, count: int) -> Carry:
@@ -95,7 +96,7 @@ class Engine:
                 alone = Way(self.optimizer, "loop", "steps", "eager", self.precision)
                 single = peak.of(lambda: alone(meta, *trees.index((batch, carry), slice(1))), meta.device)[1] or 0
             search = Search(build, settings, estimator.memories, check_tasks(batch), learner.steps, single, budget,
-                            meta.device, self.horizon or UNKNOWN, known or (), rest=self.rest)  # fmt: skip
+                            meta.device, self.horizon or UNKNOWN, known or (), rest=self.rest, say=self.say)  # fmt: skip
             found = search.run()
         cache.write(key, found.rows)
         self._ways = {how: way for how, way in self._ways.items() if how == found.choice[:3]}  # no other graph runs again

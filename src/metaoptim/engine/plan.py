@@ -60,7 +60,8 @@ class Search:
     """Times ways on one batch, the promising ones first.
 
     Args:
-        build: gives what computes the meta-gradient in one way; rest: has all that were built give back what they hold.
+        build: gives what computes the meta-gradient in one way.
+        rest: has all that were built give back what they hold. say: is told which way is measured next.
         settings: tasks, memory and runtime as they were given, "auto" where they are open.
         memories: the memory modes that the estimator has.
         count: tasks T in the batch; steps: inner steps K.
@@ -73,8 +74,10 @@ class Search:
         self, build: Build, settings: tuple[str, str, str], memories: Sequence[str], count: int, steps: int, single: int,
         budget: int, device: torch.device, horizon: int, rows: Iterable[Row] = (),
         clock: Callable[[], float] = time.perf_counter, rest: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
-        self.build, self.rest, self.count, self.steps, self.single, self.clock = build, rest, count, steps, single, clock
+        self.build, self.rest, self.say, self.clock = build, rest, say, clock
+        self.count, self.steps, self.single = count, steps, single
         self.budget, self.device, self.horizon = budget, device, horizon
         self.tasks = None if settings[0] == "auto" else settings[0]
         self.kept = [m for m in memories if settings[1] in ("auto", m)] or [settings[1]]
@@ -137,6 +140,7 @@ class Search:
             return
         try:
             self.rest()
+            self.say(f"measuring {tasks}, {memory}, {runtime}")
             run = self.build(Choice(tasks, memory, runtime))
             start = self.clock()
             run()  # traces, compiles, warms up

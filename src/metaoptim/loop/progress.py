@@ -50,6 +50,13 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
 
+    def busy(self, text: str) -> None:
+        """What goes on before the first step."""
+        self.bar.update(self.task, text=text)
+        if self.enabled and not self.console.is_terminal and time.monotonic() - self.spoken > QUIET_SECONDS:
+            self.spoken = time.monotonic()
+            self.say(text)
+
     def advanced(self, record: Mapping[str, Any]) -> None:
         """One outer step is done."""
         now = time.monotonic()

@@ -105,6 +105,7 @@ def train(
                 report.say(f"going on after step {training.step}")
             if module.engine.choice is None and training.step < iterations:
                 report.say(CHOOSING)
+                module.engine.say = report.busy
             while training.step < iterations:
                 record = training.advance(directory)
                 done, improved = training.step == iterations, False
