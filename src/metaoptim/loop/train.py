@@ -110,6 +110,7 @@ def train(
                 record = training.advance(directory)
                 done, improved = training.step == iterations, False
                 if validate_every > 0 and "val" in tasks.splits and (done or training.step % validate_every == 0):
+                    module.engine.rest()  # idle threads of "workers" would slow validation down
                     scores = training.validate(validate_episodes, validate_steps)
                     improved = training.improved(scores)
                     record |= {f"val_{name}": value for name, value in scores.items()}
