@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from metaoptim.engine.graph import layout, writes
+
 _aten = torch.ops.aten
 
 LARGE = 2**20  # bytes; what is smaller stays with the allocator and in the processor's cache
@@ -44,10 +46,7 @@ _OTHERS: dict[Any, Any] = {
     _aten.max_pool2d_with_indices_backward.default: _aten.max_pool2d_with_indices_backward.grad_input,
     _aten.clone.default: _aten.copy_.default,
 }
-_KEYWORD: dict[Any, str] = {
-    _aten.threshold_backward.default: "grad_input",
-    _aten.max_pool2d_with_indices_backward.default: "grad_input",
-}
+_INTO = _ELEMENTWISE | _OTHERS
 
 
 Kind = tuple[int, torch.dtype, torch.device]
@@ -89,11 +88,11 @@ class _Buffer:
 def recycle(module: fx.GraphModule) -> list[Kind]:
     """Has a graph reuse large buffers; returns the kinds of the pieces of memory that it then takes as its last inputs.
 
-    `meta["val"]` of its nodes must be what tracing noted; it is deleted, since it takes more memory than the graph itself.
+    `meta["val"]` of its nodes must be what tracing noted.
     """
     nodes = list(module.graph.nodes)
     targets = {node.target for node in nodes if node.op == "call_function"} - {getitem}
-    known = all(isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable for target in targets)
+    known = all(isinstance(target, torch._ops.OpOverload) for target in targets) and not any(writes(node) for node in nodes)
     found = _buffers(nodes) if known else {}  # else: who knows what lies in whose memory
     inputs = [node for node in nodes if node.op == "placeholder"]
     kinds: list[Kind] = []
@@ -119,8 +118,6 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
         for buffer in dying[now]:
             if buffer.lent:
                 free[_kind(buffer.node)].append(buffer.node)
-    for node in module.graph.nodes:
-        node.meta.clear()
     module.recompile()
     return kinds
 
@@ -128,7 +125,7 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
 def _can_write(node: fx.Node) -> bool:
     """Whether it pays to tell an operator where to write its result, and is possible."""
     on_cpu = node.meta["val"].device.type == "cpu"
-    return on_cpu and _bytes(node) >= LARGE and node.target in _ELEMENTWISE | _OTHERS
+    return on_cpu and _bytes(node) >= LARGE and node.target in _INTO
 
 
 def _bytes(node: fx.Node) -> int:
@@ -161,7 +158,9 @@ def _buffers(nodes: list[fx.Node]) -> dict[fx.Node, _Buffer]:
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the value lies in the memory of an input."""
-    source: Any = node.args[0] if node.target is getitem else node
+    source: Any = node
+    while source.target is getitem:
+        source = source.args[0]
     return source.target == _aten._unsafe_view.default or any(x.alias_info for x in source.target._schema.returns)
 
 
@@ -182,7 +181,7 @@ def _operand(node: fx.Node, found: dict[fx.Node, _Buffer], now: int) -> fx.Node 
         buffer = found.get(operand)
         if buffer is not None and buffer.last == now and _bytes(buffer.node) == _bytes(node):
             sharing = [x for x in node.all_input_nodes if found.get(x) is buffer]
-            if all(_layout(x) == _layout(node) for x in sharing):
+            if all(layout(x) == layout(node) for x in sharing):
                 return operand
     return None
 
@@ -191,20 +190,16 @@ def _written(node: fx.Node, into: fx.Node) -> fx.Node:
     """The operator again, in the form that writes its result into the memory of another node."""
     graph, value = node.graph, node.meta["val"]
     with graph.inserting_before(node):
-        if into.meta.get("val") is None or _layout(into) != _layout(node):
+        if into.meta.get("val") is None or layout(into) != layout(node):
             into = graph.call_function(_aten.as_strided.default, (into, list(value.shape), list(value.stride())))
-        target = (_ELEMENTWISE | _OTHERS)[node.target]
+        target = _INTO[node.target]
         if target is _aten.copy_.default:
             new = graph.call_function(target, (into, node.args[0]))
         else:
             args = (*node.args, 0) if target is _aten.clamp_min.out else node.args
-            new = graph.call_function(target, args, node.kwargs | {_KEYWORD.get(node.target, "out"): into})
+            keyword = next(x.name for x in target._schema.arguments if x.is_out)
+            new = graph.call_function(target, args, node.kwargs | {keyword: into})
     new.meta["val"] = value
     node.replace_all_uses_with(new)
     graph.erase_node(node)
     return new
-
-
-def _layout(node: fx.Node) -> Any:
-    value = node.meta["val"]
-    return value.shape, value.stride(), value.dtype, value.device

@@ -78,7 +78,7 @@ def _traced(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Literal["real", "fake"]
 ) -> fx.GraphModule:
     module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
-    if any(_writes(node) for node in module.graph.nodes):  # in forward mode torch writes into what it has just made
+    if any(writes(node) for node in module.graph.nodes):  # in forward mode torch writes into what it has just made
         module = make_fx(functionalize(function), decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
     return clean(module)
 
@@ -89,7 +89,7 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     Forward mode makes many zeros, which are neither multiplied nor added.
     """
     graph = module.graph
-    if any(_writes(node) for node in graph.nodes):
+    if any(writes(node) for node in graph.nodes):
         return module  # a value that changes in place can be neither shared nor left out
     seen: dict[Any, fx.Node] = {}
     zeros: set[fx.Node] = set()
@@ -109,12 +109,20 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
+def bare(module: fx.GraphModule) -> fx.GraphModule:
+    """Without what tracing noted of every value, which is more than the graph itself."""
+    for node in module.graph.nodes:
+        node.meta.clear()
+    return module
+
+
 def draws(node: fx.Node) -> bool:
     """Whether an operator draws random numbers."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether an operator changes a tensor that it is given."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -138,10 +146,11 @@ def _unchanged(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
         source = node.args[0] if node.args and node.target in _COPIES | _SAME_LAYOUT else None
     if not isinstance(source, fx.Node):
         return None
-    return source if node.target in _COPIES or _layout(source) == _layout(node) else None
+    return source if node.target in _COPIES or layout(source) == layout(node) else None
 
 
-def _layout(node: fx.Node) -> Any:
+def layout(node: fx.Node) -> Any:
+    """Shape, strides, type and device of the value."""
     value = node.meta["val"]
     return value.shape, value.stride(), value.dtype, value.device
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from metaoptim.engine.buffers import Kind, Scratch, recycle
-from metaoptim.engine.graph import draws, trace, trace_any_step
+from metaoptim.engine.graph import bare, draws, trace, trace_any_step
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
 
@@ -89,10 +89,9 @@ class Graphs:
 
     def _finished(self, flat: _Flat, module: fx.GraphModule, inputs: Sequence[Tensor]) -> _Graph:
         found = any(draws(node) for node in module.graph.nodes)
-        if self.compiled:
-            return _Graph(_compile(module, inputs), (), flat.beside, found)
-        kinds = recycle(module)
-        return _Graph(module.forward, kinds, flat.beside, found)
+        kinds = [] if self.compiled else recycle(module)
+        bare(module)
+        return _Graph(_compile(module, inputs) if self.compiled else module.forward, kinds, flat.beside, found)
 
 
 class _Flat:
