@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folders": set(),
     "nn": set(),
     "tasks": {"types", "folders"},
-    "rules": {"types", "trees", "nn"},
+    "rules": {"types", "trees", "gradients", "nn"},
     "objectives": {"types", "trees", "nn"},
     "losses": {"types", "trees", "nn"},
     "learners": {"types", "trees", "nn"},

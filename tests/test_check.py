@@ -24,10 +24,11 @@ from metaoptim.design import check
 from metaoptim.engine import Engine, self_check
 from metaoptim.engine.differences import TOLERANCE, probe
 from metaoptim.estimators import Displacement, Unroll
+from metaoptim.gradients import hold
 from metaoptim.learners import ClosedForm, GradientLearner, Network
 from metaoptim.losses import cross_entropy, mse
 from metaoptim.tasks import sinusoid
-from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, MetaOptimizer, State, Task
+from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, MetaOptimizer, Params, Rule, State, Task
 
 FEW = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
 LOOP = FEW[:1]
@@ -262,12 +263,29 @@ def test_a_mode_that_torch_refuses_is_no_fault_but_its_layer_is_named() -> None:
     assert "layer `1` (Branches): vmap can't map its first derivative" in "\n".join(report.notes)
 
 
-def test_adams_denominator_is_told_of() -> None:
+def with_rule(rule: Rule, estimator: Unroll) -> MetaOptimizer:
     network = Network(small(), cross_entropy)
-    learner = GradientLearner(network, rules.adam(0.1), 2)
-    report = check(MetaOptimizer(learner, Unroll(), Meta(network.weights(), {})), batch(), modes=LOOP)
+    return MetaOptimizer(GradientLearner(network, rule, 2), estimator, Meta(network.weights(), {}))
+
+
+@pytest.mark.parametrize("estimator", [Unroll(), Unroll(first_order=True)])
+def test_what_a_rule_holds_on_purpose_is_no_fault(estimator: Unroll) -> None:
+    optimizer = with_rule(rules.adam(0.1), estimator)
+    report = check(optimizer, batch())
+    assert report.ok, report
+    assert "holds constant on purpose" in str(report)
+    for how in [("loop", "graph", "eager"), ("vmap", "mixed", "trace")]:
+        assert self_check(optimizer, optimizer.meta, batch(), how) is None
+
+
+def test_what_a_rule_detaches_is_one_though_it_holds_something_too() -> None:
+    def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
+        return {n: -0.5 * (hold(g.abs() + 1) * g + g.detach().sin()) for n, g in grads.items()}, state
+
+    optimizer = with_rule(rules.sgd(0.1)._replace(update=update), Unroll())
+    report = check(optimizer, batch(), modes=FEW)
     assert "the update rule: its first derivative in its gradients is off" in str(report)
-    assert "on purpose" in str(report)
+    assert "is off from central differences" in (self_check(optimizer, optimizer.meta, batch()) or "")
 
 
 # --- What it leaves alone, and what it refuses --------------------------------------------------------------------------

@@ -297,6 +297,24 @@ def test_cleaning_keeps_the_values() -> None:
         assert torch.equal(a, b)
 
 
+def test_what_is_written_in_place_is_returned_where_nobody_else_sees_it() -> None:
+    def alone(x: Tensor) -> list[Tensor]:
+        return [x.sin().relu_() + 1, x.sin().div_(x.cos().sum())]
+
+    def seen(x: Tensor) -> list[Tensor]:
+        y = x.sin()
+        half, again = y[:3], x.sin()
+        y[3:].relu_()
+        y.div_(x.sum())
+        return [y, half + 1, again]
+
+    x = torch.randn(6)
+    assert nodes(alone, x).count("aten.sin.default") == 1, "both are made from the same"
+    for f in (alone, seen):
+        for a, b in zip(trace(f, [x])(x), f(x), strict=True):
+            assert torch.equal(a, b)
+
+
 SCHEDULES: dict[str, Callable[[int], float]] = {
     "a value": lambda k: 0.1 * 0.5**k,
     "a branch": lambda k: 0.1 if k < 3 else 0.01,

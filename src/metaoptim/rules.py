@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from metaoptim import trees
+from metaoptim.gradients import hold as hold
 from metaoptim.types import Params, Rule, State
 
 
@@ -53,8 +54,8 @@ def adam(lr: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Ru
     def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
         t = state["t"] + 1
         m = {n: b1 * state["m"][n] + (1 - b1) * g for n, g in grads.items()}
-        v = {n: b2 * state["v"][n] + (1 - b2) * g.detach().square() for n, g in grads.items()}
-        root = {n: (x / (1 - b2**t)).sqrt() + eps for n, x in v.items()}
+        v = {n: b2 * state["v"][n] + (1 - b2) * g.square() for n, g in grads.items()}
+        root = {n: hold((x / (1 - b2**t)).sqrt() + eps) for n, x in v.items()}
         return {n: -lr * (x / (1 - b1**t)) / root[n] for n, x in m.items()}, {"m": m, "v": v, "t": t}
 
     return Rule(_none, init, update)

@@ -91,6 +91,8 @@ def _examine(
     faults, notes = _causes(prepare(optimizer, optimizer.meta, batch, TASKS), report, gradient is not None)
     if first and not faults and gradient is None:
         notes += _costs(case, first, prepare(optimizer, optimizer.meta, batch, TASKS, torch.float32))
+    if case.holds() and gradient is None:
+        notes.append("what an inner step holds constant on purpose is held in the differences too.")
     if case.optimizer.learner.steps < optimizer.learner.steps:
         notes.append(f"checked with {case.optimizer.learner.steps} of its {optimizer.learner.steps} inner steps.")
     return replace(report, faults=tuple(faults), notes=tuple(notes))
@@ -178,7 +180,7 @@ def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]
     if report.ok:
         return faults, notes + named
     if not named and rule and (reason := fault(rule_part(rule, meta.rule, fast))):
-        named = [f"the update rule: {reason} (adam holds its denominator on purpose: sgd and momentum are exact)."]
+        named = [f"the update rule: {reason}."]
     if not named and not faults:
         named = [PARTLY if any(row.verdict == "right" for row in report.modes) else UNKNOWN]
     return faults + named, notes

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from metaoptim import trees
 from metaoptim.design.parts import GRADIENT, Part, floats, random_like
+from metaoptim.gradients import recorded, replayed
 from metaoptim.types import Params, Rule, State
 
 STEPS = 3
@@ -38,15 +40,23 @@ def inert(rule: Rule, psi: Params, weights: Params) -> str | None:
 
 
 def rule_part(rule: Rule, psi: Params, weights: Params) -> Part:
-    """The updates of a few steps, as a function of gradients, weights and ψ."""
-    gradients = {f"{GRADIENT}{k} {n}": g for k in range(STEPS) for n, g in random_like(weights, k).items()}
+    """The updates of a few steps, as a function of gradients, weights and ψ; what the rule holds is as it is here."""
+    grads = {f"{GRADIENT}{k} {n}": g for k in range(STEPS) for n, g in random_like(weights, k).items()}
 
     def function(at: Params) -> list[Params]:
         own, start = {n: at[f"rule: {n}"] for n in psi}, {n: at[n] for n in weights}
         steps = [{n: at[f"{GRADIENT}{k} {n}"] for n in weights} for k in range(STEPS)]
         return _updates(rule, own, start, rule.init(own, start), steps)
 
-    return Part("the update rule", lambda: function, {f"rule: {n}": p for n, p in psi.items()} | gradients | weights)
+    def held(at: Params) -> list[Params]:
+        with replayed(constants):
+            return function(at)
+
+    here = {f"rule: {n}": p for n, p in psi.items()} | grads | weights
+    constants: list[Tensor] = []
+    with recorded(constants):
+        function(here)
+    return Part("the update rule", lambda: held, here)
 
 
 def _updates(rule: Rule, psi: Params, weights: Params, state: State, gradients: Sequence[Params]) -> list[Params]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from metaoptim.engine.graph import layout, writes
+from metaoptim.engine.graph import is_view, layout, writes
 
 _aten = torch.ops.aten
 
@@ -147,21 +147,13 @@ def _buffers(nodes: list[fx.Node]) -> dict[fx.Node, _Buffer]:
         if node.op != "call_function":
             continue
         last = max([places[user] for user in node.users], default=places[node])
-        if _is_view(node):
+        if is_view(node):
             for buffer in inputs:  # there is but one, as a rule
                 buffer.last = max(buffer.last, last)
                 found[node] = buffer
         elif isinstance(value, Tensor) and _dense(value):
             found[node] = _Buffer(node, last)
     return found
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether the value lies in the memory of an input."""
-    source: Any = node
-    while source.target is getitem:
-        source = source.args[0]
-    return source.target == _aten._unsafe_view.default or any(x.alias_info for x in source.target._schema.returns)
 
 
 def _dense(value: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metaoptim import trees
+from metaoptim import gradients, trees
 from metaoptim.engine.differences import EXACT, Probe, distance, probe, seeded
 from metaoptim.engine.engine import Engine
 from metaoptim.engine.runtime import modules
@@ -57,9 +57,10 @@ def recast(x: Any, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class Held:
-    """A learner whose inner gradients are those of a run from the fixed φ `base`, whatever φ it is given.
+    """A learner for which all that passes no meta-gradient is as in a run from the fixed φ `base`, whatever φ it is given:
+    what a step holds and, unless `exact`, its gradient.
 
-    Its loss is the function of φ whose derivative the first-order gradient at `base` is. `op` may take the gradients in
+    Its loss is the function of φ whose derivative the estimate at `base` is. `op` may take the gradients of that run in
     place of the estimator's own operator; `ends` is given the weights that each run ends with.
     """
 
@@ -67,6 +68,7 @@ class Held:
     base: Meta
     op: GradOp | None = None
     ends: list[Params] | None = None
+    exact: bool = False
 
     @property
     def steps(self) -> int:
@@ -80,6 +82,7 @@ class Held:
 
     def step(self, meta: Meta, state: State, support: Batch, k: int, grad: GradOp) -> State:
         tape: list[Params] = []
+        constants: list[Tensor] = []
 
         def record(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
             def gradient(x: Params) -> Params:
@@ -91,8 +94,10 @@ class Held:
         def replay(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
             return lambda x: tape.pop(0)
 
-        first = self.learner.step(self.base, state[0], support, k, record)
-        second = self.learner.step(meta, state[1], support, k, replay)
+        with gradients.recorded(constants):
+            first = self.learner.step(self.base, state[0], support, k, record)
+        with gradients.replayed(constants):
+            second = self.learner.step(meta, state[1], support, k, grad if self.exact else replay)
         if self.ends is not None and k + 1 == self.steps:
             self.ends.append(self.learner.weights(meta, second))
         return first, second
@@ -133,6 +138,15 @@ class Case:
         for module in modules(self.optimizer):
             weights |= {n: torch.where(fixed, self.meta.weights[n], weights[n]) for n, fixed in held(module).items()}
         return Meta(weights, {n: leaves[f"rule: {n}"] for n in self.meta.rule})
+
+    def holds(self) -> bool:
+        """Whether an inner step holds a value on purpose."""
+        constants: list[Tensor] = []
+        learner, (support, _) = self.optimizer.learner, trees.index(self.batch, 0)
+        if learner.steps:
+            with seeded(self.meta.device), gradients.recorded(constants):
+                learner.step(self.meta, learner.init(self.meta, support), support, 0, gradients.constant)
+        return bool(constants)
 
     def run(self, gradient: Callable[[Meta, Task], Estimate], meta: Meta | None = None) -> Estimate:
         """The gradient at φ, or at another one; the same draws each time, from copies of φ and the tasks."""
@@ -199,15 +213,22 @@ def judge(case: Case, how: How) -> Verdict:
             moved, errors = displacement(case)
             if distance(moved, gradient) <= EXACT:
                 return Verdict(estimate, "displacement", max(errors.values()), None, how)
-    f = truth(case, how) if first_order else case.loss(mode)
+    own = constants(case)
+    f = case.loss(case.mode(how, own) if own else mode)
     seen, error = probe(f, case.leaves(case.meta), gradient)
     return Verdict(estimate, "first order" if first_order else "exact", error, seen, how)
 
 
 def truth(case: Case, how: How) -> Callable[[Params], float]:
     """The function of the learnt tensors whose derivative the estimate claims to be."""
-    first_order = getattr(case.optimizer.estimator, "first_order", False)
-    return case.loss(case.mode(how, Held(case.optimizer.learner, case.meta) if first_order else None))
+    return case.loss(case.mode(how, constants(case)))
+
+
+def constants(case: Case) -> Held | None:
+    """The learner whose loss is that function; None where it is the learner itself."""
+    if getattr(case.optimizer.estimator, "first_order", False):
+        return Held(case.optimizer.learner, case.meta)
+    return Held(case.optimizer.learner, case.meta, gradients.constant, exact=True) if case.holds() else None
 
 
 def displacement(case: Case, each: bool = False) -> tuple[Params, dict[str, float]]:

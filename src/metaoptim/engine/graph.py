@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import getitem
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,11 @@ _ZEROS = {
 _LINEAR = {  # in their first argument
     *(_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.permute.default, _aten.t.default),
     *(_aten._to_copy.default, _aten.clone.default, _aten.neg.default, _aten.sum.dim_IntList, _aten.mul.Scalar),
+}
+_RETURNING = {  # for what writes into its first argument: torch does in forward mode, into what it has just made
+    _aten.copy_.default: _aten.copy.default,
+    _aten.div_.Tensor: _aten.div.Tensor,
+    _aten.relu_.default: _aten.relu.default,
 }
 
 
@@ -78,9 +84,27 @@ def _traced(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Literal["real", "fake"]
 ) -> fx.GraphModule:
     module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
-    if any(writes(node) for node in module.graph.nodes):  # in forward mode torch writes into what it has just made
+    for node in module.graph.nodes:
+        _return(node)
+    if any(writes(node) for node in module.graph.nodes):
         module = make_fx(functionalize(function), decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
     return clean(module)
+
+
+def _return(node: fx.Node) -> None:
+    """Has an operator return its result that writes it into a value of the graph which nobody else knows."""
+    if node.target in _RETURNING:
+        into: Any = node.args[0]
+        if isinstance(into.target, torch._ops.OpOverload) and len(into.users) == 1 and not is_view(into):
+            node.target = _RETURNING[node.target]
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the value lies in the memory of an input."""
+    source: Any = node
+    while source.target is getitem:
+        source = source.args[0]
+    return source.target == _aten._unsafe_view.default or any(x.alias_info for x in source.target._schema.returns)
 
 
 def clean(module: fx.GraphModule) -> fx.GraphModule:
