@@ -103,6 +103,26 @@ class Pick(nn.Module):
         return x.mean(1) if self.mean else x.transpose(1, 2)
 
 
+class Buffered(nn.Module):
+    """A layer with numbers of its own, which are no weights."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(0.5, 2.0, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.scale.clone()
+
+
+class View(nn.Module):
+    """Flattened by `view`, which asks for torch's layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1)
+
+
 def images(*layers: nn.Module, width: int = 27) -> nn.Module:
     """Layers after a convolution that gives (B, 3, 6, 6), then a head on `width` features."""
     return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *layers, nn.Flatten(), nn.Linear(width, 2))
@@ -143,6 +163,18 @@ CASES: dict[str, Case] = {
     "RMSNorm": Case(lambda: rows(nn.RMSNorm(6), nn.GELU("tanh")), ROW),
     "Conv1d": Case(lambda: series(nn.GELU(), nn.MaxPool1d(2), width=8), SERIES, steps=(1, 3)),
     "Conv1d, pooled to one": Case(lambda: series(nn.PReLU(), nn.AdaptiveAvgPool1d(1), width=4), SERIES),
+    "Conv1d, its maxima": Case(lambda: series(nn.Tanh(), nn.AdaptiveMaxPool1d(2), width=8), SERIES),
+    "Conv3d": Case(
+        lambda: nn.Sequential(
+            nn.Unflatten(2, (2, 3)), nn.Conv3d(1, 2, 2, padding=1), nn.MaxPool3d(2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)
+        ),
+        IMAGE,
+    ),
+    "overlapping windows": Case(lambda: images(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Tanh(), width=48), IMAGE),
+    "layouts": Case(lambda: images(nn.Hardswish(), nn.ELU(inplace=True), View(), width=108), IMAGE),
+    "PixelShuffle": Case(
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.PixelShuffle(2), nn.Tanh(), View(), nn.Linear(144, 2)), IMAGE
+    ),
     "ConvTranspose2d": Case(lambda: images(nn.AvgPool2d(2), nn.ConvTranspose2d(3, 2, 2, stride=2), nn.ELU(), width=72), IMAGE),
     "Embedding": Case(
         lambda: nn.Sequential(nn.Embedding(7, 4, padding_idx=0), nn.Flatten(), nn.Tanh(), nn.Linear(12, 2)), WORDS
@@ -166,6 +198,7 @@ CASES: dict[str, Case] = {
     "EmbeddingBag": Case(lambda: nn.Sequential(nn.EmbeddingBag(7, 4, padding_idx=1), nn.Tanh(), nn.Linear(4, 2)), WORDS),
     "weight norm": Case(lambda: nn.Sequential(weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)), ROW),
     "spectral norm": Case(lambda: nn.Sequential(spectral_norm(nn.Linear(4, 5)).eval(), nn.Tanh(), nn.Linear(5, 2)), ROW),
+    "buffers": Case(lambda: rows(Buffered(), nn.Tanh()), ROW),
     "RReLU": Case(lambda: rows(nn.RReLU()), ROW, True),
     "noise": Case(lambda: rows(Noise()), ROW, True),
     "Dropout": Case(lambda: rows(nn.Dropout(0.4), nn.Tanh()), ROW, True, steps=(1, 3)),
@@ -173,10 +206,15 @@ CASES: dict[str, Case] = {
     "AlphaDropout": Case(lambda: rows(nn.SELU(), nn.AlphaDropout(0.3)), ROW, True),
 }
 TRACED = [
-    ("mlp", "vmap", "mixed"), ("BatchNorm2d", "vmap", "graph"), ("LayerNorm", "vmap", "graph"), ("GRUCell", "vmap", "graph"),
-    ("MultiheadAttention", "vmap", "graph"), ("weight norm", "loop", "steps"),
+    *((name, "vmap", "graph") for name in CASES),
+    *(
+        (name, "vmap", "mixed")
+        for name in ("mlp", "GroupNorm", "Conv1d, its maxima", "overlapping windows", "layouts", "buffers")
+    ),
+    ("weight norm", "loop", "steps"),
     ("Dropout", "workers:2", "steps"),
-]  # fmt: skip
+    ("layouts", "loop", "graph"),
+]
 
 
 def built(name: str) -> tuple[nn.Module, Task]:
@@ -248,6 +286,17 @@ def test_every_way_gives_the_meta_gradient(name: str, steps: int) -> None:
         other, found = run(meta, tasks, how)
         assert far(found, grad) < 1e-9, how
         torch.testing.assert_close(other, loss, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("memory", ["graph", "steps"])
+def test_a_graph_sees_buffers_as_they_are_now(memory: str) -> None:
+    net, tasks = built("buffers")
+    meta = maml(net, mse, lr=0.2, steps=2)
+    traced = Engine(meta, "vmap", memory, "trace")
+    for _ in range(2):
+        expected = run(meta, tasks, EAGER[0])[0]
+        torch.testing.assert_close(traced(meta.meta, tasks).loss, expected, rtol=1e-12, atol=0)
+        next(net.buffers()).mul_(1.5)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -386,7 +435,7 @@ def test_weight_norm_of_torch_is_wrong() -> None:
 
 def test_plain_networks_pay_nothing() -> None:
     assert not needs_written_out(conv4(2))
-    assert not needs_written_out(convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2))))
+    assert not needs_written_out(convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2))))
     for net in (nn.Sequential(nn.Dropout()), nn.GRU(1, 1), Pick(), weight_norm(nn.Linear(1, 1)), encoder()):
         assert needs_written_out(net)
 

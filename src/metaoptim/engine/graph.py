@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from operator import getitem
 from typing import Any, Literal
 
@@ -33,17 +34,23 @@ _RETURNING = {  # for what writes into its first argument: torch does in forward
     _aten.relu_.default: _aten.relu.default,
 }
 
+Mode = Literal["real", "fake"]
+Kernels = dict[Any, Callable[..., Any]]
+
+_MANNERS: Sequence[tuple[Mode, Kernels]] = (("fake", DECOMPOSITIONS), ("real", DECOMPOSITIONS), ("fake", {}), ("real", {}))
+
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The operators that the function runs on such inputs, cleaned. A RuntimeError where values decide what it does.
 
     Tracing goes by shapes alone, which takes no memory to speak of; by values only where torch's rules for shapes fall short,
-    as forward mode under vmap does in torch 2.13.
+    as forward mode under vmap does in torch 2.13. Convolutions of our own return another layout than torch's; where the
+    function asks for torch's, as `view` can, it has its own.
     """
-    try:
-        return _traced(function, inputs, "fake")
-    except RuntimeError:
-        return _traced(function, inputs, "real")
+    for mode, kernels in _MANNERS[:-1]:
+        with suppress(Exception):  # whatever torch can say; a fault of the function itself comes up once more below
+            return _traced(function, inputs, mode, kernels)
+    return _traced(function, inputs, *_MANNERS[-1])
 
 
 class AnyStep:
@@ -74,21 +81,44 @@ def trace_any_step(function: Callable[..., Sequence[Tensor]], inputs: Sequence[T
     def unknown(*args: Tensor) -> Sequence[Tensor]:
         return function(AnyStep(args[-1].item()), *args[:-1])
 
-    try:
-        return _traced(unknown, [*inputs, torch.tensor(0)], "fake")
-    except Exception:  # whatever the function does with what is no number; its own faults come up in `trace`
-        return None
+    for mode, kernels in _MANNERS:
+        if mode == "fake":  # in others there is no number that isn't known
+            with suppress(Exception):  # whatever the function does with what is no number; its own faults come up in `trace`
+                return _traced(unknown, [*inputs, torch.tensor(0)], mode, kernels)
+    return None
 
 
 def _traced(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Literal["real", "fake"]
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Mode, kernels: Kernels
 ) -> fx.GraphModule:
-    module = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
+    def made(function: Callable[..., Any]) -> fx.GraphModule:  # from tensors beside the inputs too, such as a module's buffers
+        return make_fx(function, decomposition_table=kernels, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs)
+
+    module = made(function)
     for node in module.graph.nodes:
         _return(node)
     if any(writes(node) for node in module.graph.nodes):
-        module = make_fx(functionalize(function), decomposition_table=DECOMPOSITIONS, tracing_mode=mode)(*inputs)
-    return clean(module)
+        module = made(functionalize(module))
+    clean(module)
+    if mode == "fake" and not any(writes(node) for node in module.graph.nodes):
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            _Trial(module).run(*inputs)
+    return module
+
+
+class _Trial(fx.Interpreter):
+    """Raises a RuntimeError where an operator's result has other strides than its rule for shapes foretold.
+
+    A few of torch's rules are wrong about them, and what comes later may count on them: a view, or our convolutions.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        found, foretold = fx.Interpreter.run_node(self, n), n.meta.get("val")
+        if isinstance(found, Tensor) and isinstance(foretold, Tensor) and found.numel():
+            pairs = zip(found.stride(), foretold.stride(), found.shape, strict=True)
+            if any(a != b and size > 1 for a, b, size in pairs):
+                raise RuntimeError(f"{n.target} returns strides {found.stride()}; foretold were {foretold.stride()}.")
+        return found
 
 
 def _return(node: fx.Node) -> None:

@@ -147,7 +147,7 @@ class Search:
             self.building[tasks, memory, runtime] = self.clock() - start
             self.rest()
             _, used = peak.of(run, self.device)
-        except (RuntimeError, ValueError) as error:  # such as a layer that vmap has no rule for
+        except Exception as error:  # whatever torch can say, as of a layer that vmap has no rule for
             self.errors.append(error)
             self.rows.append(Row(tasks, memory, runtime, note=" ".join(str(error).split())))
             return

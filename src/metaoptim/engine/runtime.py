@@ -107,7 +107,8 @@ class _Flat:
 
 def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph through Inductor, whose results stay on disk between processes; the graph itself where that can't be had."""
-    run = torch.compile(module, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    # Called from C++ its kernels don't hold Python's lock, for which several threads would wait.
+    run = torch.compile(module, fullgraph=True, dynamic=False, options={"fallback_random": True, "cpp_wrapper": True})
     try:
         with torch.inference_mode(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of the compiler are not about the user's work

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.pooling import _MaxPoolNd
 from torch.overrides import TorchFunctionMode
 
 from metaoptim.nn.attention import multi_head_attention, scaled_dot_product_attention
 from metaoptim.nn.noise import RANDOM, one_pass
+from metaoptim.nn.norms import centred
+from metaoptim.nn.pooling import POOLING
 from metaoptim.nn.recurrent import RECURRENT
 
 
@@ -23,8 +26,8 @@ def written_out(needed: bool = True) -> Iterator[None]:
     """A forward pass, in which functions of torch run as they are written out in this package.
 
     torch's recurrent kernels have no batching rule for weights, its fused attention and its bags of embeddings have no second
-    derivative, its weight norm has a wrong one, and its dropout draws other numbers in another order of evaluation. Weights,
-    names, modules and results stay torch's.
+    derivative, those of its max-pooling and group norm can't be traced under `vmap`, its weight norm has a wrong one, and its
+    dropout draws other numbers in another order of evaluation. Weights, names, modules and results stay torch's.
     """
     if not needed:
         yield
@@ -48,6 +51,17 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """g · v / ‖v‖, the norm taken over every axis but `dim` (−1: over all)."""
     axes = [i for i in range(v.ndim) if dim == -1 or i != dim]
     return v * (g / v.square().sum(axes, keepdim=dim != -1).sqrt())
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """(x − mean) / √(var + eps) · weight + bias over groups of channels of each example, for inputs (B, C, …)."""
+    gap, _, var = centred(input.reshape(input.shape[0], num_groups, -1), (-1,))
+    y = (gap * (var + eps).rsqrt()).reshape(input.shape)
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
 
 
 def embedding_bag(
@@ -80,9 +94,11 @@ def embedding_bag(
 _OURS: Mapping[Any, Callable[..., Any]] = {
     **RANDOM,
     **RECURRENT,
+    **POOLING,
     F.scaled_dot_product_attention: scaled_dot_product_attention,
     F.multi_head_attention_forward: multi_head_attention,
     F.embedding_bag: embedding_bag,
+    F.group_norm: group_norm,
     torch._weight_norm: weight_norm,
 }
 
@@ -91,9 +107,13 @@ _CALLERS = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
     nn.EmbeddingBag,
+    nn.GroupNorm,
     nn.RReLU,
     nn.FractionalMaxPool2d,
     nn.FractionalMaxPool3d,
+    _MaxPoolNd,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
     _DropoutNd,
 )
 
