@@ -1,6 +1,6 @@
 """Seconds of one meta-step: a plain autograd loop, higher, TorchOpt, metaoptim and JAX, in the same rounds.
 
-    python benchmarks/speed.py [--rounds 15] [--only sinusoid-1 …] [--settings loop/graph/eager …] [--jax PYTHON]
+    python benchmarks/speed.py [--rounds 9] [--only sinusoid-1 …] [--settings loop/graph/eager …] [--jax PYTHON]
 
 First every way's meta-gradient is compared with the loop's in float64; then all are timed once per round, in an order drawn
 anew. A ratio is the loop's seconds ÷ the way's in the same round: medians and quartiles over the rounds are printed.
@@ -185,7 +185,7 @@ def _record(base: Contender, one: Contender) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=[w.name for w in SPEED], help="works; all where not given")
     parser.add_argument("--ways", nargs="+", help="parts of the names of the ways to measure beside the loop")
     parser.add_argument("--settings", nargs="+", help="of our engine, as tasks/memory/runtime, or auto")

@@ -99,7 +99,7 @@ class Work:
 
 MLP = ("vmap/graph/eager", "vmap/graph/trace", "vmap/graph/compile", "auto")
 CONV = (
-    "loop/graph/eager", "loop/graph/trace", "loop/graph/compile", "workers:2/graph/trace", "workers:2/graph/compile",
+    "loop/graph/eager", "loop/graph/trace", "workers:2/graph/trace", "workers:2/graph/compile",
     "vmap/graph/eager", "vmap/graph/trace", "vmap/graph/compile", "auto",
 )  # fmt: skip
 SINUSOID: dict[str, Any] = {"model": "mlp", "tasks": 25, "support": 10, "query": 10, "settings": MLP}
