@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim.loop import TrainingError
+from metaoptim.loop import TrainingError, progress
+from metaoptim.loop.state import Training
 from metaoptim.loop.store import load_checkpoint
 from metaoptim.types import Batch, Meta, MetaOptimizer, Outer
 
@@ -254,3 +256,36 @@ def test_progress_goes_to_stderr_in_plain_words_or_not_at_all(
     run = mo.train(build(), SINUSOID, **SMALL, validate_every=3)
     mo.evaluate(run, SINUSOID, episodes=3, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_worker_threads_end_before_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle ones would slow everything else in the process down."""
+    alive: dict[str, list[int]] = {"advance": [], "validate": []}
+
+    def watched(name: str) -> Callable[..., Any]:
+        original = getattr(Training, name)
+
+        def watching(*args: Any, **options: Any) -> Any:
+            before = count()
+            result = original(*args, **options)
+            alive[name].append(count() if name == "advance" else before)
+            return result
+
+        return watching
+
+    def count() -> int:
+        return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+
+    for name in alive:
+        monkeypatch.setattr(Training, name, watched(name))
+    workers = {"tasks": "workers:2", "memory": "graph", "runtime": "trace"}
+    mo.train(build(), SINUSOID, **{**SMALL, "iterations": 4, "engine": workers}, validate_every=2, validate_episodes=2)
+    assert len(alive["advance"]) == 4 and min(alive["advance"]) > 0
+    assert alive["validate"] == [0, 0]
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_what_is_being_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    mo.train(build(), SINUSOID, **{**SMALL, "iterations": 2, "engine": {}, "progress": True}, validate_every=0)
+    assert "measuring vmap, graph, eager" in capsys.readouterr().err

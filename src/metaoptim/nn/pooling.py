@@ -19,64 +19,49 @@ _aten = torch.ops.aten
 Sizes = int | Sequence[int]
 
 
+def _max_pool(axes: int, find: Callable[..., Any], spread: Callable[..., Tensor]) -> Callable[..., Any]:
+    def max_pool(
+        input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Any:  # fmt: skip
+        how = (*(_each(size, axes) for size in (kernel_size, stride or kernel_size, padding, dilation)), ceil_mode)
+        found = _maxima(input, lambda x: find(x, *how), lambda g, x, i: spread(g, x, *how, i), axes)
+        return found if return_indices else found[0]
+
+    return max_pool
+
+
+max_pool2d = _max_pool(2, _aten.max_pool2d_with_indices, _aten.max_pool2d_with_indices_backward)
+max_pool3d = _max_pool(3, _aten.max_pool3d_with_indices, _aten.max_pool3d_with_indices_backward)
+
+
 def max_pool1d(
     input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1,
     ceil_mode: bool = False, return_indices: bool = False,
 ) -> Any:  # fmt: skip
-    """As in torch: windows of (…, L)."""
+    """Windows of (…, L), as those of (…, 1, L)."""
     (kernel,), (step,), (pad,), (gap,) = (_each(n, 1) for n in (kernel_size, stride or kernel_size, padding, dilation))
     found = max_pool2d(input.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), ceil_mode, return_indices)
     return (found[0].squeeze(-2), found[1].squeeze(-2)) if return_indices else found.squeeze(-2)
 
 
-def max_pool2d(
-    input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
-) -> Any:  # fmt: skip
-    """As in torch: windows of (…, H, W)."""
-    how = (*(_each(n, 2) for n in (kernel_size, stride or kernel_size, padding, dilation)), ceil_mode)
-    found = _maxima(
-        input,
-        lambda x: _aten.max_pool2d_with_indices(x, *how),
-        lambda g, x, i: _aten.max_pool2d_with_indices_backward(g, x, *how, i),
-        2,
-    )
-    return found if return_indices else found[0]
-
-
-def max_pool3d(
-    input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
-) -> Any:  # fmt: skip
-    """As in torch: windows of (…, D, H, W)."""
-    how = (*(_each(n, 3) for n in (kernel_size, stride or kernel_size, padding, dilation)), ceil_mode)
-    found = _maxima(
-        input,
-        lambda x: _aten.max_pool3d_with_indices(x, *how),
-        lambda g, x, i: _aten.max_pool3d_with_indices_backward(g, x, *how, i),
-        3,
-    )
-    return found if return_indices else found[0]
-
-
 def adaptive_max_pool1d(input: Tensor, output_size: Sizes, return_indices: bool = False) -> Any:
-    """As in torch: `output_size` windows of (…, L)."""
+    """`output_size` windows of (…, L)."""
     found = adaptive_max_pool2d(input.unsqueeze(-2), (1, *_each(output_size, 1)), return_indices)
     return (found[0].squeeze(-2), found[1].squeeze(-2)) if return_indices else found.squeeze(-2)
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """As in torch: `output_size` windows of (…, H, W), None for as many as there are places."""
+    """`output_size` windows of (…, H, W), None for as many as there are places."""
     sizes = [own if size is None else size for size, own in zip(_each(output_size, 2), input.shape[-2:], strict=True)]
     found = _maxima(input, lambda x: _aten.adaptive_max_pool2d(x, sizes), _aten.adaptive_max_pool2d_backward, 2)
     return found if return_indices else found[0]
 
 
 POOLING: Mapping[Any, Callable[..., Any]] = {
-    function: ours
-    for ours in (max_pool1d, max_pool2d, max_pool3d, adaptive_max_pool1d, adaptive_max_pool2d)
-    for library in (F, torch)
-    if (function := getattr(library, ours.__name__, None)) is not None
+    **{F.max_pool1d: max_pool1d, F.max_pool2d: max_pool2d, F.max_pool3d: max_pool3d},
+    **{torch.max_pool1d: max_pool1d, torch.max_pool2d: max_pool2d, torch.max_pool3d: max_pool3d},
+    **{F.adaptive_max_pool1d: adaptive_max_pool1d, F.adaptive_max_pool2d: adaptive_max_pool2d},
 }
 
 
