@@ -59,9 +59,14 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 POOLING: Mapping[Any, Callable[..., Any]] = {
-    **{F.max_pool1d: max_pool1d, F.max_pool2d: max_pool2d, F.max_pool3d: max_pool3d},
-    **{torch.max_pool1d: max_pool1d, torch.max_pool2d: max_pool2d, torch.max_pool3d: max_pool3d},
-    **{F.adaptive_max_pool1d: adaptive_max_pool1d, F.adaptive_max_pool2d: adaptive_max_pool2d},
+    F.max_pool1d: max_pool1d,
+    F.max_pool2d: max_pool2d,
+    F.max_pool3d: max_pool3d,
+    torch.max_pool1d: max_pool1d,
+    torch.max_pool2d: max_pool2d,
+    torch.max_pool3d: max_pool3d,
+    F.adaptive_max_pool1d: adaptive_max_pool1d,
+    F.adaptive_max_pool2d: adaptive_max_pool2d,
 }
 
 
