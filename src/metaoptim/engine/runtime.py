@@ -53,7 +53,7 @@ class Graphs:
         """
         key = self.key(name, inputs)
         if key not in self.graphs:
-            self.graphs[key] = self._build(function, inputs) if step is None else self._build_any(function, inputs)
+            self.graphs[key] = self._build(function, inputs, any_step=step is not None)
         graph = self.graphs[key]
         if graph is None:
             if (*key, step) not in self.graphs:
@@ -76,16 +76,13 @@ class Graphs:
         """Whether a graph draws random numbers by torch's generator."""
         return any(graph.draws for graph in self.graphs.values() if graph)
 
-    def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
+    def _build(self, function: Function, inputs: Sequence[Tensor], any_step: bool = False) -> _Graph | None:
         flat = _Flat(function)
+        self.scratch.free.clear()  # tracing runs the graph once, in memory of its own
         with torch.no_grad():
-            return self._finished(flat, trace(flat, inputs), inputs)
-
-    def _build_any(self, function: Function, inputs: Sequence[Tensor]) -> _Graph | None:
-        flat = _Flat(function)
-        with torch.no_grad():
-            module = trace_any_step(flat, inputs)
-        return None if module is None else self._finished(flat, module, [*inputs, torch.tensor(0)])
+            module = trace_any_step(flat, inputs) if any_step else trace(flat, inputs)
+            number = [torch.tensor(0)] if any_step else []
+            return self._finished(flat, module, [*inputs, *number]) if module else None
 
     def _finished(self, flat: _Flat, module: fx.GraphModule, inputs: Sequence[Tensor]) -> _Graph:
         found = any(draws(node) for node in module.graph.nodes)
