@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from metaoptim.engine import buffers
 from metaoptim.engine.graph import trace
+from metaoptim.engine.runtime import Graphs
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -114,6 +115,23 @@ def test_pieces_of_one_kind_serve_other_shapes_and_graphs() -> None:
     with scratch.lent([(16, torch.float32, x.device)] * 2), scratch.lent([(16, torch.float64, x.device)]):
         pass
     assert sorted(len(found) for found in scratch.free.values()) == [1, 2]
+
+
+def test_memory_that_is_not_in_use_is_given_back_before_another_graph_is_traced() -> None:
+    graphs, x = Graphs(None), torch.randn(4, 4)
+    kept: list[int] = []
+
+    def first(x: Tensor) -> tuple[Sequence[Tensor], None]:
+        return [((x * 2.0).sin() + x).sum()], None
+
+    def second(x: Tensor) -> tuple[Sequence[Tensor], None]:
+        kept.append(len(graphs.scratch.free))
+        return [x.sum()], None
+
+    graphs("first", first, [x])
+    assert graphs.scratch.free
+    graphs("second", second, [x])
+    assert set(kept) == {0}
 
 
 def test_graphs_that_write_of_themselves_stay_as_they_are() -> None:

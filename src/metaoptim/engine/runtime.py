@@ -111,7 +111,8 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
             warnings.simplefilter("ignore")  # those of the compiler are not about the user's work
             run(*inputs)
     except Exception as error:  # whatever a compiler can say
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        said = str(error).partition("Set TORCH")[0]  # what follows is for torch's developers
+        reason = " ".join(said.split()).partition(". ")[0][:200]
         warnings.warn(f'runtime="compile" is not to be had here ({reason}); the traced graph runs instead.', stacklevel=2)
         return module.forward
     return run
