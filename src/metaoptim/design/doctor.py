@@ -91,7 +91,7 @@ def _examine(
     faults, notes = _causes(prepare(optimizer, optimizer.meta, batch, TASKS), report, gradient is not None)
     if first and not faults and gradient is None:
         notes += _costs(case, first, prepare(optimizer, optimizer.meta, batch, TASKS, torch.float32))
-    if case.holds() and gradient is None:
+    if gradient is None and case.holds():
         notes.append("what an inner step holds constant on purpose is held in the differences too.")
     if case.optimizer.learner.steps < optimizer.learner.steps:
         notes.append(f"checked with {case.optimizer.learner.steps} of its {optimizer.learner.steps} inner steps.")

@@ -69,6 +69,10 @@ class Scratch:
             for kind, piece in zip(kinds, pieces, strict=True):
                 self.free[kind].append(piece)
 
+    def give_back(self) -> None:
+        """Lets go of the pieces that nobody uses."""
+        self.free.clear()
+
     def _piece(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         try:
             return self.free[count, dtype, device].pop()

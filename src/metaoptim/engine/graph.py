@@ -81,10 +81,9 @@ def trace_any_step(function: Callable[..., Sequence[Tensor]], inputs: Sequence[T
     def unknown(*args: Tensor) -> Sequence[Tensor]:
         return function(AnyStep(args[-1].item()), *args[:-1])
 
-    for mode, kernels in _MANNERS:
-        if mode == "fake":  # in others there is no number that isn't known
-            with suppress(Exception):  # whatever the function does with what is no number; its own faults come up in `trace`
-                return _traced(unknown, [*inputs, torch.tensor(0)], mode, kernels)
+    for kernels in (DECOMPOSITIONS, {}):
+        with suppress(Exception):  # whatever the function does with what is no number; its own faults come up in `trace`
+            return _traced(unknown, [*inputs, torch.tensor(0)], "fake", kernels)  # among values every number is known
     return None
 
 

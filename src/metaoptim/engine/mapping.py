@@ -88,7 +88,7 @@ class Way:
 
     def rest(self) -> None:
         """Until it is called again, gives back memory and ends threads: while those live, OpenMP's cost more everywhere."""
-        self.graphs.scratch.free.clear()
+        self.graphs.scratch.give_back()
         if self.pool is not None:
             self.pool.shutdown()
             self.pool = None

@@ -78,7 +78,7 @@ class Graphs:
 
     def _build(self, function: Function, inputs: Sequence[Tensor], any_step: bool = False) -> _Graph | None:
         flat = _Flat(function)
-        self.scratch.free.clear()  # tracing runs the graph once, in memory of its own
+        self.scratch.give_back()  # tracing runs the graph once, in memory of its own
         with torch.no_grad():
             module = trace_any_step(flat, inputs) if any_step else trace(flat, inputs)
             number = [torch.tensor(0)] if any_step else []

@@ -106,6 +106,17 @@ class LayerNorm(nn.Module):
         return f"{self.shape}, eps={self.eps}, affine={self.weight is not None}"
 
 
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """(x − mean) / √(var + eps) · weight + bias over groups of channels of each example, for inputs (B, C, …)."""
+    gap, _, var = centred(input.reshape(input.shape[0], num_groups, -1), (-1,))
+    y = (gap * (var + eps).rsqrt()).reshape(input.shape)
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
 def convert(module: nn.Module) -> nn.Module:
     """The same module with its batch and layer norms swapped, in place, for those of this file.
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from metaoptim.nn.attention import multi_head_attention, scaled_dot_product_attention
 from metaoptim.nn.noise import RANDOM, one_pass
-from metaoptim.nn.norms import centred
+from metaoptim.nn.norms import group_norm
 from metaoptim.nn.pooling import POOLING
 from metaoptim.nn.recurrent import RECURRENT
 
@@ -51,17 +51,6 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """g · v / ‖v‖, the norm taken over every axis but `dim` (−1: over all)."""
     axes = [i for i in range(v.ndim) if dim == -1 or i != dim]
     return v * (g / v.square().sum(axes, keepdim=dim != -1).sqrt())
-
-
-def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """(x − mean) / √(var + eps) · weight + bias over groups of channels of each example, for inputs (B, C, …)."""
-    gap, _, var = centred(input.reshape(input.shape[0], num_groups, -1), (-1,))
-    y = (gap * (var + eps).rsqrt()).reshape(input.shape)
-    shape = (1, -1) + (1,) * (input.ndim - 2)
-    y = y if weight is None else y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
 
 
 def embedding_bag(
