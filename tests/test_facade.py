@@ -283,3 +283,20 @@ def test_a_run_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     (tmp_path / "run").rename(tmp_path / "moved")
     assert mo.load(str(tmp_path / "moved"), build("reptile"), "last").step == 3
+
+
+def test_torchs_own_mse_and_an_attribute_that_changes_are_right_by_default() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.net, self.temp = mlp(), 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) / self.temp
+
+    net = Scaled()
+    module, losses = mo.MetaModule(mo.maml(net, nn.functional.mse_loss)), []
+    for net.temp in (1.0, 2.0):
+        losses.append(module.backward(batch()).item())
+        assert losses[-1] == mo.Engine(module.optimizer, "loop", "graph", "eager")(module.meta(), batch()).loss.item()
+    assert losses[0] != losses[1]

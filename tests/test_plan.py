@@ -84,8 +84,8 @@ def cost(choice: Choice) -> float:
 
 def test_the_fastest_way_is_taken(two_threads: None) -> None:
     found = World(cost).search(horizon=10**6).run()
-    assert found.choice[:3] == ("workers:2", "mixed", "compile")
-    assert found.choice.seconds["workers:2, mixed, compile"] == pytest.approx(1.5 * 0.9 * 0.2)
+    assert found.choice[:3] == ("workers:2", "graph", "compile")
+    assert found.choice.seconds["workers:2, graph, compile"] == pytest.approx(1.5 * 0.2)
     assert found.why == f"the fastest of the {len(found.rows)} ways that were timed, with a peak within 1 GiB"
 
 
@@ -147,7 +147,7 @@ def test_what_would_exceed_the_budget_is_not_run() -> None:
     world = World(cost)
     found = world.search(single=GIB // 10, budget=GIB, horizon=10).run()  # 8 tasks · 5 steps · 0.1 GiB for the graph
     assert "vmap graph eager" not in world.ran and "vmap steps eager" in world.ran
-    assert found.choice[:3] == ("vmap", "mixed", "eager")
+    assert found.choice[:3] == ("vmap", "steps", "eager")
     chunked = World(lambda choice: 1.0).search(single=GIB // 4, budget=GIB, horizon=10)
     assert "vmap:4" in chunked.mappings("eager")
     assert chunked.foretold("vmap:4", "steps") == GIB == chunked.foretold("workers:2:2", "steps")

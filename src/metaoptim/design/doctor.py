@@ -108,9 +108,13 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
         chosen = [how for how in offered(case.optimizer) if ":" not in how[0] or how in CUTS]
     else:
         chosen = list(modes)
+    no_forward_mode = ""
     for how in chosen:
         name = " · ".join(how)
         say(name)
+        if no_forward_mode and how[1] == "mixed":  # traced all the same, it can end the process
+            rows.append(Row(name, None, refused=no_forward_mode))
+            continue
         try:
             if first is None:
                 first = judge(case, how)
@@ -119,6 +123,7 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
                 rows.append(_compare(name, case, how, first))
         except Exception as error:  # whatever torch and a user's code can say
             rows.append(Row(name, None, refused=said(error)))
+            no_forward_mode = rows[-1].refused if how[1:] == ("mixed", "eager") else no_forward_mode
     return rows, first
 
 

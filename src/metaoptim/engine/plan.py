@@ -80,7 +80,9 @@ class Search:
         self.count, self.steps, self.single = count, steps, single
         self.budget, self.device, self.horizon = budget, device, horizon
         self.tasks = None if settings[0] == "auto" else settings[0]
-        self.kept = [m for m in memories if settings[1] in ("auto", m)] or [settings[1]]
+        # Forward mode, which "mixed" needs, is refused by some of torch's functions, and can end the process when traced.
+        open_ = [m for m in memories if m != "mixed"]
+        self.kept = open_ if settings[1] == "auto" else [settings[1]]
         self.runtimes = [r for r in RUNTIMES if settings[2] in ("auto", r)]
         self.rows = list(rows)
         self.errors: list[Exception] = []

@@ -42,7 +42,7 @@ def meta_train(
         inner_lr: inner step size α on the mean loss; for "meta_sgd" where every α starts.
         method: the name of an algorithm.
         loss: loss(output, target) -> scalar mean; by default cross-entropy for integer targets, else mean squared error.
-        engine: settings of the engine, such as {"tasks": "loop"}.
+        engine: settings of the engine, such as {"runtime": "auto"}; memory is "graph" and runtime "eager" unless given.
 
     Returns:
         The outer loss of each step.
@@ -83,7 +83,7 @@ class _Stepper:
             optimizer.add_param_group({"params": values, "weight_decay": 0.0, "rule": names})
             known = optimizer.param_groups[-1:]
         self.rule = dict(zip(names, known[0]["params"], strict=True)) if known else {}
-        self.optimizer, self.engine = optimizer, Engine(meta, **engine)
+        self.optimizer, self.engine = optimizer, Engine(meta, **({"memory": "graph", "runtime": "eager"} | dict(engine)))
         self.carry: Any = ()
 
     def __call__(self, batch: Task) -> float:

@@ -15,15 +15,16 @@ class MetaModule(nn.Module):
 
     Args:
         meta: what an algorithm's builder returned.
-        tasks, memory, runtime, precision, budget, horizon: the engine's settings (see `Engine`).
+        tasks, memory, runtime, precision, budget, horizon: the engine's settings (see `Engine`). Unless asked, operators run
+            one by one ("eager"): a graph would not see what the loop around it changes, such as a temperature.
     """
 
     def __init__(
         self,
         meta: MetaOptimizer,
         tasks: str = "auto",
-        memory: str = "auto",
-        runtime: str = "auto",
+        memory: str = "graph",
+        runtime: str = "eager",
         precision: str = "full",
         budget: float | None = None,
         horizon: int | None = None,
