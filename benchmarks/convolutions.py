@@ -2,8 +2,8 @@
 
     python benchmarks/convolutions.py [--images 75] [--threads 1]
 
-The thresholds of `metaoptim.engine.kernels` rest on this table. A product is the column matrix and its product, as there; the
-gradient of the input is left to torch's kernels.
+The thresholds of `metaoptim.engine.graphs.convolutions` rest on this table. A product is the column matrix and its product,
+as there; the gradient of the input is left to torch's kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 from shared import CONSOLE, summary
 
-from metaoptim.engine.kernels import columns, matrix
+from metaoptim.engine.graphs.convolutions import columns, matrix
 
 TASKS, WIDTH, ROUNDS = 16, 64, 7
 LAYERS = ((1, 28), (64, 14), (64, 7), (64, 4))  # channels and side of what goes in

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from works import Work
 
-from metaoptim.types import Params
+from metaoptim.core.types import Params
 
 CHILD = Path(__file__).with_name("jax_child.py")
 

@@ -26,7 +26,7 @@ ENGINES = {
     "loop": ("engine.tasks=loop", "engine.memory=graph", "engine.runtime=eager"),
     "auto": ("engine.tasks=auto", "engine.memory=auto", "engine.runtime=auto"),
 }
-START = "import sys; from metaoptim.cli import main; sys.exit(main())"
+START = "import sys; from metaoptim.cli.main import main; sys.exit(main())"
 GLANCE = 0.1  # seconds between two looks at what a job has logged
 GRACE = 120.0  # seconds for a job to save itself
 

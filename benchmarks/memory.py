@@ -25,7 +25,7 @@ from rich.table import Table
 from shared import CONSOLE, RESULTS, doing, save, summary
 from works import mini_imagenet
 
-from metaoptim.engine import peak
+from metaoptim.engine.autotune import peak
 
 WAYS = ("loop", "higher", "graph", "steps", "mixed")
 SETTINGS = {memory: f"loop/{memory}/trace" for memory in ("graph", "steps", "mixed")}

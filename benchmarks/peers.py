@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from works import Work
 
+from metaoptim.core.types import Meta, Params, Task
 from metaoptim.engine import Engine
-from metaoptim.types import Meta, Params, Task
 
 Way = Callable[[Params, Task], tuple[Tensor, Params]]
 SETTINGS = ("tasks", "memory", "runtime")

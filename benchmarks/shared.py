@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metaoptim.loop.environment import environment
+from metaoptim.runs.environment import environment
 
 CONSOLE = Console(force_terminal=sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120, highlight=False)
 RESULTS = Path("runs/benchmarks")

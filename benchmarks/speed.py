@@ -24,8 +24,8 @@ from rounds import Contender, measure, quartiles, ratios, timed
 from shared import CACHES, CONSOLE, RESULTS, doing, matmul_rate, no_fallback, save, summary
 from works import SPEED, Work
 
+from metaoptim.core.types import Params
 from metaoptim.engine import Engine
-from metaoptim.types import Params
 
 BATCHES = 4  # batches that the rounds take in turn
 TOLERANCE = 1e-3  # of the relative error of a float32 meta-gradient

@@ -27,7 +27,7 @@ from rounds import Contender, measure, quartiles, ratios, timed
 from shared import CACHES, CONSOLE, RESULTS, doing, no_fallback, save, summary
 from works import SWEEP, Work
 
-from metaoptim.types import Params, Task
+from metaoptim.core.types import Params, Task
 
 GOOD = 1.15  # auto's seconds ÷ those of the best fixed setting
 PROMISING = 2.0  # a traced setting within this factor of the fastest is compiled too

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 import metaoptim as mo
-from metaoptim.types import MetaOptimizer, Params, Task
+from metaoptim.core.types import MetaOptimizer, Params, Task
 
 Algorithm = Literal["maml", "fomaml", "reptile", "meta_sgd"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaoptim.engine import buffers
+from metaoptim.engine.graphs import buffers
 from metaoptim.tasks import ImageTasks
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim import config
-from metaoptim.cli import main
-from metaoptim.loop.checkpoint import LAST, PREVIOUS
-from metaoptim.loop.train import CHOOSING
-from metaoptim.types import Task
+from metaoptim.cli.main import main
+from metaoptim.core.types import Task
+from metaoptim.recipes import recipe as config
+from metaoptim.runs.checkpoint import LAST, PREVIOUS
+from metaoptim.training.train import CHOOSING
 
 SINUSOID = mo.tasks.sinusoid()
 

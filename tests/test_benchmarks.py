@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from metaoptim import trees
-from metaoptim.engine.settings import check_settings
+from metaoptim.core import trees
+from metaoptim.engine.options import check_settings
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("memory", "peers", "rounds", "shared", "sweep", "works")

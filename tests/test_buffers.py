@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from metaoptim.engine import buffers
-from metaoptim.engine.graph import trace
-from metaoptim.engine.runtime import Graphs
+from metaoptim.engine.graphs import buffers
+from metaoptim.engine.graphs.graphs import Graphs
+from metaoptim.engine.graphs.trace import trace
 
 Function = Callable[..., Sequence[Tensor]]
 

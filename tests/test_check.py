@@ -18,17 +18,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import metaoptim.nn
-from metaoptim import rules, trees
+from metaoptim import rules
 from metaoptim.algorithms import ALGORITHMS, fomaml, maml, reptile
-from metaoptim.design import check
-from metaoptim.engine import Engine, self_check
-from metaoptim.engine.differences import TOLERANCE, probe
+from metaoptim.core import trees
+from metaoptim.core.gradients import hold
+from metaoptim.core.losses import cross_entropy, mse
+from metaoptim.core.types import Batch, Carry, Estimate, Learner, Memory, Meta, MetaOptimizer, Params, Rule, State, Task
+from metaoptim.engine import Engine
 from metaoptim.estimators import Displacement, Unroll
-from metaoptim.gradients import hold
+from metaoptim.gradcheck import check, self_check
+from metaoptim.gradcheck.differences import TOLERANCE, probe
 from metaoptim.learners import ClosedForm, GradientLearner, Network
-from metaoptim.losses import cross_entropy, mse
 from metaoptim.tasks import sinusoid
-from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, MetaOptimizer, Params, Rule, State, Task
 
 FEW = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
 LOOP = FEW[:1]

@@ -13,12 +13,11 @@ from torch.func import grad, grad_and_value, vmap
 
 from metaoptim import rules
 from metaoptim.algorithms import maml
-from metaoptim.design import Report, check
-from metaoptim.engine import self_check
+from metaoptim.core.losses import cross_entropy
+from metaoptim.core.types import Batch, Estimate, Meta, MetaOptimizer, Params, Rule, State, Task
 from metaoptim.estimators import Unroll
+from metaoptim.gradcheck import Report, check, self_check
 from metaoptim.learners import GradientLearner, Network
-from metaoptim.losses import cross_entropy
-from metaoptim.types import Batch, Estimate, Meta, MetaOptimizer, Params, Rule, State, Task
 
 FEW = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
 

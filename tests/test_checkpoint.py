@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from metaoptim.loop.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, pack, unpack
-from metaoptim.loop.store import RunDirectory, load_checkpoint
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, pack, unpack
+from metaoptim.runs.store import RunDirectory, load_checkpoint
 
 
 def new_run(path: Path) -> RunDirectory:

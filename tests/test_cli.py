@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from metaoptim import config, loop
+from metaoptim import training
 from metaoptim.algorithms import ALGORITHMS
-from metaoptim.cli import main
+from metaoptim.cli.main import main
 from metaoptim.nn import MODELS
+from metaoptim.recipes import recipe as config
 from metaoptim.tasks import TASKS
 
 TINY = """
@@ -77,7 +78,7 @@ def python(code: str, **environment: str) -> str:
 def test_help_imports_nothing_heavy_and_is_plain_without_a_terminal() -> None:
     code = """
 import sys
-from metaoptim.cli import main
+from metaoptim.cli.main import main
 heavy = {"pydantic", "rich.console"} & set(sys.modules)
 codes = [main(a) for a in ([], ["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["trian"])]
 heavy |= {"torch", "numpy", "matplotlib", "tensorboard", "rich.console"} & set(sys.modules)
@@ -91,7 +92,7 @@ print("codes", codes, "heavy", heavy)
 
 
 def test_the_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "metaoptim.cli", "trian"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "metaoptim.cli.main", "trian"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'trian'. Did you mean 'train'?")
 
@@ -105,7 +106,7 @@ def test_list_names_everything(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_list_shows_what_a_recipe_was_measured_to_reach() -> None:
-    from metaoptim.cli_show import measured
+    from metaoptim.cli.show import measured
 
     assert measured({"metric": "accuracy", "value": 0.95, "interval": 0.01}) == "accuracy 0.95 ± 0.01"
     assert measured({"metric": "mse", "value": 0.4, "interval": [0.3, 0.5]}) == "mse 0.4 [0.3, 0.5]"
@@ -257,7 +258,7 @@ def raising(error: BaseException, like: Callable[..., Any]) -> Callable[..., Any
 
 
 def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train", raising(loop.Interrupted("stopped after step 2"), like=loop.train))
+    monkeypatch.setattr(training, "train", raising(training.Interrupted("stopped after step 2"), like=training.train))
     code, out, err = cli("train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b")
     assert (code, out) == (130, "")
     again = "metaoptim train tiny.toml --set algorithm.lr=0.5 --out 'a b' --resume"

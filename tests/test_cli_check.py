@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metaoptim.cli import main
+from metaoptim.cli.main import main
 
 SOURCE = """
 from torch import nn

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from metaoptim import config, loop
+from metaoptim import evaluation, training
 from metaoptim.algorithms import ALGORITHMS, maml
-from metaoptim.config_schema import REQUIRED, ConfigError, check, nearest, options, spell
+from metaoptim.core.trees import flatten
 from metaoptim.nn import MODELS
+from metaoptim.recipes import recipe as config
+from metaoptim.recipes.schema import REQUIRED, ConfigError, check, nearest, options, spell
 from metaoptim.tasks import TASKS
-from metaoptim.trees import flatten
 
 TINY = """
 description = "a tiny one"
@@ -48,8 +49,8 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
     tables = tiny().tables
     assert tables["algorithm"]["steps"] == default(maml, "steps")
     assert tables["train"] == {**tables["train"], "iterations": 3, "clip": None}
-    assert tables["train"]["tasks_per_step"] == default(loop.train, "tasks_per_step")
-    assert tables["evaluate"]["episodes"] == default(loop.evaluate, "episodes")
+    assert tables["train"]["tasks_per_step"] == default(training.train, "tasks_per_step")
+    assert tables["evaluate"]["episodes"] == default(evaluation.evaluate, "episodes")
     assert tables["engine"] == {"tasks": "auto", "memory": "auto", "runtime": "auto", "precision": "full", "budget": None}
     assert not {"out", "resume", "engine", "recipe", "progress"} & tables["train"].keys()
     assert config.parse(TINY.replace("sizes = [1, 8, 1]", ""), "x").tables["model"]["sizes"] == [1, 40, 40, 1]

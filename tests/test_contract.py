@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim.nn
-from metaoptim import trees
 from metaoptim.algorithms import ALGORITHMS
+from metaoptim.core import trees
+from metaoptim.core.losses import cross_entropy
+from metaoptim.core.types import Batch, Estimate, MetaOptimizer, Normalisation, State, Task
 from metaoptim.engine import Engine, offered
-from metaoptim.losses import cross_entropy
-from metaoptim.types import Batch, Estimate, MetaOptimizer, Normalisation, State, Task
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 

@@ -17,9 +17,9 @@ import torch
 from typer.main import get_command
 
 import metaoptim as mo
-from metaoptim import config
-from metaoptim.cli import app
-from metaoptim.cli_show import explain
+from metaoptim.cli.main import app
+from metaoptim.cli.show import explain
+from metaoptim.recipes import recipe as config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]

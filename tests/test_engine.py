@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaoptim import rules, trees
+from metaoptim import rules
 from metaoptim.algorithms import article_maml, maml, meta_sgd, reptile
+from metaoptim.core import trees
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Meta, MetaOptimizer, Task
 from metaoptim.engine import Engine, adapt, rest, rollout
 from metaoptim.estimators import Displacement
 from metaoptim.learners import GradientLearner, Network
-from metaoptim.losses import mse
 from metaoptim.nn import mlp
-from metaoptim.types import Meta, MetaOptimizer, Task
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import metaoptim.nn
-from metaoptim import trees
 from metaoptim.algorithms import article_maml, article_reptile, fomaml, maml, meta_sgd, reptile
+from metaoptim.core import trees
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Batch, Estimate, Meta, MetaOptimizer, Params, Task
 from metaoptim.engine import Engine
-from metaoptim.losses import mse
-from metaoptim.types import Batch, Estimate, Meta, MetaOptimizer, Params, Task
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim.loop import Run, baselines
-from metaoptim.loop.evaluate import phi_hash, with_normalisation
+from metaoptim.core.types import Task
+from metaoptim.evaluation import Result, baselines
+from metaoptim.evaluation.evaluate import phi_hash, with_normalisation
+from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks, episodes_hash
-from metaoptim.types import Task
 
 LOOP = {"tasks": "loop", "memory": "graph", "runtime": "eager"}
 
@@ -50,7 +51,7 @@ def run() -> Run:
     return trained()
 
 
-def judge(run: Any, **options: Any) -> mo.loop.Result:
+def judge(run: Any, **options: Any) -> Result:
     return mo.evaluate(run, images(), **{"episodes": 20, "progress": False} | options)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import metaoptim as mo
-from metaoptim.loop import Run
+from metaoptim.core.types import Meta, MetaOptimizer, Task
+from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks
-from metaoptim.types import Meta, MetaOptimizer, Task
 
 LOOP = {"tasks": "loop", "memory": "graph", "runtime": "eager"}
 VMAP = {"tasks": "vmap", "memory": "graph", "runtime": "eager"}

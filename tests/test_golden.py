@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaoptim import linalg, rules
+from metaoptim import rules
 from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.core import linalg
+from metaoptim.core.types import Batch, Info, Meta, Params, State, Task
 from metaoptim.estimators import Displacement, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner
-from metaoptim.types import Batch, Info, Meta, Params, State, Task
 
 pytestmark = pytest.mark.usefixtures("doubles")
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from metaoptim.algorithms.maml import maml
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Meta, MetaOptimizer, Params, Task
 from metaoptim.engine import Engine
-from metaoptim.losses import mse
 from metaoptim.nn import blame, conv4, convert, held, mlp, needs_written_out, noise, refuse, written_out
-from metaoptim.types import Meta, MetaOptimizer, Params, Task
 
 pytestmark = pytest.mark.usefixtures("doubles")
 

@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaoptim import objectives, rules, trees
+from metaoptim import rules
 from metaoptim.algorithms import maml, reptile
 from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.core import objectives, trees
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Batch, Estimate, GradOp, Meta, MetaOptimizer, Params, Rule, State, Task
 from metaoptim.engine import Choice, Engine
-from metaoptim.engine.graph import trace
+from metaoptim.engine.graphs.trace import trace
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
-from metaoptim.losses import mse
 from metaoptim.nn import mlp
-from metaoptim.types import Batch, Estimate, GradOp, Meta, MetaOptimizer, Params, Rule, State, Task
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache", "reused_buffers")
 

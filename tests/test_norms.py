@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Params
 from metaoptim.learners import Network
-from metaoptim.losses import mse
 from metaoptim.nn import BatchNorm, LayerNorm, convert, refuse, statistics, store_statistics
-from metaoptim.types import Params
 
 pytestmark = pytest.mark.usefixtures("doubles")
 

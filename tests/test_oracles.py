@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaoptim import nn, objectives, rules
+from metaoptim import nn, rules
 from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.core import objectives
+from metaoptim.core.losses import cross_entropy, mse
+from metaoptim.core.types import Batch, GradOp, Info, Learner, Meta, Normalisation, Params, Rule, State, Task
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
-from metaoptim.losses import cross_entropy, mse
-from metaoptim.types import Batch, GradOp, Info, Learner, Meta, Normalisation, Params, Rule, State, Task
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 

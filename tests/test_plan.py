@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaoptim import objectives, trees
 from metaoptim.algorithms import maml, reptile
-from metaoptim.engine import Choice, Engine, cache, peak
-from metaoptim.engine.plan import Row, Search
+from metaoptim.core import objectives, trees
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Task
+from metaoptim.engine import Choice, Engine
+from metaoptim.engine.autotune import cache, peak
+from metaoptim.engine.autotune.search import Row, Search
 from metaoptim.estimators import Unroll
-from metaoptim.losses import mse
 from metaoptim.nn import mlp
-from metaoptim.types import Task
 
 GIB, CPU = 2**30, torch.device("cpu")
 
@@ -284,7 +285,7 @@ def test_the_key_tells_work_apart_and_is_the_same_for_the_same_work() -> None:
 
 def test_the_key_is_the_same_in_every_process() -> None:
     code = (
-        "import torch\nfrom metaoptim import maml, nn, losses, Task\nfrom metaoptim.engine.cache import key\n"
+        "import torch\nfrom metaoptim import maml, nn, losses, Task\nfrom metaoptim.engine.autotune.cache import key\n"
         "m, x = maml(nn.mlp((1, 1)), losses.mse), torch.ones(2, 3, 1)\nprint(key(m, m.meta, Task((x, x), (x, x)), ()))"
     )
     seen = [

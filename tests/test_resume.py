@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import metaoptim as mo
-from metaoptim.cli import main
-from metaoptim.loop.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
-from metaoptim.loop.store import load_checkpoint
+from metaoptim.cli.main import main
+from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
+from metaoptim.runs.store import load_checkpoint
 from metaoptim.tasks import TaskFamily
-from metaoptim.types import MetaOptimizer, Task
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -30,7 +30,7 @@ import json, os, signal, sys, time, traceback
 from pathlib import Path
 import torch, torch._dynamo, torch.utils.tensorboard  # once, ahead of the forks
 import metaoptim as mo
-from metaoptim.loop import store
+from metaoptim.runs import store
 
 case, kills, out = *map(json.loads, sys.argv[1:3]), Path(sys.argv[3])
 
@@ -140,7 +140,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_nobody_else_may_train_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(TINY)
-    command = [sys.executable, "-m", "metaoptim.cli", "train", "tiny.toml", "--out", "stopped"]
+    command = [sys.executable, "-m", "metaoptim.cli.main", "train", "tiny.toml", "--out", "stopped"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300

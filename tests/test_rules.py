@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from metaoptim import rules, trees
+from metaoptim import rules
 from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.core import trees
+from metaoptim.core.losses import cross_entropy, mse
+from metaoptim.core.types import Params, Rule, State
 from metaoptim.learners import GradientLearner, Network
-from metaoptim.losses import cross_entropy, mse
 from metaoptim.nn import mlp
-from metaoptim.types import Params, Rule, State
 
 pytestmark = pytest.mark.usefixtures("doubles")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaoptim.loop import store
-from metaoptim.loop.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
-from metaoptim.loop.store import RunDirectory, load_checkpoint
+from metaoptim.runs import store
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
+from metaoptim.runs.store import RunDirectory, load_checkpoint
 
 
 def new_run(path: Path) -> RunDirectory:
@@ -199,7 +199,7 @@ def test_a_run_can_be_moved_and_holds_no_pickle(tmp_path: Path) -> None:
 
 SECOND = """
 import sys
-from metaoptim.loop.store import RunDirectory, load_checkpoint
+from metaoptim.runs.store import RunDirectory, load_checkpoint
 for attempt in (RunDirectory.reopen, load_checkpoint):
     try:
         print(type(attempt(sys.argv[1])).__name__, flush=True)

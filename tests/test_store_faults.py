@@ -15,9 +15,9 @@ from typing import IO, Any
 import pytest
 import torch
 
-from metaoptim.loop import store
-from metaoptim.loop.checkpoint import LAST, PREVIOUS, Checkpoint, unpack
-from metaoptim.loop.store import RunDirectory, load_checkpoint
+from metaoptim.runs import store
+from metaoptim.runs.checkpoint import LAST, PREVIOUS, Checkpoint, unpack
+from metaoptim.runs.store import RunDirectory, load_checkpoint
 
 
 def new_run(path: Path) -> RunDirectory:
@@ -173,7 +173,7 @@ KILLS = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from metaoptim.loop.store import Checkpoint, RunDirectory
+from metaoptim.runs.store import Checkpoint, RunDirectory
 torch.set_num_threads(1)
 
 SIZE = 500_000

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from metaoptim.core.types import Batch, Task
 from metaoptim.tasks import TASKS, ImageTasks, TaskFamily, episodes_hash, from_function, sinusoid
 from metaoptim.tasks.base import choose, raw, uniforms
-from metaoptim.types import Batch, Task
 
 
 def pictures(classes: int = 12, drawings: int = 6, size: int = 4) -> np.ndarray[Any, np.dtype[np.uint8]]:

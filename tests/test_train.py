@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim.loop import TrainingError, progress
-from metaoptim.loop.state import Training
-from metaoptim.loop.store import load_checkpoint
-from metaoptim.types import Batch, Meta, MetaOptimizer, Outer
+from metaoptim.core.types import Batch, Meta, MetaOptimizer, Outer
+from metaoptim.runs import progress
+from metaoptim.runs.store import load_checkpoint
+from metaoptim.training import TrainingError
+from metaoptim.training.state import Training
 
 SINUSOID = mo.tasks.sinusoid()
 VMAP = {"tasks": "vmap", "memory": "graph", "runtime": "eager"}

@@ -11,23 +11,36 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaoptim import estimators, learners, losses, nn, objectives, rules, tasks
+    from metaoptim import estimators, learners, nn, rules, tasks
     from metaoptim.algorithms import *
-    from metaoptim.design import check as check
+    from metaoptim.core import losses, objectives
+    from metaoptim.core.types import Meta as Meta
+    from metaoptim.core.types import MetaOptimizer as MetaOptimizer
+    from metaoptim.core.types import Task as Task
     from metaoptim.engine import Engine as Engine
-    from metaoptim.loop import *
-    from metaoptim.types import Meta as Meta
-    from metaoptim.types import MetaOptimizer as MetaOptimizer
-    from metaoptim.types import Task as Task
+    from metaoptim.evaluation import *
+    from metaoptim.gradcheck import check as check
+    from metaoptim.runs import *
+    from metaoptim.training import *
 
-_MODULES = ("losses", "nn", "tasks", "rules", "learners", "estimators", "objectives")
+_MODULES = {
+    "estimators": "metaoptim.estimators",
+    "learners": "metaoptim.learners",
+    "losses": "metaoptim.core.losses",
+    "nn": "metaoptim.nn",
+    "objectives": "metaoptim.core.objectives",
+    "rules": "metaoptim.rules",
+    "tasks": "metaoptim.tasks",
+}
 _NAMES = {
     "metaoptim.algorithms": ("ALGORITHMS",),
-    "metaoptim.design": ("check",),
+    "metaoptim.core.types": ("Meta", "MetaOptimizer", "Task"),
     "metaoptim.engine": ("Engine",),
-    "metaoptim.loop": ("MetaModule", "Run", "evaluate", "load", "meta_train", "train"),
-    "metaoptim.types": ("Meta", "MetaOptimizer", "Task"),
-}  # fmt: skip
+    "metaoptim.evaluation": ("evaluate",),
+    "metaoptim.gradcheck": ("check",),
+    "metaoptim.runs": ("Run", "load"),
+    "metaoptim.training": ("MetaModule", "meta_train", "train"),
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 try:
@@ -38,7 +51,7 @@ except PackageNotFoundError:
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"metaoptim.{name}")
+        return import_module(_MODULES[name])
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     # A module of the package that is being imported for the first time must not be looked for among the algorithms.

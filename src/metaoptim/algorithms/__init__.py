@@ -8,7 +8,7 @@ from metaoptim.algorithms.fomaml import fomaml as fomaml
 from metaoptim.algorithms.maml import maml as maml
 from metaoptim.algorithms.meta_sgd import meta_sgd as meta_sgd
 from metaoptim.algorithms.reptile import reptile as reptile
-from metaoptim.types import MetaOptimizer
+from metaoptim.core.types import MetaOptimizer
 
 ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "maml": maml,

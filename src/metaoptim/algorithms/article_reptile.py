@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from metaoptim.core.types import Meta, MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.rules import sgd
-from metaoptim.types import Meta, MetaOptimizer, Normalisation, Outer
 
 
 def article_reptile(

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from metaoptim.core.types import Meta, MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.rules import sgd
-from metaoptim.types import Meta, MetaOptimizer, Normalisation
 
 
 def fomaml(

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from metaoptim.core.trees import select
+from metaoptim.core.types import Meta, MetaOptimizer, Normalisation, Params, Rule, State
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network
-from metaoptim.trees import select
-from metaoptim.types import Meta, MetaOptimizer, Normalisation, Params, Rule, State
 
 
 def step_sizes(low: float, high: float) -> Rule:

@@ -17,10 +17,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from metaoptim.core.types import Meta, MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.rules import adam, sgd
-from metaoptim.types import Meta, MetaOptimizer, Normalisation, Outer
 
 
 def reptile(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from metaoptim import trees
-from metaoptim.engine import cache, peak
-from metaoptim.engine.mapping import Way, check_tasks, explained
-from metaoptim.engine.plan import UNKNOWN, Plan, Search
-from metaoptim.engine.settings import Choice, check_settings
-from metaoptim.types import Carry, Estimate, Meta, MetaOptimizer, Task
+from metaoptim.core import trees
+from metaoptim.core.types import Carry, Estimate, Meta, MetaOptimizer, Task
+from metaoptim.engine.autotune import cache, peak
+from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
+from metaoptim.engine.executor import Way, check_tasks, explained
+from metaoptim.engine.options import Choice, check_settings
 
 SHARE = 0.7  # of the memory that is free, for a budget that was not given
 

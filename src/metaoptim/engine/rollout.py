@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaoptim import gradients, trees
-from metaoptim.engine.mapping import explained
-from metaoptim.engine.settings import cut
-from metaoptim.types import Batch, Carry, Meta, MetaOptimizer, Params, State, Task
+from metaoptim.core import gradients, trees
+from metaoptim.core.types import Batch, Carry, Meta, MetaOptimizer, Params, State, Task
+from metaoptim.engine.executor import explained
+from metaoptim.engine.options import cut
 
 
 def rest(carry: Carry) -> Carry:

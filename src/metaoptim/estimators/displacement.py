@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from metaoptim import gradients, trees
-from metaoptim.types import Batch, Carry, Estimate, Learner, Memory, Meta, Run, State, Task, directly
+from metaoptim.core import gradients, trees
+from metaoptim.core.types import Batch, Carry, Estimate, Learner, Memory, Meta, Run, State, Task, directly
 
 
 @dataclass(frozen=True)

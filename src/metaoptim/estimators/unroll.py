@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metaoptim import gradients
-from metaoptim.estimators.backward import Backward
-from metaoptim.objectives import Objective, last
-from metaoptim.types import Batch, Carry, Estimate, Info, Learner, Memory, Meta, Run, State, Task, directly
+from metaoptim.core import gradients
+from metaoptim.core.objectives import Objective, last
+from metaoptim.core.types import Batch, Carry, Estimate, Info, Learner, Memory, Meta, Run, State, Task, directly
+from metaoptim.estimators.checkpointed import Backward
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from metaoptim.loop import Result, Run
+from metaoptim.core.types import Task
+from metaoptim.evaluation import Result
+from metaoptim.runs import Run
 from metaoptim.tasks import TaskFamily
-from metaoptim.types import Task
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart with any colour vision
 EPISODES = 3

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metaoptim.types import Task
+from metaoptim.core.types import Task
 
 
 class TaskFamily(Protocol):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, track
 
-from metaoptim import folders
+from metaoptim.core import folders
 
 Arrays = dict[str, NDArray[Any]]
 

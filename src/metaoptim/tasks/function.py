@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_split, raw
-from metaoptim.types import Batch, Task
 
 Sample = Callable[[torch.Generator, str], tuple[Batch, Batch]]
 """One task: `sample(generator, split) -> ((x, y) of the support, (x, y) of the query)`."""

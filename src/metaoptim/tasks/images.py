@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
-from metaoptim.types import Batch, Task
 
 
 @dataclass(frozen=True, eq=False)

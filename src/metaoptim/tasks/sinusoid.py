@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
-from metaoptim.types import Batch, Task
 
 
 def sinusoid(

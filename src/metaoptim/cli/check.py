@@ -1,0 +1,169 @@
+"""The command `check`: the gradient doctor for an algorithm, a recipe, or a model of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metaoptim.cli.shared import Data, console, use
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from metaoptim.core.types import MetaOptimizer
+    from metaoptim.tasks import TaskFamily
+
+WAYS = 5
+
+
+def check(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ALGORITHM", help="An algorithm, on a small net and random images.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="A recipe's algorithm, model and tasks.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="A model of your own: a module, or what builds one, in a file here."),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(metavar="LOSS", help="With --model: cross_entropy or mse.")] = None,
+    input: Annotated[str | None, typer.Option(metavar="SHAPE", help="With --model: of one input, as in 1,28,28.")] = None,
+    ways: Annotated[int | None, typer.Option(min=2, help="With --model: classes, for a NAME that takes `ways`.")] = None,
+    algorithm: Annotated[str | None, typer.Option(metavar="ALGORITHM", help="With --model: maml if not given.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every execution mode, compiled ones too: takes minutes.")] = False,
+    data: Data = None,
+) -> None:
+    """Compare meta-gradients with central differences; name the layer that is off.
+
+    Exit code 0: right; 1: a fault was found; 2: wrong input.
+    """
+    if sum(given is not None for given in (name, recipe, model)) != 1:
+        raise ValueError("say what to check: one of ALGORITHM, as in `metaoptim check maml`, --recipe or --model.")
+    only = {"--loss": loss, "--input": input, "--ways": ways, "--algorithm": algorithm}
+    if model is None and (stray := [option for option, value in only.items() if value is not None]):
+        raise ValueError(f"{stray[0]} goes with --model alone; leave it out, or name a model.")
+    use(data)
+    if name is not None:
+        optimizer, tasks, shape = _named(name)
+    elif recipe is not None:
+        optimizer, tasks, shape = _recipe(recipe)
+    else:
+        optimizer, tasks, shape = _own(model or "", loss, input, ways, algorithm)
+
+    from metaoptim import gradcheck
+
+    with console(stderr=True).status("checking") as status:
+        report = gradcheck.check(
+            optimizer, tasks, input=shape, modes="all" if all_ else "quick", say=lambda text: status.update(f"checking: {text}")
+        )
+    console().print(report.table())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+Subject = tuple["MetaOptimizer", "TaskFamily | None", "tuple[int, ...] | None"]
+
+
+def _named(name: str) -> Subject:
+    """An algorithm on a small conv4."""
+    import torch
+
+    from metaoptim.core.losses import cross_entropy
+    from metaoptim.nn import conv4
+
+    build = _known("algorithm", name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(conv4(WAYS, filters=8), cross_entropy), None, None
+
+
+def _recipe(name: str) -> Subject:
+    from metaoptim.recipes import recipe as config
+
+    return *config.load(name).build(), None
+
+
+def _own(spec: str, loss: str | None, shape: str | None, ways: int | None, algorithm: str | None) -> Subject:
+    import torch
+
+    if loss is None or shape is None:
+        raise ValueError("--model needs --loss, such as cross_entropy, and --input, the shape of one input, such as 1,28,28.")
+    sizes = shape.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"--input {shape}: expected whole numbers with commas between them, as in 1,28,28.")
+    build, criterion = _known("algorithm", algorithm or "maml"), _known("loss", loss)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(_module(spec, ways), criterion), None, tuple(map(int, sizes))
+
+
+def _known(kind: str, name: str) -> Any:
+    from metaoptim.algorithms import ALGORITHMS
+    from metaoptim.core.losses import LOSSES
+    from metaoptim.recipes.schema import nearest
+
+    tables: dict[str, Mapping[str, Any]] = {"algorithm": ALGORITHMS, "loss": LOSSES}
+    known = tables[kind]
+    if name not in known:
+        raise ValueError(f"unknown {kind} `{name}`{nearest(name, known)}")
+    return known[name]
+
+
+def _module(spec: str, ways: int | None) -> nn.Module:
+    """The module that MODULE:NAME is, or builds; Python files of the current folder can be MODULE."""
+    from torch import nn
+
+    from metaoptim.recipes.schema import nearest
+
+    file, _, name = spec.partition(":")
+    file = file.removesuffix(".py")
+    if not file or not name:
+        raise ValueError(f"--model {spec}: expected MODULE:NAME, as in my_module:Net.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(file), name, None)
+        if found is None:
+            raise ValueError(f"there is no `{name}` in {file}{nearest(name, _callables(sys.modules[file]))}")
+        arguments = _arguments(spec, found, ways)
+        if not isinstance(found, nn.Module):
+            found = found(**arguments)
+    except ModuleNotFoundError as error:
+        where = f"there is no module {error.name} in this folder, nor one that is installed"
+        raise ValueError(f"--model {spec}: {where}.") from error
+    except ValueError:
+        raise
+    except Exception as error:  # the user's own code
+        raise ValueError(f"--model {spec}: it stopped with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"--model {spec}: it gave {type(found).__name__}; expected a torch.nn.Module.")
+    return found
+
+
+def _arguments(spec: str, build: Any, ways: int | None) -> dict[str, int]:
+    from torch import nn
+
+    if not callable(build):
+        raise ValueError(
+            f"--model {spec}: it is {type(build).__name__}; expected a module, or a class or function that builds one."
+        )
+    named = {} if isinstance(build, nn.Module) else inspect.signature(build).parameters
+    needed = [p.name for p in named.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    given = {"ways": ways} if ways is not None and "ways" in named else {}
+    if ways is not None and not given:
+        raise ValueError(f"--ways: {spec} takes no argument `ways`; leave it out.")
+    if missing := [p for p in needed if p not in given]:
+        raise ValueError(
+            f"--model {spec}: it needs {', '.join(missing)}; name a function that needs nothing (or `ways` alone)."
+        )
+    return given
+
+
+def _callables(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

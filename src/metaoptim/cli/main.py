@@ -1,0 +1,262 @@
+"""The command line. What needs torch is imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.main import get_command
+
+import metaoptim
+from metaoptim.cli.check import check
+from metaoptim.cli.shared import Data, console, use
+
+if TYPE_CHECKING:
+    from metaoptim.recipes.recipe import Recipe
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed while running (such as a loss that is not finite, a full disk, or an internal error); "
+    "2 wrong input (usage, recipe, data or path); 130 interrupted. METAOPTIM_DEBUG=1 shows the traceback of an error."
+)
+
+# Plain help without a terminal: where a CI system asks for colours, rich would send it control codes.
+app = typer.Typer(
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=EXIT_CODES,
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Replace one option, as in algorithm.steps=5. Repeatable.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Design, meta-train and judge meta-optimizers: algorithms that learn how to learn."""
+    if version:
+        typer.echo(f"metaoptim {metaoptim.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("list")
+def list_() -> None:
+    """List recipes and their results, algorithms, tasks, models."""
+    from metaoptim.cli.show import overview
+
+    console().print(overview())
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An algorithm, recipe, task family or model.")],
+) -> None:
+    """Explain one of them: equation, paper, deviations, options."""
+    from metaoptim.cli.show import explain
+
+    console().print(explain(name))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `metaoptim list`), or a TOML file.")],
+    set_: Settings = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/RECIPE if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder, to the same floats.")] = False,
+    data: Data = None,
+) -> None:
+    """Meta-train by a recipe."""
+    from metaoptim import training
+    from metaoptim.recipes import recipe as config
+
+    use(data)
+    chosen = config.load(recipe, set_ or ())
+    folder = out or Path("runs", chosen.name)
+    if resume:
+        _check_same(chosen, folder)
+    meta, tasks = chosen.build()
+    tables = chosen.tables
+    try:
+        training.train(
+            meta,
+            tasks,
+            **tables["train"],
+            out=str(folder),
+            resume=resume,
+            engine=tables["engine"],
+            recipe=chosen.text(),
+        )
+    except training.TrainingError as error:
+        raise typer.TyperException(str(error)) from error
+    except KeyboardInterrupt as stop:
+        settings = [part for setting in set_ or () for part in ("--set", setting)]
+        settings += ["--data", str(data)] if data else []
+        again = shlex.join(["metaoptim", "train", recipe, *settings, "--out", str(folder), "--resume"])
+        typer.echo(f"{stop}\nTo go on: {again}".lstrip(), err=True)
+        raise
+    typer.echo(f"The run is in {folder}.")
+    typer.echo(f"To judge it: {shlex.join(['metaoptim', 'evaluate', str(folder)])}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `metaoptim list`), or a TOML file.")],
+    set_: Settings = None,
+    data: Data = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure what a recipe's meta-step costs in each way that the engine has.
+
+    Prints seconds and peak memory, and which way training takes. The memory budget is the recipe's engine.budget, in GiB:
+    --set engine.budget=2.
+    """
+    import json
+
+    from metaoptim.cli import plan as costs
+    from metaoptim.recipes import recipe as config
+
+    use(data)
+    chosen = config.load(recipe, set_ or ())
+    with console(stderr=True).status("measuring") as status:
+        found = costs.measure(chosen, status.update)
+    if json_:
+        typer.echo(json.dumps(costs.document(found), indent=2))
+    else:
+        console().print(costs.table(found, chosen))
+
+
+app.command()(check)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are seeds of one recipe.")],
+    split: Annotated[str | None, typer.Option(help="The split to judge on.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="How many episodes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Inner steps K at test.")] = None,
+    normalisation: Annotated[str | None, typer.Option(help="Whose statistics batch norms use on the query set.")] = None,
+    checkpoint: Annotated[
+        Literal["best", "last"], typer.Option(help="The φ of the best validation score, or the last one.")
+    ] = "best",
+    data: Data = None,
+) -> None:
+    """Judge trained runs on held-out episodes.
+
+    An option that isn't given is the recipe's.
+    """
+    from metaoptim import evaluation
+    from metaoptim import runs as stored
+    from metaoptim.recipes import recipe as config
+    from metaoptim.report import draw
+    from metaoptim.runs.store import write_atomic
+
+    use(data)
+    given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
+    overrides = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
+    recipes = [config.load(_recipe_of(run), overrides) for run in runs]
+    for run, recipe in zip(runs, recipes, strict=True):
+        if others := [key for key in recipes[0].differences(recipe) if key != "train.seed"]:
+            raise ValueError(
+                f"{runs[0]} and {run} differ in {', '.join(others)}; runs that are judged together must be "
+                "seeds of one recipe: evaluate them one by one."
+            )
+    built = [recipe.build() for recipe in recipes]
+    trained = [stored.load(run, meta, checkpoint) for run, (meta, _) in zip(runs, built, strict=True)]
+    tasks = built[0][1]
+    result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
+    write_atomic(runs[0] / "result.json", f"{result.json()}\n".encode())
+    draw(result, trained[0], tasks, runs[0] / "result.png")
+    console().print(result.table())
+    typer.echo(f"The numbers are in {runs[0] / 'result.json'}, the picture in {runs[0] / 'result.png'}.")
+
+
+def _check_same(recipe: Recipe, folder: Path) -> None:
+    from metaoptim.recipes import recipe as config
+
+    stored = folder / "recipe.toml"
+    if not stored.is_file():
+        return  # `train` says what is missing
+    changed = [key for key in recipe.differences(config.load(stored)) if not key.startswith("evaluate.")]
+    if changed:
+        raise ValueError(
+            f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
+            "same ones, or start a new run in another folder (--out)."
+        )
+
+
+def _recipe_of(run: Path) -> Path:
+    path = run / "recipe.toml"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; expected the folder of a run that `metaoptim train` wrote.")
+    return path
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns its exit code; the one place where errors become sentences."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = get_command(app)(args, prog_name="metaoptim", standalone_mode=False)
+        except KeyboardInterrupt:
+            code = 130
+        except typer.TyperException as error:
+            return _fail(error, f"error: {error.format_message()}", error.exit_code)
+        except (ValueError, OSError) as error:
+            return _fail(error, f"error: {_sentence(error)}", 1 if _is_full(error) else 2)
+        except Exception as error:
+            hint = "(set METAOPTIM_DEBUG=1 for the traceback)"
+            return _fail(error, f"internal error: {type(error).__name__}: {_sentence(error)} {hint}", 1)
+    if code == 130:
+        typer.echo("interrupted", err=True)
+    return code or 0
+
+
+def _fail(error: Exception, line: str, code: int) -> int:
+    if os.environ.get("METAOPTIM_DEBUG"):
+        traceback.print_exception(error)
+    typer.echo(line, err=True)
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk is full, which is no fault of the input."""
+    return any(isinstance(e, OSError) and e.errno in (ENOSPC, EDQUOT) for e in (error, error.__cause__))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

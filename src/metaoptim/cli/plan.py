@@ -1,0 +1,44 @@
+"""What `metaoptim plan` prints: the cost of each way of computing a recipe's meta-gradient, and the one that training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from metaoptim.engine import Engine, Plan
+from metaoptim.recipes.recipe import Recipe
+
+
+def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Plan:
+    """The plan for the recipe's first batch, measured now, whatever is remembered; training then remembers this.
+
+    say: is told which way is measured next.
+    """
+    optimizer, tasks = recipe.build()
+    options = recipe.tables["train"]
+    engine = Engine(optimizer, **recipe.tables["engine"], horizon=options["iterations"])
+    engine.say = say
+    batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
+    return engine.plan(optimizer.meta, batch, engine.init(optimizer.meta, options["tasks_per_step"]), again=True)
+
+
+def table(plan: Plan, recipe: Recipe) -> RenderableType:
+    """One row for each way, in the order of their speed; then the choice and why."""
+    shown = Table(title=f"{recipe.name}: one meta-step of {recipe.tables['train']['tasks_per_step']} tasks")
+    for name in ("tasks", "memory", "runtime", "seconds", "peak memory, MiB", ""):
+        shown.add_column(name, justify="right" if name.startswith(("seconds", "peak")) else "left", overflow="fold")
+    for row in sorted(plan.rows, key=lambda row: row.seconds or float("inf")):
+        seconds = f"{row.seconds:.4f}" if row.seconds is not None else "–"
+        used = f"{row.bytes / 2**20:.0f}" if row.bytes is not None else "–"
+        taken = row[:3] == plan.choice[:3]
+        shown.add_row(*row[:3], seconds, used, "taken" if taken else row.note, style="bold" if taken else None)
+    return Group(shown, Text(f"Training takes {', '.join(plan.choice[:3])}: {plan.why}."))
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    """The same for programs."""
+    return {"choice": plan.choice._asdict(), "why": plan.why, "rows": [row._asdict() for row in plan.rows]}

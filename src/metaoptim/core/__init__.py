@@ -1,0 +1,1 @@
+"""What everything else stands on: types, arithmetic on trees, gradients, losses, objectives."""

@@ -1,0 +1,136 @@
+"""Arithmetic on flat dictionaries of tensors, and on the nested tuples and dicts that states and carries are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metaoptim.core.types import Params
+
+Tree = TypeVar("Tree")
+
+
+def add(a: Params, b: Params, scale: float = 1.0) -> Params:
+    """a + scale · b, for the names of a."""
+    return {n: x + scale * b[n] for n, x in a.items()}
+
+
+def subtract(a: Params, b: Params) -> Params:
+    """a − b, for the names of a."""
+    return {n: x - b[n] for n, x in a.items()}
+
+
+def dot(a: Params, b: Params) -> Tensor:
+    """Σ a · b over every element of every tensor."""
+    return torch.stack([(x * b[n]).sum() for n, x in a.items()]).sum()
+
+
+def norm(a: Params) -> Tensor:
+    """The Euclidean norm of all elements together."""
+    return dot(a, a).sqrt()
+
+
+def select(a: Params, keep: Callable[[str], bool]) -> Params:
+    """The entries whose name is kept."""
+    return {n: x for n, x in a.items() if keep(n)}
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same structure with f applied to every tensor."""
+    return pytree.tree_map(f, tree)
+
+
+def plus(a: Tree, b: Tree) -> Tree:
+    """a + b for equal structures of any kind."""
+    total: Tree = pytree.tree_map(torch.add, a, b)
+    return total
+
+
+def to(tree: Tree, device: torch.device) -> Tree:
+    """The same structure on a device."""
+    moved: Tree = map_tensors(lambda x: x.to(device), tree)
+    return moved
+
+
+def index(tree: Any, i: int | slice) -> Any:
+    """Row i, or a range of rows, of every tensor."""
+    return map_tensors(lambda x: x[i], tree)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Equal structures put together along a new leading axis."""
+    return pytree.tree_map(lambda *xs: torch.stack(xs), *trees)
+
+
+def cat(trees: Sequence[Any]) -> Any:
+    """Equal structures put together along their leading axis."""
+    return pytree.tree_map(lambda *xs: torch.cat(xs), *trees)
+
+
+def flatten(tree: Any) -> list[Tensor]:
+    """The tensors of a structure, in a fixed order."""
+    return pytree.tree_leaves(tree)
+
+
+def unflatten(tensors: Sequence[Tensor], like: Any) -> Any:
+    """The structure of `like` around other tensors."""
+    return pytree.tree_unflatten(list(tensors), pytree.tree_structure(like))
+
+
+def take(tree: Any, leaves: list[Tensor]) -> Any:
+    """Appends the tensors of nested tuples and dicts to a list; returns their structure, which can be hashed.
+
+    A few times faster than the general `flatten`, for what runs at every step.
+    """
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+        return None
+    if isinstance(tree, dict):
+        return tuple(tree), tuple([take(x, leaves) for x in tree.values()])
+    return type(tree), tuple([take(x, leaves) for x in tree])
+
+
+def put(structure: Any, leaves: Iterator[Tensor]) -> Any:
+    """The nested tuples and dicts that `take` took apart, around other tensors."""
+    if structure is None:
+        return next(leaves)
+    kind, parts = structure
+    if isinstance(kind, tuple):
+        return dict(zip(kind, [put(part, leaves) for part in parts], strict=True))
+    values = [put(part, leaves) for part in parts]
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
+
+
+def named(tree: Any) -> dict[str, Tensor]:
+    """The tensors of nested tuples and dicts, by the JSON of their path; `unnamed` puts them together again."""
+    return {json.dumps(path): x for path, x in _paths(tree, [])}
+
+
+def unnamed(tensors: Mapping[str, Tensor]) -> Any:
+    """The nested tuples and dicts that `named` took apart; () for none."""
+    return _build([(json.loads(path), x) for path, x in tensors.items()])
+
+
+def _paths(tree: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], Tensor]]:
+    if isinstance(tree, Tensor):
+        yield path, tree
+    else:
+        for step, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _paths(part, [*path, step])
+
+
+def _build(entries: list[tuple[list[str | int], Tensor]]) -> Any:
+    if not entries:
+        return ()
+    if not entries[0][0]:
+        return entries[0][1]
+    parts: dict[str | int, list[tuple[list[str | int], Tensor]]] = {}
+    for path, x in entries:
+        parts.setdefault(path[0], []).append((path[1:], x))
+    built = {step: _build(rest) for step, rest in parts.items()}
+    return built if isinstance(next(iter(built)), str) else tuple(built[i] for i in sorted(built))

@@ -1,0 +1,1 @@
+"""Which way to compute a meta-gradient is the fastest here, within a memory budget."""

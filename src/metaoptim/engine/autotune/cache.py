@@ -1,0 +1,64 @@
+"""What was measured for the same work on the same machine, kept between processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from metaoptim.core import folders, trees
+from metaoptim.core.types import Meta, MetaOptimizer, Task
+from metaoptim.engine.autotune.search import Row
+
+
+def key(optimizer: MetaOptimizer, meta: Meta, batch: Task, settings: Sequence[str]) -> str:
+    """Names the work and the machine: shapes, types, learner, estimator, settings, torch, processor and threads."""
+    work = [[str(tuple(x.shape)), str(x.dtype), str(x.device)] for x in trees.flatten((meta, batch))]
+    facts = [
+        work,
+        sorted(meta.weights),
+        optimizer.learner.steps,
+        _address_free(repr(optimizer.estimator)),
+        _address_free(repr(optimizer.learner)),
+        list(settings),
+        torch.__version__,
+        platform.processor() or platform.machine(),
+        os.cpu_count(),
+        torch.get_num_threads(),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def _address_free(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # a function's address differs in every process
+
+
+def read(key: str) -> list[Row] | None:
+    """The rows that were measured; None where there are none, or none that can be read."""
+    try:
+        return [Row(*row) for row in json.loads(_path(key).read_text())] or None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write(key: str, rows: Sequence[Row]) -> None:
+    """Keeps the rows, in one move."""
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(rows, file)
+        os.replace(file.name, path)
+    except OSError:
+        return  # a cache that can't be written costs a second measurement, nothing else
+
+
+def _path(key: str) -> Path:
+    return folders.cache() / "plans" / f"{key}.json"

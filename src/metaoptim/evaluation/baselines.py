@@ -1,0 +1,137 @@
+"""What a meta-learner must beat, on the same network and the same episodes.
+
+untrained   φ as it was before training, adapted in the same way: what the inner loop does by itself.
+prototypes  the trained features without an inner loop: each query goes to the nearest mean of the support's features
+            (Snell, Swersky and Zemel 2017, https://arxiv.org/abs/1703.05175, squared Euclidean distance).
+pretrained  the same network trained as an ordinary classifier of all training classes (or, where tasks have no classes,
+            on all tasks pooled), then fine-tuned by SGD from a zero head, its step size chosen on the validation split.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaoptim.core import trees
+from metaoptim.core.types import Batch, Meta, MetaOptimizer, Params, Task
+from metaoptim.engine import rollout
+from metaoptim.estimators import Unroll
+from metaoptim.learners import GradientLearner, Network
+from metaoptim.nn import statistics
+from metaoptim.rules import sgd
+from metaoptim.runs.progress import tracked
+from metaoptim.runs.run import Run
+from metaoptim.tasks import ImageTasks, TaskFamily
+
+STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
+TUNING_EPISODES = 100
+EXAMPLES = 128  # in a pretraining step
+
+
+def untrained(run: Run) -> Run:
+    """The run with φ as it was before training."""
+    return replace(run, meta=run.optimizer.meta, memory=(), step=0)
+
+
+def prototypes(run: Run, batch: Task) -> dict[str, Tensor]:
+    """Accuracy (T, 1) of the nearest mean of the support's features, in the features that the network's head reads."""
+    with torch.no_grad():
+        tasks = [trees.index(batch, t) for t in range(batch.query[0].shape[0])]
+        return {"accuracy": torch.stack([_nearest_mean(run, task) for task in tasks])[:, None]}
+
+
+def _nearest_mean(run: Run, task: Task) -> Tensor:
+    (xs, ys), (xq, yq) = task
+    if run.network.normalisation == "inductive":
+        both = _features(run, torch.cat([xs, xq]), rows=len(xs))
+        fs, fq = both[: len(xs)], both[len(xs) :]
+    else:
+        fs, fq = _features(run, xs), _features(run, xq)
+    member = nn.functional.one_hot(ys).to(fs.dtype)
+    means = member.T @ fs / member.sum(0)[:, None]
+    return (torch.cdist(fq, means).argmin(-1) == yq).to(fs.dtype).mean()
+
+
+def _features(run: Run, x: Tensor, rows: int | None = None) -> Tensor:
+    network = run.network
+    seen: list[Tensor] = []
+    _, layer = head(network.net)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with statistics(network.normalisation == "frozen", rows):
+            functional_call(network.net, run.meta.weights, (x,))
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def pretrained(run: Run, tasks: TaskFamily, iterations: int, steps: int, progress: bool) -> Run:
+    """The pretrain-and-fine-tune baseline as a run; its inner step size is the best on split "val" after `steps`."""
+    network = run.network
+    meta = Meta(_pretrain(run, tasks, iterations, progress), {})
+    split = "val" if "val" in tasks.splits else tasks.splits[0]
+    batch = trees.to(tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES), meta.device)
+    candidates = [
+        replace(run, optimizer=_fine_tuner(network, meta, lr, steps), meta=meta, memory=(), step=iterations)
+        for lr in STEP_SIZES
+    ]
+    losses = [rollout(c.optimizer, meta, batch, (), steps, run.tasks)["loss"][:, -1].mean().item() for c in candidates]
+    return candidates[min(range(len(losses)), key=losses.__getitem__)]
+
+
+def _fine_tuner(network: Network, meta: Meta, lr: float, steps: int) -> MetaOptimizer:
+    return MetaOptimizer(GradientLearner(network, sgd(lr), steps), Unroll(first_order=True), meta)
+
+
+def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> Params:
+    """The weights of the run's network after ordinary training, from φ at the start; a classifier's head is zero."""
+    net = copy.deepcopy(run.network.net).train()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.copy_(run.optimizer.meta.weights[name])
+    if not isinstance(tasks, ImageTasks):
+        _fit(net, run.network.loss, lambda i: _pooled(tasks, run.seed, i), iterations, progress)
+        return {n: p.detach() for n, p in net.named_parameters()}
+    name, layer = head(net)
+    parent = net.get_submodule(name.rpartition(".")[0])
+    setattr(parent, name.rpartition(".")[2], nn.Linear(layer.in_features, tasks.classes("train")))
+    _fit(net, run.network.loss,
+         lambda i: tasks.batch("train", seed=run.seed, start=i * EXAMPLES, count=EXAMPLES), iterations, progress)  # fmt: skip
+    return {
+        n: torch.zeros_like(p) if n.startswith(f"{name}.") else net.get_parameter(n).detach()
+        for n, p in run.optimizer.meta.weights.items()
+    }
+
+
+def _pooled(tasks: TaskFamily, seed: int, i: int) -> Batch:
+    task = tasks.sample("train", seed=seed, start=16 * i, count=16)
+    (xs, ys), (xq, yq) = task
+    return torch.cat([xs, xq], 1).flatten(0, 1), torch.cat([ys, yq], 1).flatten(0, 1)
+
+
+def _fit(
+    net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: Callable[[int], Batch], iterations: int,
+    progress: bool,
+) -> None:  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, iterations)
+    device = next(net.parameters()).device
+    for i in tracked(range(iterations), "pretraining the baseline", progress):
+        x, y = batches(i)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(net(x.to(device)), y.to(device)))
+        optimizer.step()
+        schedule.step()
+
+
+def head(net: nn.Module) -> tuple[str, nn.Linear]:
+    """The last linear layer of a network, and its name."""
+    layers = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear) and n]
+    if not layers:
+        raise ValueError("this network has no linear layer to take for its head; leave the baselines out.")
+    return layers[-1]

@@ -1,0 +1,169 @@
+"""Judges runs on held-out episodes, beside the baselines that they must beat."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metaoptim.core import trees
+from metaoptim.core.types import Normalisation, Task
+from metaoptim.engine import rollout
+from metaoptim.evaluation import baselines as base
+from metaoptim.evaluation.result import Result, Row
+from metaoptim.learners import GradientLearner, Network
+from metaoptim.runs.environment import environment
+from metaoptim.runs.progress import tracked
+from metaoptim.runs.run import Run, quiet
+from metaoptim.tasks import TaskFamily
+from metaoptim.tasks.base import episodes_hash
+
+Baseline = Literal["untrained", "prototypes", "pretrained"]
+AT_ONCE = 50  # episodes sampled and adapted at a time
+
+ABOUT: dict[str, str] = {
+    "method": "the trained φ",
+    "untrained": "φ before training, adapted in the same way",
+    "prototypes": "nearest mean of the support's features in the trained network, without an inner loop",
+    "pretrained": "an ordinary classifier of all training classes (regression: one fit to all tasks), fine-tuned by SGD "
+    "from a zero head, its step size chosen on validation episodes",
+}
+
+
+def evaluate(
+    run: Run | Sequence[Run],
+    tasks: TaskFamily,
+    *,
+    split: str = "test",
+    episodes: int = 600,
+    steps: int | None = None,
+    normalisation: Normalisation | None = None,
+    baselines: Sequence[Baseline] = ("untrained", "prototypes"),
+    pretrain_iterations: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Scores after every inner step on the same episodes for every method.
+
+    Args:
+        run: a run, or runs of the same recipe that differ in their seed (scores are averaged over them per episode).
+        tasks: where episodes come from.
+        split: of the task family.
+        episodes: number of episodes E.
+        steps: inner steps K at test; as in training where not given.
+        normalisation: policy at test; as in training where not given.
+        baselines: rows beside the method's: "untrained", "prototypes" (of classes) and "pretrained" (which trains).
+        pretrain_iterations: steps of 128 examples for the "pretrained" row.
+        seed: of the episodes.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: an unknown split or baseline, no episode, no run.
+    """
+    runs = [run] if isinstance(run, Run) else list(run)
+    if not runs:
+        raise ValueError("evaluate needs a run; the list is empty.")
+    if episodes < 1 or (steps is not None and steps < 0) or pretrain_iterations < 1:
+        raise ValueError(
+            f"episodes={episodes}, steps={steps}, pretrain_iterations={pretrain_iterations}: needs at least one episode "
+            "and one iteration, and no negative number of steps."
+        )
+    for name in baselines:
+        if name not in get_args(Baseline):
+            raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
+    if normalisation is not None:
+        runs = [with_normalisation(r, normalisation) for r in runs]
+    count = runs[0].optimizer.learner.steps if steps is None else steps
+
+    def adapted(r: Run) -> Callable[[Task], dict[str, Tensor]]:
+        return lambda batch: rollout(r.optimizer, r.meta, batch, r.memory, count, r.tasks)
+
+    methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]] = {"method": [adapted(r) for r in runs]}
+    classes = tasks.sample(split, seed=seed, start=0, count=1).query[1].dtype == torch.int64
+    if "untrained" in baselines:
+        methods["untrained"] = [adapted(base.untrained(r)) for r in runs]
+    if "prototypes" in baselines and classes:
+        methods["prototypes"] = [partial(base.prototypes, r) for r in runs]
+    with quiet(*(r.network.net for r in runs)):
+        if "pretrained" in baselines:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                methods["pretrained"] = [
+                    adapted(base.pretrained(r, tasks, pretrain_iterations, max(count, 1), progress)) for r in runs
+                ]
+        scores = _score(methods, tasks, split, seed, episodes, runs[0].meta.device, progress)
+    rows = tuple(_row(name, scores[name], runs[0].optimizer.name if name == "method" else name) for name in methods)
+    facts = _facts(runs, tasks, split, seed, episodes, count)
+    return Result(rows, facts | ({"pretrain_iterations": pretrain_iterations} if "pretrained" in methods else {}))
+
+
+def with_normalisation(run: Run, policy: Normalisation) -> Run:
+    """The run, judged under another normalisation policy."""
+    learner = run.optimizer.learner
+    if not isinstance(learner, GradientLearner) or not isinstance(learner.objective, Network):
+        raise ValueError("this run's learner is not built on one module, so its normalisation can't be changed.")
+    learner = replace(learner, objective=replace(learner.objective, normalisation=policy))
+    return replace(run, optimizer=replace(run.optimizer, learner=learner))
+
+
+def _score(
+    methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]], tasks: TaskFamily, split: str, seed: int, episodes: int,
+    device: torch.device, progress: bool,
+) -> dict[str, list[dict[str, Tensor]]]:  # fmt: skip
+    """Scores (E, K+1) by method, run and metric; every method sees the same episodes."""
+    parts: dict[str, list[list[dict[str, Tensor]]]] = {n: [[] for _ in runs] for n, runs in methods.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in tracked(range(0, episodes, AT_ONCE), f"evaluating on {split}", progress):
+            batch = tasks.sample(split, seed=seed, start=start, count=min(AT_ONCE, episodes - start))
+            for name, runs in methods.items():
+                for found, judge in zip(parts[name], runs, strict=True):
+                    found.append(judge(trees.to(batch, device)))
+    return {name: [{m: torch.cat([p[m] for p in found]) for m in found[0]} for found in runs] for name, runs in parts.items()}
+
+
+def _row(method: str, scores: list[dict[str, Tensor]], name: str) -> Row:
+    """One method over its runs: per-episode means over the seeds, and each seed's own mean after the last step."""
+    together = {m: torch.stack([s[m] for s in scores]).mean(0) for m in scores[0]}
+    return Row(name, ABOUT[method], together, tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores))
+
+
+def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: int, steps: int) -> dict[str, Any]:
+    return {
+        "tasks": tasks.describe(split),
+        "algorithm": runs[0].optimizer.name,
+        "split": split,
+        "episodes": episodes,
+        "episode_seed": seed,
+        "episodes_sha256": episodes_hash(tasks, split, seed=seed, start=0, count=episodes),
+        "steps": steps,
+        "training_steps": runs[0].optimizer.learner.steps,
+        "normalisation": runs[0].network.normalisation,
+        "selection": runs[0].selection,
+        "seeds": [r.seed for r in runs],
+        "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
+        "engine": [r.tasks for r in runs],
+        "environment": environment(),
+        "recipe": recipe.read_text(encoding="utf-8") if (recipe := _recipe(runs[0])) is not None else None,
+    }
+
+
+def _recipe(run: Run) -> Path | None:
+    """The recipe in a run's directory, where it has one."""
+    path = run.path / "recipe.toml" if run.path else None
+    return path if path is not None and path.is_file() else None
+
+
+def phi_hash(run: Run) -> str:
+    """The sha256 of φ, names and values."""
+    digest = hashlib.sha256()
+    for name, p in sorted(trees.named(run.meta).items()):
+        digest.update(f"{name}{p.dtype}{tuple(p.shape)}".encode())
+        digest.update(p.detach().reshape(-1).contiguous().view(torch.uint8).numpy(force=True).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Slopes by central differences, in float64, and what a gradient says of them.
+
+A kink (ReLU, max-pooling) that lies within a step spoils the difference, and an inner gradient makes a jump of it; a short
+step is spoilt by rounding. That happens along one direction, or at one step size. A fault shows along all of them, so the
+best of a few counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from metaoptim.core import trees
+from metaoptim.core.types import Params
+
+TOLERANCE = 1e-6
+"""Relative, for a gradient against central differences."""
+
+EXACT = 1e-9
+"""Relative, for one way to compute a gradient against another."""
+
+SIZES = (1e-5, 1e-6, 1e-7)  # of a step along a direction of length 1
+TRIES = 4  # directions
+NOISE = 4.0  # units in the last place by which a value is uncertain; seen: up to 1
+
+
+class Probe(NamedTuple):
+    """The slope of a function along a direction, by central differences; smaller ones than `least` are not told apart."""
+
+    direction: Params
+    slope: float
+    least: float
+
+    def error(self, gradient: Params) -> float:
+        """How far a gradient's slope is from it, relative to the larger of both; infinite where one isn't finite."""
+        found = trees.dot(self.direction, gradient).item()
+        if not math.isfinite(found) or not math.isfinite(self.slope):
+            return math.inf
+        gap = abs(found - self.slope)
+        return gap / max(abs(found), abs(self.slope), self.least) if gap else 0.0
+
+
+def probe(
+    f: Callable[[Params], float], at: Params, gradient: Params, only: Collection[str] = (), tries: int = TRIES
+) -> tuple[Probe, float]:
+    """A slope of f that agrees with its gradient, or else a usual one, and the gradient's relative error there.
+
+    Directions are random in all tensors, or in those named in `only`.
+    """
+    draw = torch.Generator().manual_seed(0)
+    names = list(only or at)
+    # The root mean square of the slope over all directions: one that is nearly level says little.
+    usual = math.sqrt(sum(gradient[n].square().sum().item() for n in names) / sum(at[n].numel() for n in names))
+    best: list[tuple[Probe, float]] = []  # of each direction
+    for _ in range(tries):
+        random = {n: torch.randn(at[n].shape, generator=draw, dtype=at[n].dtype).to(at[n].device) for n in names}
+        size = trees.norm(random)
+        direction = {n: v / size for n, v in random.items()}
+        found: list[tuple[Probe, float]] = []
+        for h in SIZES:
+            ahead, behind = (f(at | {n: at[n] + e * v for n, v in direction.items()}) for e in (h, -h))
+            noise = NOISE * torch.finfo(torch.float64).eps * max(abs(ahead), abs(behind)) / h
+            seen = Probe(direction, (ahead - behind) / (2 * h), max(usual, noise / TOLERANCE))
+            found.append((seen, seen.error(gradient)))
+            if found[-1][1] <= TOLERANCE:
+                return found[-1]
+        best.append(min(found, key=lambda pair: pair[1]))
+    return sorted(best, key=lambda pair: pair[1])[tries // 2]
+
+
+def distance(a: Params, b: Params) -> float:
+    """‖a − b‖ relative to the longer of both."""
+    gap = trees.norm(trees.subtract(a, b)).item()
+    return gap / max(trees.norm(a).item(), trees.norm(b).item()) if gap else 0.0
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int | None = 0) -> Iterator[None]:
+    """Inside, torch draws the same each time (None: goes on from where it is); outside, its generators are as before."""
+    devices = [] if device.type == "cpu" else [device.index or 0]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,87 @@
+"""The few tasks that a check runs on: the user's own, or random ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaoptim.core import trees
+from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.engine import check_tasks
+from metaoptim.engine.executor import explained
+from metaoptim.gradcheck.differences import seeded
+from metaoptim.gradcheck.parts import said
+from metaoptim.nn import written_out
+from metaoptim.runs.run import network_of
+from metaoptim.tasks import TaskFamily
+
+TASKS = 3  # so that two at a time leave a rest
+ROWS = 6  # of a random task
+IMAGE = (28, 28)
+
+
+def sample(optimizer: MetaOptimizer, tasks: Task | TaskFamily | None, shape: Sequence[int] | None) -> Task:
+    """A batch of tasks: as it is, from a family, or random."""
+    if isinstance(tasks, Task):
+        check_tasks(tasks)
+        return tasks
+    if tasks is None:
+        return random_tasks(optimizer, shape)
+    return tasks.sample("train" if "train" in tasks.splits else tasks.splits[0], seed=0, start=0, count=TASKS)
+
+
+def random_tasks(optimizer: MetaOptimizer, shape: Sequence[int] | None) -> Task:
+    """Random inputs of a shape, with random targets of the kind that the loss takes: classes, or numbers."""
+    network = network_of(optimizer)
+    if network is None:
+        raise ValueError("this learner's objective is no Network, so that random tasks can't be made for it; give tasks.")
+    draw = torch.Generator().manual_seed(0)
+    dtype, device = next(iter(optimizer.meta.weights.values())).dtype, optimizer.meta.device
+    x = torch.randn((2, TASKS, ROWS, *(shape or _readable(network.net))), generator=draw, dtype=dtype).to(device)
+    output = forward(optimizer, x[0, 0])
+    classes = torch.randint(output.shape[-1], (2, TASKS, *output.shape[:-1]), generator=draw).to(device)
+    try:
+        network.loss(output, classes[0, 0])
+        y = classes
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        y = torch.randn((2, TASKS, *output.shape), generator=draw, dtype=dtype).to(device)
+    return Task((x[0], y[0]), (x[1], y[1]))
+
+
+def refuse_unreadable(optimizer: MetaOptimizer, batch: Task) -> None:
+    """Raises a ValueError for tasks that the model or the loss can't take."""
+    network = network_of(optimizer)
+    if network is None:
+        return
+    for part in trees.index(batch, 0):
+        output = forward(optimizer, part[0])
+        with explained(batch, optimizer):
+            network.loss(output, part[1])
+
+
+def forward(optimizer: MetaOptimizer, x: Tensor) -> Tensor:
+    """What a copy of the model makes of one batch; a ValueError where it can't."""
+    network = network_of(optimizer)
+    net = copy.deepcopy(network.net) if network else nn.Identity()
+    with explained(x, optimizer), seeded(x.device), torch.no_grad(), written_out():
+        try:
+            output = functional_call(net, trees.map_tensors(torch.clone, optimizer.meta.weights), (x,))
+        except TypeError as error:
+            raise ValueError(f"the model can't be called with one tensor ({said(error)}).") from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the model returned {type(output).__name__}; it must return one tensor.")
+    return output
+
+
+def _readable(net: nn.Module) -> tuple[int, ...]:
+    """The shape of one input, by the first layer."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            return (layer.in_features,)
+        if isinstance(layer, nn.Conv2d):
+            return (layer.in_channels, *IMAGE)
+    raise ValueError("no layer tells the shape of an input; give tasks, or input=, such as input=(1, 28, 28).")

@@ -1,0 +1,1 @@
+"""Recipes: TOML files that say which algorithm, model and tasks, and how to train and to judge."""

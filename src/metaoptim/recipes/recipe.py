@@ -1,0 +1,185 @@
+"""Recipes: TOML files that say which algorithm, model and tasks, and how to train and to judge.
+
+The keyword arguments of the builders, of `train` and of `evaluate` ARE the schema: a new option can be
+used in a recipe, is checked, and is shown by the command line, with nothing else to touch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+import torch
+
+from metaoptim import evaluation, training
+from metaoptim.algorithms import ALGORITHMS
+from metaoptim.core.losses import LOSSES
+from metaoptim.core.types import MetaOptimizer
+from metaoptim.engine import SETTINGS, Engine
+from metaoptim.nn import MODELS
+from metaoptim.recipes.schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
+from metaoptim.tasks import TASKS, TaskFamily
+
+BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "algorithm": ALGORITHMS,
+    "model": MODELS,
+    "tasks": TASKS,
+}
+_OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
+_TABLES = (*_OPTIONS, "expected")
+_NOT_IN_RECIPES = ("out", "resume", "engine", "recipe", "progress")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with every option filled in; `tables` holds all its TOML tables by name."""
+
+    name: str
+    description: str
+    tables: dict[str, dict[str, Any]]
+
+    def text(self) -> str:
+        """The recipe as TOML, every option written out; reading it gives the same recipe."""
+        tables = {
+            table: {key: NONE if value is None else value for key, value in keys.items()} for table, keys in self.tables.items()
+        }
+        return tomli_w.dumps({"name": self.name, "description": self.description, **tables})
+
+    def build(self) -> tuple[MetaOptimizer, TaskFamily]:
+        """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch drew before."""
+        keys = {kind: dict(self.tables[kind]) for kind in BUILDERS}
+        algorithm, model, tasks = (BUILDERS[kind][keys[kind].pop("name")] for kind in BUILDERS)
+        loss = LOSSES[keys["algorithm"].pop("loss")]
+        family = tasks(**keys["tasks"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.tables["train"]["seed"])
+            return algorithm(model(**keys["model"]), loss, **keys["algorithm"]), family
+
+    def differences(self, other: Recipe) -> list[str]:
+        """The options, as `table.key`, in which two recipes differ."""
+        return [
+            f"{table}.{key}"
+            for table in _OPTIONS
+            for key in {**self.tables[table], **other.tables[table]}
+            if self.tables[table].get(key) != other.tables[table].get(key)
+        ]
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(_shipped())
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, by its name or from a TOML file; overrides replace options, as in `algorithm.steps=5`.
+
+    The model's `ways`, where it has them, are those of the tasks unless given.
+    Errors: ConfigError, for whatever is wrong with the name, the text or an option.
+    """
+    source = _find(str(name_or_path))
+    try:
+        text = source.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name_or_path} isn't UTF-8 text; expected a TOML file.") from error
+    try:
+        return parse(text, source.name.removesuffix(".toml"), overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{name_or_path}: {error}") from error
+
+
+def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from TOML text, as `load`; `name` is for a text that doesn't state its own."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}.") from error
+    if not data:
+        raise ConfigError(
+            "this recipe is empty (as that of a run started from Python: judge it with metaoptim.evaluate there)."
+        )
+    for override in overrides:
+        _replace(data, override)
+    return _resolve(data, name)
+
+
+def table_options(table: str, name: str = "") -> list[Option]:
+    """The options of a recipe's table; where a table chooses a builder by `name`, those of that builder."""
+    if table == "algorithm":
+        loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
+        return [loss, *options(ALGORITHMS[name], keyword_only=True)]
+    if table in BUILDERS:
+        return options(BUILDERS[table][name])
+    if table == "engine":
+        return [o for o in options(Engine) if o.name in SETTINGS]
+    known = options(training.train if table == "train" else evaluation.evaluate, keyword_only=True)
+    return [o for o in known if o.name not in _NOT_IN_RECIPES]
+
+
+def _shipped() -> dict[str, Traversable]:
+    folder = resources.files("metaoptim") / "recipes"
+    return {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def _find(name: str) -> Traversable:
+    shipped, path = _shipped(), Path(name)
+    if name in shipped:
+        return shipped[name]
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected a TOML file (a run has its recipe.toml) or a recipe's name.")
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise ConfigError(f"there is no file {name}; expected a TOML file, or a recipe that `metaoptim list` names.")
+    raise ConfigError(f"unknown recipe `{name}`{nearest(name, shipped)}")
+
+
+def _replace(data: dict[str, Any], override: str) -> None:
+    target, equals, text = override.partition("=")
+    table, _, key = target.strip().partition(".")
+    if not (table and key and equals):
+        raise ConfigError(f"can't set `{override}`; expected TABLE.KEY=VALUE, as in algorithm.steps=5.")
+    if table not in _TABLES:
+        raise ConfigError(f"unknown table `{table}` in `{override}`{nearest(table, _TABLES)}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word
+    if isinstance(keys := data.setdefault(table, {}), dict):
+        keys[key] = value
+
+
+def _resolve(data: dict[str, Any], name: str) -> Recipe:
+    for key, value in data.items():
+        if key not in ("name", "description", *_TABLES):
+            what = "table" if isinstance(value, dict) else "key"
+            raise ConfigError(f"unknown {what} `{key}`{nearest(key, ('name', 'description', *_TABLES))}")
+        if not isinstance(value, dict if key in _TABLES else str):
+            expected = f"a table, [{key}]" if key in _TABLES else spell(str)
+            raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
+    given = {table: dict(data.get(table, {})) for table in _TABLES}
+    chosen = {kind: _chosen(kind, given[kind].pop("name", None)) for kind in BUILDERS}
+    known = {table: table_options(table, chosen.get(table, "")) for table in _OPTIONS}
+    tasks = check("tasks", given["tasks"], known["tasks"])
+    if "ways" in tasks and any(o.name == "ways" for o in known["model"]):
+        given["model"].setdefault("ways", tasks["ways"])
+    tables = {
+        table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], known[table])
+        for table in _OPTIONS
+    }
+    tables["expected"] = given["expected"]
+    return Recipe(data.get("name", name), data.get("description", ""), tables)
+
+
+def _chosen(kind: str, name: Any) -> str:
+    builders = BUILDERS[kind]
+    if name is None:
+        raise ConfigError(f"missing key `name` in [{kind}]; expected one of: {', '.join(builders)}.")
+    if not isinstance(name, str) or name not in builders:
+        raise ConfigError(f"unknown {kind} `{name}` in [{kind}]{nearest(str(name), builders)}")
+    return name

@@ -1,0 +1,249 @@
+"""The run directory: all that a run writes; a kill at any moment or a damaged file loses next to nothing.
+
+    recipe.toml  environment.json  metrics.jsonl  tensorboard/  state.json (for people only: never read back)
+    checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  .lock
+
+Nothing in it is a pickle: opening somebody's run can't run their code.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest, pack, read, strict_json
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Status = Literal["running", "interrupted", "finished", "failed"]
+
+RECIPE, METRICS = "recipe.toml", "metrics.jsonl"
+
+
+class RunDirectory:
+    """One run's folder, held by this process alone until `close`; make one with `create` or `reopen`."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+        self._writer: SummaryWriter | None = None
+        self._purge: int | None = None
+        self._step = 0
+        self._state: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any]) -> RunDirectory:
+        """A new run, with its recipe (TOML text) and environment.
+
+        Raises ValueError when the folder holds a run already or another process works there, OSError when it
+        can't be made.
+        """
+        folder = Path(path)
+        with _explained(f"create the run {folder}"):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"{folder} is a file, and a run needs a folder: choose another path")
+            if any((folder / name).exists() for name in (RECIPE, LAST, PREVIOUS, BEST)):
+                found, _, damaged = newest(folder, (LAST, PREVIOUS, BEST))
+                none = "its checkpoints are damaged" if damaged else "no checkpoint yet"
+                reached = f"step {found.step} reached" if found else none
+                raise ValueError(f"{folder} holds a run already ({reached}): resume it, or choose another folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            run = cls(folder, _locked(folder))
+        try:
+            run.write("environment.json", strict_json(environment, indent=2) + "\n")
+            run.mark("running")
+            run.write(RECIPE, recipe)  # last, because its presence makes the folder a run
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """The run in that folder, to be continued: `load` it, then `rewind` it.
+
+        Raises ValueError when there is no run or another process holds it, OSError when it can't be opened.
+        """
+        folder = Path(path)
+        with _explained(f"open the run {folder}"):
+            _require_run(folder)
+            run = cls(folder, _locked(folder))
+            for stray in folder.glob(".*.tmp"):
+                stray.unlink(missing_ok=True)
+        return run
+
+    def save(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
+        """Writes the checkpoint, keeping the one before it; with `best`, writes it as the best too.
+
+        Floats in its state that aren't finite become None. Raises OSError when it can't be written; the
+        earlier checkpoints are intact then.
+        """
+        data = pack(checkpoint)
+        # The best goes first: after a kill in between, the run comes back here and writes the same again. The
+        # other order would resume with a state that knows the new best score and a file with the old best.
+        if best:
+            write_atomic(self.path / BEST, data)
+        write_atomic(self.path / LAST, data, keep=self.path / PREVIOUS)
+        self._step, self._state = checkpoint.step, checkpoint.state
+        self.mark("running")
+
+    def load(self) -> Checkpoint | None:
+        """The newest intact checkpoint, or None before the first one; to be called before `save`.
+
+        Marks the run as running. Warns when it had to pass over damaged ones, which are set aside as
+        `*.damaged.safetensors`; raises ValueError when none is intact.
+        """
+        with _explained(f"read the run {self.path}"):
+            found, damaged = read(self.path, (LAST, PREVIOUS, BEST))
+            # Set aside, or the next save would move the damaged one over the good one before it.
+            for name in damaged:
+                os.replace(self.path / name, self.path / name.replace(".safetensors", ".damaged.safetensors"))
+        if found is not None:
+            self._step, self._state = found.step, found.state
+        self.mark("running")
+        return found
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl and its numbers to TensorBoard; `record["step"]` is the outer step."""
+        step = record["step"]
+        with _explained(f"write {self.path / METRICS}"):
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(strict_json(record) + "\n")
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second to import
+
+                self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge)
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was logged after that step, and lines that a kill left torn.
+
+        metrics.jsonl is rewritten; TensorBoard is told to forget those steps.
+        """
+        with _explained(f"read {self.path / METRICS}"):
+            data = (self.path / METRICS).read_bytes() if (self.path / METRICS).exists() else b""
+        kept = b"".join(line for line in data.splitlines(keepends=True) if _belongs(line, step))
+        if kept != data:
+            write_atomic(self.path / METRICS, kept)
+        self._close_writer()
+        self._purge = step + 1
+
+    def mark(self, status: Status) -> None:
+        """Writes state.json: the status, and the step and state of the last checkpoint saved or loaded."""
+        state = {"status": status, "step": self._step, "state": self._state}
+        self.write("state.json", strict_json(state, indent=2) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text file of that name, whole or not at all."""
+        write_atomic(self.path / name, text.encode())
+
+    def close(self) -> None:
+        """Lets go of the run; may be called twice."""
+        try:
+            self._close_writer()
+        finally:
+            self._lock.release()
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with _explained(f"write {self.path / 'tensorboard'}"):
+                writer.close()
+
+
+def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", "last"] = "best") -> Checkpoint:
+    """A run's best or last checkpoint; takes no lock and changes nothing, so that the run may be in training.
+
+    A run that has no best yet gives its last. Warns when it had to pass over a damaged one; raises ValueError
+    when there is no run, no checkpoint, or none intact.
+    """
+    folder = Path(path_of_run)
+    with _explained(f"read the run {folder}"):
+        _require_run(folder)
+        found, _ = read(folder, (BEST, LAST, PREVIOUS) if which == "best" else (LAST, PREVIOUS, BEST))
+    if found is None:
+        raise ValueError(f"{folder} has no checkpoint yet: train it until the first one is saved")
+    return found
+
+
+def write_atomic(path: Path, data: bytes, *, keep: Path | None = None) -> None:
+    """Writes a file so that whatever happens, the old or the new one is there; the old one moves to `keep`.
+
+    A kill between the two renames leaves the old file under the name `keep` only. Raises OSError when it
+    can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _explained(f"write {path}"):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder can't be opened, and renames need no sync
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.exists():
+        raise ValueError(f"there is no run in {folder}, for there is no such folder: check the path")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a run is a folder: give the folder")
+    if not (folder / RECIPE).exists():
+        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        listed = ", ".join(found[:5]) + (", …" if len(found) > 5 else "") if found else "nothing"
+        raise ValueError(f"there is no run in {folder} (found {listed}, expected {RECIPE}): check the path")
+
+
+def _locked(folder: Path) -> FileLock:
+    """Takes the folder's lock, which the system gives back when the process ends, however it ends."""
+    lock = FileLock(folder / ".lock", blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process or run is using {folder}: wait until it ends, or choose another folder") from None
+    return lock
+
+
+def _belongs(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def _explained(action: str) -> Iterator[None]:
+    """Turns an error of the system into one sentence; not to be nested."""
+    try:
+        yield
+    except OSError as error:
+        advice = "check the path and its permissions"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "what was saved before is intact, so free some space and resume"
+        raise OSError(f"can't {action} ({error.strerror or error}): {advice}") from error

@@ -1,0 +1,131 @@
+"""The loop that articles about MAML print, made right."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaoptim.algorithms import ALGORITHMS
+from metaoptim.core.losses import cross_entropy, mse
+from metaoptim.core.types import Batch, Meta, MetaOptimizer, Task
+from metaoptim.engine import Engine
+
+_YIELDS = (
+    "the data loader must yield batches of tasks, as Task(support=(x, y), query=(x, y)) with leading axis T, or plain "
+    "(data, targets) batches of at least 2 examples"
+)
+
+
+def meta_train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data_loader: Iterable[Any],
+    num_inner_steps: int,
+    inner_lr: float,
+    method: str = "maml",
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> list[float]:
+    """One pass over a data loader: for each batch an outer step of `optimizer` on the model's own parameters.
+
+    Args:
+        model: adapted from its current weights in every task, and changed by the optimizer alone.
+        optimizer: made on `model.parameters()`; Meta-SGD's step sizes are added to it as a group of their own, found
+            again in another pass.
+        data_loader: yields batches of T tasks, or plain (data, targets) batches, each of which is ONE task: a random half
+            of its examples is the support set, the rest the query set.
+        num_inner_steps: inner steps K.
+        inner_lr: inner step size α on the mean loss; for "meta_sgd" where every α starts.
+        method: the name of an algorithm.
+        loss: loss(output, target) -> scalar mean; by default cross-entropy for integer targets, else mean squared error.
+        engine: settings of the engine, such as {"runtime": "auto"}; memory is "graph" and runtime "eager" unless given.
+
+    Returns:
+        The outer loss of each step.
+
+    Raises:
+        ValueError: an unknown method, a loader that is empty or yields something else, an optimizer of other parameters.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if missing:
+        raise ValueError(f"the optimizer does not hold the model's parameter `{missing[0]}`; make it on model.parameters().")
+    losses: list[float] = []
+    stepper: _Stepper | None = None
+    for item in data_loader:
+        batch = _tasks(item)
+        if stepper is None:
+            chosen = loss or (mse if batch.query[1].is_floating_point() else cross_entropy)
+            meta = _build(method, model, chosen, num_inner_steps, inner_lr)
+            stepper = _Stepper(model, optimizer, meta, engine or {})
+        losses.append(stepper(batch))
+    if stepper is None:
+        raise ValueError(f"the data loader is empty; {_YIELDS}.")
+    return losses
+
+
+class _Stepper:
+    """One outer step on the model's own parameters and, as parameters of its own, on ψ."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, meta: MetaOptimizer, engine: Mapping[str, Any]
+    ) -> None:
+        self.weights = dict(model.named_parameters())
+        names = list(meta.meta.rule)
+        # Found again on another pass, so that an epoch goes on with the step sizes that the one before it learnt.
+        known = [group for group in optimizer.param_groups if names and group.get("rule") == names]
+        if names and not known:
+            values = [nn.Parameter(p.clone()) for p in meta.meta.rule.values()]
+            optimizer.add_param_group({"params": values, "weight_decay": 0.0, "rule": names})
+            known = optimizer.param_groups[-1:]
+        self.rule = dict(zip(names, known[0]["params"], strict=True)) if known else {}
+        self.optimizer, self.engine = optimizer, Engine(meta, **({"memory": "graph", "runtime": "eager"} | dict(engine)))
+        self.carry: Any = ()
+
+    def __call__(self, batch: Task) -> float:
+        phi = Meta({n: p.detach() for n, p in self.weights.items()}, {n: p.detach() for n, p in self.rule.items()})
+        estimate = self.engine(phi, batch, self.carry)
+        self.carry = estimate.carry
+        self.optimizer.zero_grad()
+        for leaves, grads in ((self.weights, estimate.grad.weights), (self.rule, estimate.grad.rule)):
+            for name, g in grads.items():
+                leaves[name].grad = g
+        self.optimizer.step()
+        return estimate.loss.item()
+
+
+def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps: int, lr: float) -> MetaOptimizer:
+    if method not in ALGORITHMS:
+        raise ValueError(f"method {method!r} is unknown: choose among {', '.join(ALGORITHMS)}.")
+    build = ALGORITHMS[method]
+    names = inspect.signature(build).parameters
+    sizes = {"lr": lr} if "lr" in names else {"low": lr, "high": lr}
+    return build(model, loss, steps=steps, **sizes)
+
+
+def _tasks(item: Any) -> Task:
+    """A batch of tasks from what a loader yielded."""
+    if isinstance(item, Task):
+        return item
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise ValueError(f"{_YIELDS}; found {type(item).__name__}.")
+    first, second = item
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return _split((first, second))
+    if all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in (first, second)):
+        return Task((first[0], first[1]), (second[0], second[1]))
+    raise ValueError(f"{_YIELDS}; found a pair of {type(first).__name__} and {type(second).__name__}.")
+
+
+def _split(batch: Batch) -> Task:
+    """One task (T = 1) from a plain batch: a random half to adapt on, the rest to be judged on."""
+    x, y = batch
+    if x.ndim < 1 or y.ndim < 1 or x.shape[0] != y.shape[0] or x.shape[0] < 2:
+        raise ValueError(f"{_YIELDS}; found shapes {tuple(x.shape)} and {tuple(y.shape)}.")
+    order = torch.randperm(x.shape[0], device=x.device)
+    support, query = order[: x.shape[0] // 2], order[x.shape[0] // 2 :]
+    return Task((x[support][None], y[support][None]), (x[query][None], y[query][None]))

@@ -1,0 +1,181 @@
+"""The outer loop: sample tasks, take the meta-gradient, step, validate, save."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from metaoptim.core.types import MetaOptimizer, Outer
+from metaoptim.engine import SETTINGS
+from metaoptim.runs.environment import environment
+from metaoptim.runs.progress import Reporter
+from metaoptim.runs.run import Run, load
+from metaoptim.runs.store import RunDirectory
+from metaoptim.tasks import TaskFamily
+from metaoptim.training.module import MetaModule
+from metaoptim.training.outer_step import make_optimizer
+from metaoptim.training.state import Training
+
+CHOOSING = "choosing the fastest way to compute the meta-gradient (once for each work)"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by the user after its state was saved; the message says how to resume."""
+
+
+def train(
+    meta: MetaOptimizer,
+    tasks: TaskFamily,
+    *,
+    iterations: int,
+    tasks_per_step: int = 16,
+    out: str | Path | None = None,
+    seed: int = 0,
+    optimizer: str | None = None,
+    lr: float | None = None,
+    schedule: Literal["constant", "linear", "cosine"] | None = None,
+    clip: float | None = None,
+    validate_every: int = 500,
+    validate_episodes: int = 200,
+    validate_steps: int | None = None,
+    checkpoint_every: int = 500,
+    log_every: int = 10,
+    resume: bool = False,
+    engine: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    progress: bool = True,
+    check: bool = True,
+) -> Run:
+    """Meta-trains; returns the φ with the best validation score (the last one where nothing was validated).
+
+    Every outer step's tasks and randomness are functions of (seed, step) alone, so a resumed run repeats, to the bit,
+    what an uninterrupted one does.
+
+    Args:
+        meta: the meta-optimizer, with φ at the start.
+        tasks: where tasks come from; splits "train" and "val" are used.
+        iterations: outer steps, altogether.
+        tasks_per_step: tasks T in each outer step.
+        out: run directory; none: nothing is written.
+        seed: of the tasks and of all randomness in training.
+        optimizer: outer optimizer, a class of torch.optim; the algorithm's own choice where not given.
+        lr: outer step size; the algorithm's own choice where not given.
+        schedule: of the outer step size over `iterations`: "constant", "linear" (to 0) or "cosine" (to 0).
+        clip: largest norm of the meta-gradient; longer ones are scaled down.
+        validate_every: outer steps between validations; 0: never.
+        validate_episodes: episodes of split "val" in each validation.
+        validate_steps: inner steps in validation; as in training where not given.
+        checkpoint_every: outer steps between checkpoints.
+        log_every: outer steps between lines of metrics.jsonl.
+        resume: go on from the last checkpoint in `out`.
+        engine: settings of the engine: tasks, memory, runtime, precision, budget.
+        recipe: TOML text to keep in the run directory.
+        progress: whether to show a progress bar.
+        check: whether the meta-gradient of the first batch is held to central differences, along one direction and in
+            float64; a warning says so where it is off.
+
+    Raises:
+        ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite. Interrupted:
+        stopped by Ctrl-C, after the state was saved.
+    """
+    _check_counts(iterations=iterations, tasks_per_step=tasks_per_step, checkpoint_every=checkpoint_every,
+                  log_every=log_every, validate_episodes=validate_episodes)  # fmt: skip
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: it must be positive, or None for no clipping.")
+    if validate_steps is not None and validate_steps < 0:
+        raise ValueError(f"validate_steps={validate_steps}: it must not be negative.")
+    if resume and out is None:
+        raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
+    outer = Outer(optimizer or meta.outer.optimizer, meta.outer.lr if lr is None else lr, schedule or meta.outer.schedule)
+    if unknown := set(engine or {}) - set(SETTINGS):
+        raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
+    module = MetaModule(meta, **(engine or {}), horizon=iterations)
+    training = Training(
+        meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip, check
+    )
+    directory = _open(out, resume, recipe)
+    try:
+        if directory is not None and resume:
+            training.restore(directory)
+        with Reporter(iterations, training.step, progress) as report, _interruptible() as stopped:
+            if resume:
+                report.say(f"going on after step {training.step}")
+            if module.engine.choice is None and training.step < iterations:
+                report.say(CHOOSING)
+                module.engine.say = report.busy
+            while training.step < iterations:
+                record = training.advance(directory)
+                done, improved = training.step == iterations, False
+                if validate_every > 0 and "val" in tasks.splits and (done or training.step % validate_every == 0):
+                    module.engine.rest()  # idle threads of "workers" would slow validation down
+                    scores = training.validate(validate_episodes, validate_steps)
+                    improved = training.improved(scores)
+                    record |= {f"val_{name}": value for name, value in scores.items()}
+                    report.validated(training.step, scores, improved)
+                if directory is not None:
+                    if done or "val_loss" in record or training.step == 1 or training.step % log_every == 0:
+                        directory.log(record)
+                    if done or improved or stopped or training.step % checkpoint_every == 0:
+                        directory.save(training.checkpoint(), best=improved)
+                report.advanced(record)
+                if stopped and not done:
+                    raise Interrupted(_resume_hint(training.step, directory))
+        if directory is not None:
+            directory.mark("finished")
+    except BaseException as reason:
+        if directory is not None:
+            with suppress(OSError):  # such as a full disk, which is what then is to be told
+                directory.mark("interrupted" if isinstance(reason, KeyboardInterrupt) else "failed")
+        raise
+    finally:
+        if directory is not None:
+            directory.close()
+    return training.run() if directory is None else load(directory.path, meta, "best")
+
+
+def _open(out: str | Path | None, resume: bool, recipe: str | None) -> RunDirectory | None:
+    if out is None:
+        return None
+    if resume:
+        return RunDirectory.reopen(out)
+    return RunDirectory.create(out, recipe=recipe or "# started from Python, without a recipe\n", environment=environment())
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: it must be at least 1.")
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that is not empty once Ctrl-C or SIGTERM came: the running step is finished first. A second one stops at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resume_hint(step: int, directory: RunDirectory | None) -> str:
+    if directory is None:
+        return f"stopped after step {step}; nothing was saved, because the run has no directory (out=)."
+    return (
+        f"stopped after step {step}, saved in {directory.path}; go on with resume=True (on the command line: the same "
+        "command and --resume)."
+    )
