@@ -23,8 +23,8 @@ from typing import Any
 from shared import CACHES, CONSOLE, RESULTS, save, summary
 
 ENGINES = {
-    "loop": ("engine.tasks=loop", "engine.memory=graph", "engine.runtime=eager"),
-    "auto": ("engine.tasks=auto", "engine.memory=auto", "engine.runtime=auto"),
+    "loop": ("engine.batching=loop", "engine.memory=graph", "engine.runtime=eager"),
+    "auto": ("engine.batching=auto", "engine.memory=auto", "engine.runtime=auto"),
 }
 START = "import sys; from metaoptim.cli.main import main; sys.exit(main())"
 GLANCE = 0.1  # seconds between two looks at what a job has logged

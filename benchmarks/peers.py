@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from works import Work
 
-from metaoptim.core.types import Meta, Params, Task
+from metaoptim.core.types import MetaParams, Params, Task
 from metaoptim.engine import Engine
 
 Way = Callable[[Params, Task], tuple[Tensor, Params]]
-SETTINGS = ("tasks", "memory", "runtime")
+SETTINGS = ("batching", "memory", "runtime")
 
 
 def missing(package: str) -> str:
@@ -164,17 +164,17 @@ def with_torchopt(work: Work, dtype: torch.dtype = torch.float32) -> Way:
 def ours(
     work: Work, setting: str = "auto", dtype: torch.dtype = torch.float32, horizon: int | None = None
 ) -> tuple[Way, Engine]:
-    """metaoptim with a setting of `tasks/memory/runtime`, or "auto"; the engine tells what it chose.
+    """metaoptim with a setting of `batching/memory/runtime`, or "auto"; the engine tells what it chose.
 
     horizon: outer steps to come, by which "auto" judges whether compiling pays.
     """
     optimizer = work.optimizer(dtype)
     fixed: dict[str, Any] = {} if setting == "auto" else dict(zip(SETTINGS, setting.split("/"), strict=True))
     engine = Engine(optimizer, **fixed, horizon=horizon)
-    carry = engine.init(optimizer.meta, work.tasks)
+    carry = engine.init(optimizer.phi, work.batch(0, dtype))
 
     def step(weights: Params, batch: Task) -> tuple[Tensor, Params]:
-        estimate = engine(Meta(weights, optimizer.meta.rule), batch, carry)
+        estimate = engine(MetaParams(weights, optimizer.phi.rule), batch, carry)
         return estimate.loss, estimate.grad.weights
 
     return step, engine
@@ -182,7 +182,7 @@ def ours(
 
 def rest(engine: Engine) -> Callable[[], None] | None:
     """What a contender does after it was timed: end its threads, if it has any."""
-    return engine.rest if engine.choice is not None and engine.choice.tasks.startswith("workers") else None
+    return engine.release if engine.choice is not None and engine.choice.batching.startswith("workers") else None
 
 
 def _load(net: nn.Module, weights: Params) -> None:

@@ -115,7 +115,7 @@ def prepare(work: Work, options: argparse.Namespace) -> tuple[list[Contender], d
             CONSOLE.print(f"  {setting} is left out: {refused[setting]}")
             continue
         found[setting] = Contender(setting, _repeated(step, weights, batch), peers.rest(engine), middle - start)
-        engine.rest()
+        engine.release()
     fastest = min(warm.values(), default=math.inf)
     kept = [one for setting, one in found.items() if warm[setting] <= HOPELESS * fastest]
     CONSOLE.print(f"  {len(found)} settings run; {len(kept)} of them are timed in rounds")

@@ -19,7 +19,7 @@ class Work:
     """One meta-step: T `tasks` of `support` and `query` examples each, `steps` inner steps of size `lr`.
 
     model: "mlp" (on sinusoids) or "conv4" (on random images: their content changes nothing about the time); options: of the
-    model, by the names of `metaoptim.nn`; settings: of our engine, as tasks/memory/runtime, or "auto".
+    model, by the names of `metaoptim.nn`; settings: of our engine, as batching/memory/runtime, or "auto".
     """
 
     name: str

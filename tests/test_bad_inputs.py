@@ -39,12 +39,12 @@ def train(meta: Any = None, tasks: Any = SINUSOID, **options: Any) -> mo.Run:
 
 
 def evaluate(run: Any = None, **options: Any) -> Any:
-    return mo.evaluate(run or mo.Run(m := maml(), m.meta), SINUSOID, **{"episodes": 2, "progress": False} | options)
+    return mo.evaluate(run or mo.Run(m := maml(), m.phi), SINUSOID, **{"episodes": 2, "progress": False} | options)
 
 
 def adapt(x: Tensor, y: Tensor, meta: Any = None, **options: Any) -> nn.Module:
     meta = meta or maml()
-    return mo.Run(meta, meta.meta).adapt((x, y), **options)
+    return mo.Run(meta, meta.phi).adapt((x, y), **options)
 
 
 def meta_train(loader: Any, net: nn.Module | None = None, optimizer: Any = None, **options: Any) -> list[float]:
@@ -61,7 +61,7 @@ def classes(x: tuple[int, ...], y: Tensor) -> Task:
 
 def backward(task: Task, ways: int = 3, how: str = "loop", loss: Any = mo.losses.cross_entropy) -> Tensor:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, ways))
-    return mo.MetaModule(maml(net, loss), tasks=how).backward(task)
+    return mo.MetaModule(maml(net, loss), batching=how).backward(task)
 
 
 def regression(sx: tuple[int, ...], sy: tuple[int, ...], qx: tuple[int, ...], qy: tuple[int, ...]) -> Tensor:
@@ -144,7 +144,7 @@ TABLE: dict[str, Bad] = {
     ),
     "targets of another shape": Bad(lambda p: train(maml(mlp(1, 4, 2))), ("mse", "(10, 2)", "(10, 1)")),
     "evaluated on what doesn't fit": Bad(
-        lambda p: evaluate(mo.Run(m := maml(mlp(2, 1)), m.meta), baselines=()), ("(2, 10, 1) float32", "what the model reads")
+        lambda p: evaluate(mo.Run(m := maml(mlp(2, 1)), m.phi), baselines=()), ("(2, 10, 1) float32", "what the model reads")
     ),
     # batches of tasks
     "different T": Bad(lambda p: regression((2, 3, 1), (2, 3, 1), (3, 3, 1), (3, 3, 1)), ("same T", "query.x (3, 3)")),
@@ -170,10 +170,10 @@ TABLE: dict[str, Bad] = {
     "no split to train on": Bad(
         lambda p: train(tasks=mo.tasks.from_function(lambda g, s: (ONE, ONE), splits=["test"])), ("no split 'train'", "'test'")
     ),
-    "unknown engine": Bad(lambda p: train(engine={"tasks": "vmpa"}), ("'vmpa'", "auto, loop, vmap")),
+    "unknown engine": Bad(lambda p: train(engine={"batching": "vmpa"}), ("'vmpa'", "auto, loop, vmap")),
     "unknown memory": Bad(lambda p: train(engine={"memory": "disk"}), ("'disk'", "auto, graph")),
-    "unknown engine key": Bad(lambda p: train(engine={"task": "loop"}), ("'task'", "tasks, memory, runtime")),
-    "no chunk": Bad(lambda p: mo.MetaModule(maml(), tasks="vmap:0"), ("'vmap:0'", "C >= 1")),
+    "unknown engine key": Bad(lambda p: train(engine={"task": "loop"}), ("'task'", "batching, memory, runtime")),
+    "no chunk": Bad(lambda p: mo.MetaModule(maml(), batching="vmap:0"), ("'vmap:0'", "C >= 1")),
     # evaluation and adaptation
     "unknown split": Bad(lambda p: evaluate(split="tset"), ("'tset'", "'train', 'val', 'test'")),
     "unknown baseline": Bad(lambda p: evaluate(baselines=["protonet"]), ("'protonet'", "untrained, prototypes, pretrained")),
@@ -183,7 +183,7 @@ TABLE: dict[str, Bad] = {
     "unknown policy at test": Bad(lambda p: evaluate(normalisation="none"), ("'none'", "transductive, inductive, frozen")),
     "no head for prototypes": Bad(
         lambda p: mo.evaluate(
-            mo.Run(m := maml(mo.nn.BatchNorm(1), mo.losses.cross_entropy), m.meta),
+            mo.Run(m := maml(mo.nn.BatchNorm(1), mo.losses.cross_entropy), m.phi),
             mo.tasks.from_function(lambda g, s: ((ONE[0], LABELS * 0), (ONE[0], LABELS * 0))),
             episodes=1,
             progress=False,
@@ -268,7 +268,7 @@ def test_on_the_command_line_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ["train.iterations=1", "train.validate_every=0", "engine.tasks=loop"]
+    settings = ["train.iterations=1", "train.validate_every=0", "engine.batching=loop"]
     recipe = config.load("sinusoid-maml", settings)
     for name in ("run", "damaged"):
         meta, tasks = recipe.build()

@@ -14,7 +14,7 @@ from torch.func import grad, grad_and_value, vmap
 from metaoptim import rules
 from metaoptim.algorithms import maml
 from metaoptim.core.losses import cross_entropy
-from metaoptim.core.types import Batch, Estimate, Meta, MetaOptimizer, Params, Rule, State, Task
+from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.estimators import Unroll
 from metaoptim.gradcheck import Report, check, self_check
 from metaoptim.learners import GradientLearner, Network
@@ -133,18 +133,21 @@ def test_a_fault_deep_inside_is_named_by_its_own_path() -> None:
     assert "`1.1.1` (Detaches)" in "\n".join(report.faults)
 
 
+NOW = torch.tensor(0)
+
+
 def test_a_gradient_outside_vmap_with_a_stock_batch_norm() -> None:
     net = small(nn.BatchNorm1d(6, track_running_stats=False))
     optimizer = maml(net, cross_entropy, lr=0.5)
     network = Network(net, cross_entropy)
 
     def one(weights: Params, task: Task) -> Tensor:
-        g = grad(lambda w: network(w, task.support)[0])(weights)
-        return network({n: w - 0.5 * g[n] for n, w in weights.items()}, task.query)[0]
+        g = grad(lambda w: network(w, task.support, None, NOW)[0])(weights)
+        return network({n: w - 0.5 * g[n] for n, w in weights.items()}, task.query, task.support, NOW)[0]
 
-    def outside(meta: Meta, tasks: Task) -> Estimate:
+    def outside(meta: MetaParams, tasks: Task) -> Estimate:
         gradient, loss = grad_and_value(lambda w: vmap(one, in_dims=(None, 0))(w, tasks).mean())(meta.weights)
-        return Estimate(loss, Meta(gradient, {}))
+        return Estimate(loss, MetaParams(gradient, {}))
 
     report = check(optimizer, batch(), gradient=outside)
     assert not report.ok
@@ -155,29 +158,32 @@ def test_a_gradient_outside_vmap_with_a_stock_batch_norm() -> None:
 def without_state(rule: Rule, lost: str) -> Rule:
     """A rule that doesn't read, or doesn't hand on, its state."""
 
-    def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
-        zeros = rule.init(psi, weights)
-        updates, after = rule.update(psi, grads, zeros if lost == "read" else state, weights, k)
-        return updates, after if lost == "read" else zeros
+    class Forgetful:
+        start, init = staticmethod(rule.start), staticmethod(rule.init)
 
-    return Rule(rule.meta, rule.init, update)
+        def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+            zeros = rule.init(psi, weights)
+            updates, after = rule.update(psi, grads, zeros if lost == "read" else state, weights, step)
+            return updates, after if lost == "read" else zeros
+
+    return Forgetful()
 
 
 @pytest.mark.parametrize("lost", ["read", "written"])
 def test_a_rule_that_ignores_its_state(lost: str) -> None:
     def built(rule: Rule) -> MetaOptimizer:
         network = Network(small(nn.Tanh()), cross_entropy)
-        return MetaOptimizer(GradientLearner(network, rule, 2), Unroll(), Meta(network.weights(), {}))
+        return MetaOptimizer(GradientLearner(network, rule, 2), Unroll(), MetaParams(network.weights(), {}))
 
-    report = check(built(without_state(rules.momentum(0.1), lost)), batch(), modes=FEW)
+    report = check(built(without_state(rules.Momentum(0.1), lost)), batch(), modes=FEW)
     assert not report.ok and "state" in "\n".join(report.faults), str(report)
-    assert check(built(rules.momentum(0.1)), batch(), modes=FEW).ok
+    assert check(built(rules.Momentum(0.1)), batch(), modes=FEW).ok
 
 
 def test_training_says_so_once_and_leaves_everything_as_it_was() -> None:
     sick, healthy = maml(small(Detaches()), cross_entropy, lr=0.5), maml(small(nn.Tanh()), cross_entropy, lr=0.5)
     before = torch.get_rng_state()
-    said = self_check(sick, sick.meta, batch())
+    said = self_check(sick, sick.phi, batch())
     assert said is not None and said.startswith("the meta-gradient of maml is off from central differences of its own loss by ")
-    assert self_check(healthy, healthy.meta, batch()) is None
+    assert self_check(healthy, healthy.phi, batch()) is None
     assert torch.equal(torch.get_rng_state(), before)

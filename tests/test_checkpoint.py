@@ -81,7 +81,7 @@ def assorted_tensors() -> dict[str, Tensor]:
 
 def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
     run, tensors = new_run(tmp_path), assorted_tensors()
-    state = {"best": 0.1 + 0.2, "plan": {"tasks": "vmap", "chunk": [4, None]}, "text": '"sha256":"φ'}
+    state = {"best": 0.1 + 0.2, "plan": {"batching": "vmap", "chunk": [4, None]}, "text": '"sha256":"φ'}
     run.save(Checkpoint(12, tensors, state))
     run.close()
 

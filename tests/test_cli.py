@@ -41,7 +41,7 @@ validate_episodes = 4
 [evaluate]
 episodes = 8
 [engine]
-tasks = "loop"
+batching = "loop"
 memory = "graph"
 runtime = "eager"
 """
@@ -127,7 +127,7 @@ def test_show_explains_every_algorithm(cli: Cli, name: str) -> None:
         if option.kind is option.KEYWORD_ONLY:
             line = next(line for line in out.splitlines() if line.startswith(f"  {option.name} "))
             assert ('"none"' if option.default is None else json.dumps(option.default)) in line
-    assert "inner steps K in training" in out
+    assert ("inner steps K in training" in out) == ("steps" in inspect.signature(build).parameters)
 
 
 def test_show_explains_tasks_models_and_recipes(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ BAD = [
     (["train", "tiny.toml", "--set", "model.sizes=[1]"], ["sizes=[1]"]),
     (["train", "tiny.toml", "--set", "tasks.shots=0"], ["shots"]),
     (["train", "tiny.toml", "--set", "tasks.grid=3"], ["grid of 3"]),
-    (["train", "tiny.toml", "--set", "engine.tasks=vmpa"], ["vmpa", "vmap"]),
+    (["train", "tiny.toml", "--set", "engine.batching=vmpa"], ["vmpa", "vmap"]),
     (["train", "tiny.toml", "--set", "model.sizes=[1, 8, 2]"], ["mse", "(10, 2)", "(10, 1)"]),
     (["train", "tiny.toml", "--data", "nowhere"], ["--data", "nowhere", "does not exist"]),
     (["train", "tiny.toml", "--data", "tiny.toml"], ["--data", "tiny.toml"]),

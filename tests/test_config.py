@@ -51,7 +51,7 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
     assert tables["train"] == {**tables["train"], "iterations": 3, "clip": None}
     assert tables["train"]["tasks_per_step"] == default(training.train, "tasks_per_step")
     assert tables["evaluate"]["episodes"] == default(evaluation.evaluate, "episodes")
-    assert tables["engine"] == {"tasks": "auto", "memory": "auto", "runtime": "auto", "precision": "full", "budget": None}
+    assert tables["engine"] == {"batching": "auto", "memory": "auto", "runtime": "auto", "precision": "full", "budget": None}
     assert not {"out", "resume", "engine", "recipe", "progress"} & tables["train"].keys()
     assert config.parse(TINY.replace("sizes = [1, 8, 1]", ""), "x").tables["model"]["sizes"] == [1, 40, 40, 1]
 
@@ -102,7 +102,7 @@ def test_a_recipe_is_read_from_a_file_under_its_name(tmp_path: Path) -> None:
         ("train.clip=none", None),
         ("train.schedule=cosine", "cosine"),
         ("train.optimizer=AdamW", "AdamW"),
-        ("engine.tasks=vmap:4", "vmap:4"),
+        ("engine.batching=vmap:4", "vmap:4"),
         ("evaluate.steps=10", 10),
         ("expected.note=a = b", "a = b"),
     ],
@@ -135,8 +135,8 @@ def test_the_same_recipe_gives_the_same_start_and_leaves_the_global_generator_al
     other, _ = tiny("algorithm.name=meta_sgd", "train.seed=1").build()
     assert first.learner.steps == 7
     assert tasks.sample("train", seed=0, start=0, count=2).support[0].shape == (2, 10, 1)
-    assert first.meta.rule
-    for a, b, c in zip(flatten(first.meta), flatten(again.meta), flatten(other.meta), strict=True):
+    assert first.phi.rule
+    for a, b, c in zip(flatten(first.phi), flatten(again.phi), flatten(other.phi), strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
 
@@ -175,7 +175,7 @@ BAD_OVERRIDES = [
     ("train.out=here", ["unknown key `out` in [train]"]),
     ("train.clip=much", ['found the text "much", expected a number or "none"']),
     ("train.schedule=linaer", ["did you mean `linear`?"]),
-    ("engine.task=loop", ["unknown key `task` in [engine]; did you mean `tasks`?"]),
+    ("engine.batch=loop", ["unknown key `batch` in [engine]; did you mean `batching`?"]),
     ("trian.iterations=5", ["unknown table `trian`", "did you mean `train`?"]),
     ("description.x=5", ["unknown table `description`"]),
     ("algorithm=5", ["can't set `algorithm=5`; expected TABLE.KEY=VALUE"]),

@@ -13,7 +13,7 @@ import metaoptim.nn
 from metaoptim.algorithms import article_maml, article_reptile, fomaml, maml, meta_sgd, reptile
 from metaoptim.core import trees
 from metaoptim.core.losses import mse
-from metaoptim.core.types import Batch, Estimate, Meta, MetaOptimizer, Params, Task
+from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
@@ -30,7 +30,7 @@ def tasks(count: int = 4, rows: int = 6) -> Task:
 
 
 def run(optimizer: MetaOptimizer, batch: Task, how: str = "vmap") -> Estimate:
-    return Engine(optimizer, how, "graph", "eager")(optimizer.meta, batch)
+    return Engine(optimizer, how, "graph", "eager")(optimizer.phi, batch)
 
 
 def same(a: Params, b: Params, tolerance: float = 1e-10) -> None:
@@ -113,7 +113,7 @@ def test_meta_sgd_with_a_constant_step_size_is_maml(steps: int, first_order: boo
 
 
 def test_meta_sgd_draws_its_step_sizes_between_low_and_high() -> None:
-    sizes = torch.cat([a.flatten() for a in meta_sgd(metaoptim.nn.mlp((3, 50, 2)), mse, low=0.1, high=0.3).meta.rule.values()])
+    sizes = torch.cat([a.flatten() for a in meta_sgd(metaoptim.nn.mlp((3, 50, 2)), mse, low=0.1, high=0.3).phi.rule.values()])
     assert 0.1 <= sizes.min() < 0.11
     assert 0.29 < sizes.max() <= 0.3
 
@@ -200,7 +200,7 @@ def test_reptile_is_torchs_adam_with_its_moments_carried_or_reset(moments: str, 
     net, slots, lr, steps, size = small_net(), 3, 0.01, 4, 4
     optimizer = reptile(net, mse, lr=lr, steps=steps, batch_size=size, moments="carried" if moments == "carried" else "reset")
     engine = Engine(optimizer, how, "graph", "eager")
-    meta, carry = optimizer.meta, engine.init(optimizer.meta, slots)
+    meta, carry = optimizer.phi, engine.init(optimizer.phi, tasks(slots))
     nets = [small_net() for _ in range(slots)]
     adams = [torch.optim.Adam(own.parameters(), lr=lr, betas=(0.0, 0.999)) for own in nets]
     for _ in range(3):
@@ -221,4 +221,4 @@ def test_reptile_is_torchs_adam_with_its_moments_carried_or_reset(moments: str, 
             ends.append({n: p.detach().clone() for n, p in own.named_parameters()})
         mean = {n: torch.stack([e[n] for e in ends]).mean(0) for n in meta.weights}
         same(estimate.grad.weights, trees.subtract(meta.weights, mean))
-        meta, carry = Meta({n: w - 0.5 * estimate.grad.weights[n] for n, w in meta.weights.items()}, {}), estimate.carry
+        meta, carry = MetaParams({n: w - 0.5 * estimate.grad.weights[n] for n, w in meta.weights.items()}, {}), estimate.carry

@@ -19,7 +19,7 @@ from metaoptim.evaluation.evaluate import phi_hash, with_normalisation
 from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks, episodes_hash
 
-LOOP = {"tasks": "loop", "memory": "graph", "runtime": "eager"}
+LOOP = {"batching": "loop", "memory": "graph", "runtime": "eager"}
 
 SINUSOID = mo.tasks.sinusoid()
 
@@ -58,7 +58,7 @@ def judge(run: Any, **options: Any) -> Result:
 def reference(run: Run, episodes: Task, t: int, steps: int) -> list[tuple[float, float]]:
     """(loss, accuracy) after 0 … K plain SGD steps with autograd, batch statistics of whatever is fed."""
     net = mo.nn.conv4(ways=3, size=12, filters=4)
-    net.load_state_dict(run.meta.weights, strict=False)
+    net.load_state_dict(run.phi.weights, strict=False)
     (xs, ys), (xq, yq) = ((x[t], y[t]) for x, y in episodes)
     scores = []
     for k in range(steps + 1):
@@ -134,7 +134,7 @@ def test_the_json_is_enough_to_get_the_same_numbers(tmp_path: Path) -> None:
 
 def test_every_method_sees_the_same_episodes_and_the_caller_keeps_its_generator(run: Run) -> None:
     before = torch.get_rng_state()
-    twin = replace(run, optimizer=replace(run.optimizer, meta=run.meta))  # so that "untrained" is the method itself
+    twin = replace(run, method=replace(run.method, phi=run.phi))  # so that "untrained" is the method itself
     result = judge(twin, episodes=55, baselines=("untrained", "pretrained"), pretrain_iterations=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert result.rows[1].paired(result.rows[0], "loss") == (0.0, 0.0)
@@ -146,7 +146,7 @@ def test_the_untrained_row_is_the_start(run: Run) -> None:
     result = judge(run)
     torch.manual_seed(0)
     meta = mo.maml(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, lr=0.3, steps=2)
-    fresh = judge(Run(meta, meta.meta), baselines=())
+    fresh = judge(Run(meta, meta.phi), baselines=())
     assert result.rows[1].name == "untrained" and [row.name for row in fresh.rows] == ["maml"]
     torch.testing.assert_close(result.rows[1].scores["loss"], fresh.rows[0].scores["loss"], rtol=0, atol=0)
     assert not torch.equal(result.rows[0].scores["loss"], result.rows[1].scores["loss"])
@@ -156,7 +156,7 @@ def test_the_untrained_row_is_the_start(run: Run) -> None:
 def test_prototypes_against_a_written_out_reference(run: Run, policy: Any) -> None:
     score = judge(run, episodes=5, normalisation=policy, baselines=("prototypes",)).rows[1].scores["accuracy"]
     trunk = mo.nn.conv4(ways=3, size=12, filters=4)
-    trunk.load_state_dict(run.meta.weights, strict=False)
+    trunk.load_state_dict(run.phi.weights, strict=False)
     assert isinstance(trunk, nn.Sequential)
     trunk = trunk[:-1]
     episodes = images().sample("test", seed=0, start=0, count=5)
@@ -222,8 +222,8 @@ def test_dropout_is_off_for_every_run_and_back_on_afterwards() -> None:
 def test_the_pretrained_row_learns_and_leaves_the_run_alone(run: Run) -> None:
     before = phi_hash(run), {n: x.clone() for n, x in run.network.net.state_dict().items()}
     base = baselines.pretrained(run, images(), 30, 2, False)
-    assert base.meta.weights["head.weight"].count_nonzero() == 0 and base.meta.weights["head.weight"].shape[0] == 3
-    assert not torch.equal(base.meta.weights["block0.0.weight"], run.meta.weights["block0.0.weight"])
+    assert base.phi.weights["head.weight"].count_nonzero() == 0 and base.phi.weights["head.weight"].shape[0] == 3
+    assert not torch.equal(base.phi.weights["block0.0.weight"], run.phi.weights["block0.0.weight"])
     assert phi_hash(run) == before[0]
     assert all(torch.equal(x, before[1][n]) for n, x in run.network.net.state_dict().items())
     assert judge(base, baselines=()).mean > 1.2 / 3  # better than chance, from a zero head

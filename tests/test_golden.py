@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from metaoptim import rules
-from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import linalg
-from metaoptim.core.types import Batch, Info, Meta, Params, State, Task
-from metaoptim.estimators import Displacement, Unroll
-from metaoptim.learners import ClosedForm, GradientLearner
+from metaoptim.core.gradients import exact
+from metaoptim.core.inner_loop import inner_loop
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Batch, Clock, Info, MetaParams, Params, Task
+from metaoptim.estimators import Displacement, Implicit, Unroll
+from metaoptim.learners import ClosedForm, GradientLearner, Network
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
@@ -30,9 +33,10 @@ A, C = double([2, 0.5], [0.5, 1]), double(1, -1)
 AQ, CQ = double([1.5, -0.3], [-0.3, 0.8]), double(0.5, -2)
 THETA, STEP = double(0.2, 0.3), 0.1
 GOLDEN = Task((A, C), (AQ, CQ))
+CLOCK = Clock(torch.tensor(0), torch.tensor(0))
 
 
-def quadratic(weights: Params, batch: Batch, support: Batch | None) -> tuple[Tensor, Info]:
+def quadratic(weights: Params, batch: Batch, support: Batch | None, k: Tensor) -> tuple[Tensor, Info]:
     gap = weights["w"] - batch[1]
     return 0.5 * gap @ batch[0] @ gap, {}
 
@@ -53,38 +57,37 @@ GOLDEN_ROWS: list[tuple[Unroll | Displacement, int, list[float]]] = [
 
 @pytest.mark.parametrize(("estimator", "steps", "expected"), GOLDEN_ROWS)
 def test_golden_gradient(estimator: Unroll | Displacement, steps: int, expected: list[float]) -> None:
-    learner = GradientLearner(quadratic, rules.sgd(STEP), steps)
-    estimate = estimator(learner, Meta({"w": THETA}, {}), GOLDEN, ())
+    learner = GradientLearner(quadratic, rules.SGD(STEP), steps)
+    estimate = estimator(learner, MetaParams({"w": THETA}, {}), GOLDEN, (), CLOCK)
     close(estimate.grad.weights["w"], expected, 6e-9)  # printed to eight digits
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, [0.295, 0.21]), (3, [0.4441875, 0.04305])])
 def test_golden_weights(steps: int, expected: list[float]) -> None:
-    learner, meta = GradientLearner(quadratic, rules.sgd(STEP), steps), Meta({"w": THETA}, {})
-    state: State = learner.init(meta, GOLDEN.support)
-    for k in range(steps):
-        state = learner.step(meta, state, GOLDEN.support, k, torch.func.grad)
+    learner, meta = GradientLearner(quadratic, rules.SGD(STEP), steps), MetaParams({"w": THETA}, {})
+    *_, (_, state) = inner_loop(learner, meta, GOLDEN.support, exact)
     close(learner.weights(meta, state)["w"], expected)
 
 
 def test_golden_meta_sgd() -> None:
-    learner = GradientLearner(quadratic, step_sizes(0.1, 0.3), 1)
-    meta = Meta({"w": THETA}, {"lr.w": torch.tensor([0.1, 0.3])})
-    state = learner.step(meta, learner.init(meta, GOLDEN.support), GOLDEN.support, 0, torch.func.grad)
+    learner = GradientLearner(quadratic, StepSizes(0.1, 0.3), 1)
+    meta = MetaParams({"w": THETA}, {"lr.w": torch.tensor([0.1, 0.3])})
+    *_, (_, state) = inner_loop(learner, meta, GOLDEN.support, exact)
     close(state.fast["w"], [0.295, 0.03])
-    grad = Unroll()(learner, meta, GOLDEN, ()).grad
+    grad = Unroll()(learner, meta, GOLDEN, (), CLOCK).grad
     close(grad.weights["w"], [-0.986025, 1.225675])
     close(grad.rule["lr.w"], [-0.870675, -1.51695])
 
 
 def test_golden_prox() -> None:
     # A long run reaches the optimum of L + ½λ‖θ' − θ‖², and its meta-gradient the implicit one (iMAML, λ = 2).
-    learner, meta = GradientLearner(quadratic, rules.sgd(0.25), 80, prox=2.0), Meta({"w": THETA}, {})
-    state: State = learner.init(meta, GOLDEN.support)
-    for k in range(80):
-        state = learner.step(meta, state, GOLDEN.support, k, torch.func.grad)
+    learner, meta = GradientLearner(quadratic, rules.SGD(0.25), 80, prox=2.0), MetaParams({"w": THETA}, {})
+    *_, (_, state) = inner_loop(learner, meta, GOLDEN.support, exact)
     close(learner.weights(meta, state)["w"], [0.48085106, -0.04680851], 6e-9)
-    close(Unroll()(learner, meta, GOLDEN, ()).grad.weights["w"], [-0.44735174, 1.12009054], 6e-9)
+    unrolled = Unroll()(learner, meta, GOLDEN, (), CLOCK).grad.weights["w"]
+    close(unrolled, [-0.44735174, 1.12009054], 6e-9)
+    for implicit in (Implicit("cg", 2), Implicit("neumann", 100, scale=0.2)):
+        close(implicit(learner, meta, GOLDEN, (), CLOCK).grad.weights["w"], unrolled, 1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -102,9 +105,9 @@ def test_closed_forms_of_random_quadratics(steps: int) -> None:
             (Unroll(judged_on="support"), jacobian @ a @ (adapted - c)),
             (Displacement(), theta - adapted),
         ]
-        learner = GradientLearner(quadratic, rules.sgd(STEP), steps)
+        learner = GradientLearner(quadratic, rules.SGD(STEP), steps)
         for estimator, gradient in expected:
-            estimate = estimator(learner, Meta({"w": theta}, {}), task, ())
+            estimate = estimator(learner, MetaParams({"w": theta}, {}), task, (), CLOCK)
             close(estimate.grad.weights["w"], gradient)
         close(estimate.loss, 0.5 * (adapted - cq) @ aq @ (adapted - cq))
 
@@ -147,22 +150,37 @@ def test_neumann_is_the_truncated_series_and_tends_to_the_inverse() -> None:
     close(linalg.neumann(lambda v: {"x": A @ v["x"]}, {"x": C}, 200, scale=0.4)["x"], torch.linalg.solve(A, C))
 
 
+def test_damping_is_added_to_the_hessian() -> None:
+    learner, meta = GradientLearner(quadratic, rules.SGD(0.25), 80, prox=2.0), MetaParams({"w": THETA}, {})
+    best = torch.linalg.solve(A + 2 * torch.eye(2), A @ C + 2 * THETA)
+    expected = 2 * torch.linalg.solve(A + (2 + 0.7) * torch.eye(2), AQ @ (best - CQ))
+    close(Implicit("cg", 2, damping=0.7)(learner, meta, GOLDEN, (), CLOCK).grad.weights["w"], expected)
+
+
+def test_implicit_gradients_train_no_step_sizes() -> None:
+    learner = GradientLearner(quadratic, StepSizes(0.1, 0.3), 3, prox=1.0)
+    with pytest.raises(
+        ValueError, match=r"minimum .* does not depend on the rule's own parameters \(lr\.w, …\), .* use Unroll"
+    ):
+        Implicit().check(learner, MetaParams({"w": THETA}, {"lr.w": THETA}))
+
+
 def test_golden_ridge() -> None:
-    def fit(weights: Params, support: Batch) -> Tensor:
+    def fit(network: Network, phi: MetaParams, support: Batch) -> Tensor:
         x, y = support
-        w: Tensor = torch.linalg.solve(x.T @ x + weights["lam"] * torch.eye(3), x.T @ y)
+        w: Tensor = torch.linalg.solve(x.T @ x + phi.rule["lam"] * torch.eye(3), x.T @ y)
         return w
 
-    def score(weights: Params, state: Tensor, batch: Batch) -> tuple[Tensor, Info]:
-        return (batch[0] @ state - batch[1]).square().mean(), {}
+    def predict(network: Network, phi: MetaParams, state: Tensor, support: Batch, x: Tensor) -> Tensor:
+        return x @ state
 
-    support, meta = (double([1, 2, 0], [0, 1, 1]), torch.eye(2)), Meta({"lam": double(0.5)[0]}, {})
-    learner = ClosedForm(fit, score)
+    support, meta = (double([1, 2, 0], [0, 1, 1]), torch.eye(2)), MetaParams({}, {"lam": double(0.5)[0]})
+    learner = ClosedForm(Network(torch.nn.Identity(), mse), fit, predict)
     golden = double([0.25641026, -0.20512821], [0.30769231, 0.15384615], [-0.20512821, 0.56410256])
     close(learner.init(meta, support), golden, 6e-9)
     assert not learner.adapts("lam")
-    assert learner.memory(learner.init(meta, support)) == ()
+    assert learner.heritage(learner.init(meta, support)) == ()
     x = support[0]
     woodbury = x.T @ torch.linalg.inv(x @ x.T + 0.5 * torch.eye(2)) @ support[1]
-    loss = Unroll()(learner, meta, Task(support, support), ()).loss
+    loss = Unroll()(learner, meta, Task(support, support), (), CLOCK).loss
     close(loss, (x @ woodbury - support[1]).square().mean())

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from metaoptim.algorithms.maml import maml
 from metaoptim.core.losses import mse
-from metaoptim.core.types import Meta, MetaOptimizer, Params, Task
+from metaoptim.core.types import MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
 from metaoptim.nn import blame, conv4, convert, held, mlp, needs_written_out, noise, refuse, written_out
 
@@ -251,7 +251,7 @@ def by_torch(net: nn.Module, weights: Params, tasks: Task, steps: int, lr: float
 def run(meta: MetaOptimizer, tasks: Task, how: tuple[str, str, str], weights: Params | None = None) -> tuple[Tensor, Params]:
     """The loss and the meta-gradient; what is random is drawn from the same seed each time."""
     torch.manual_seed(7)
-    estimate = Engine(meta, *how)(Meta(weights or meta.meta.weights, {}), tasks)
+    estimate = Engine(meta, *how)(MetaParams(weights or meta.phi.weights, {}), tasks)
     return estimate.loss, estimate.grad.weights
 
 
@@ -270,7 +270,7 @@ def far(found: Params, expected: Params) -> float:
 def test_every_way_gives_the_meta_gradient(name: str, steps: int) -> None:
     net, tasks = built(name)
     meta = maml(net, mse, lr=0.2, steps=steps)
-    weights, constant = meta.meta.weights, held(net)
+    weights, constant = meta.phi.weights, held(net)
     loss, grad = run(meta, tasks, EAGER[0])
 
     def outer(w: Params) -> Tensor:
@@ -295,7 +295,7 @@ def test_a_graph_sees_buffers_as_they_are_now(memory: str) -> None:
     traced = Engine(meta, "vmap", memory, "trace")
     for _ in range(2):
         expected = run(meta, tasks, EAGER[0])[0]
-        torch.testing.assert_close(traced(meta.meta, tasks).loss, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(traced(meta.phi, tasks).loss, expected, rtol=1e-12, atol=0)
         next(net.buffers()).mul_(1.5)
 
 
@@ -556,7 +556,7 @@ def test_errors_are_blamed_on_the_layer_that_raised_them() -> None:
     meta = maml(net, mse)
     tasks = Task((torch.randn(2, 4, 3), torch.randn(2, 4, 2)), (torch.randn(2, 4, 3), torch.randn(2, 4, 2)))
     for how in (("loop", "graph", "eager"), ("vmap", "mixed", "eager"), ("vmap", "graph", "trace")):
-        error = failure(lambda how=how: Engine(meta, *how)(meta.meta, tasks))
+        error = failure(lambda how=how: Engine(meta, *how)(meta.phi, tasks))
         assert blame(error.__cause__ or error, net) == "layer `1.1` (Linear)"
     assert blame(failure(lambda: net(torch.ones(2, 7))), net) == "layer `0` (Linear)"
     inner = nn.Sequential(nn.Identity(), Mine())

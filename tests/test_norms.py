@@ -161,12 +161,15 @@ def policy_case() -> tuple[nn.Module, Params, tuple[Tensor, Tensor], tuple[Tenso
     return net, weights, (torch.randn(6, 3), torch.randn(6, 1)), (torch.randn(5, 3), torch.randn(5, 1))
 
 
+NOW = torch.tensor(0)
+
+
 def test_inductive_predictions_do_not_depend_on_other_queries() -> None:
     net, weights, support, (x, y) = policy_case()
     judge = Network(net, mse, "inductive")
-    alone = [judge(weights, (x[i : i + 1], y[i : i + 1]), support)[0] for i in range(5)]
-    torch.testing.assert_close(judge(weights, (x, y), support)[0], torch.stack(alone).mean())
-    other = judge(weights, (x, y), (support[0] + torch.randn(6, 3), support[1]))[0]
+    alone = [judge(weights, (x[i : i + 1], y[i : i + 1]), support, NOW)[0] for i in range(5)]
+    torch.testing.assert_close(judge(weights, (x, y), support, NOW)[0], torch.stack(alone).mean())
+    other = judge(weights, (x, y), (support[0] + torch.randn(6, 3), support[1]), NOW)[0]
     assert abs(other - torch.stack(alone).mean()) > 1e-3
 
 
@@ -179,20 +182,20 @@ def test_transductive_predictions_use_the_querys_own_statistics() -> None:
             z = z * layer.get_parameter("weight") + layer.get_parameter("bias")
         else:
             z = layer(z)
-    torch.testing.assert_close(Network(net, mse)(weights, (x, y))[0], (z - y).square().mean())
-    pair = Network(net, mse)(weights, (x[:2], y[:2]))[0]
+    torch.testing.assert_close(Network(net, mse)(weights, (x, y), None, NOW)[0], (z - y).square().mean())
+    pair = Network(net, mse)(weights, (x[:2], y[:2]), None, NOW)[0]
     assert abs(pair - (z[:2] - y[:2]).square().mean()) > 1e-3
 
 
 def test_frozen_predictions_use_the_stored_statistics_alone() -> None:
     net, weights, _, (x, y) = policy_case()
     judge = Network(net, mse, "frozen")
-    alone = torch.stack([judge(weights, (x[i : i + 1], y[i : i + 1]))[0] for i in range(5)]).mean()
-    torch.testing.assert_close(judge(weights, (x, y))[0], alone)
+    alone = torch.stack([judge(weights, (x[i : i + 1], y[i : i + 1]), None, NOW)[0] for i in range(5)]).mean()
+    torch.testing.assert_close(judge(weights, (x, y), None, NOW)[0], alone)
     for layer in net.modules():
         if isinstance(layer, BatchNorm):
             layer.running_mean += 1
-    assert abs(judge(weights, (x, y))[0] - alone) > 1e-3
+    assert abs(judge(weights, (x, y), None, NOW)[0] - alone) > 1e-3
 
 
 def test_the_policy_ends_with_its_block_even_after_an_error() -> None:

@@ -10,54 +10,71 @@ import torch
 from torch import Tensor
 
 from metaoptim import nn, rules
-from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.algorithms.meta_sgd import StepSizes
+from metaoptim.algorithms.protonet import fit, predict
 from metaoptim.core import objectives
+from metaoptim.core.gradients import exact
+from metaoptim.core.inner_loop import one_step
 from metaoptim.core.losses import cross_entropy, mse
-from metaoptim.core.types import Batch, GradOp, Info, Learner, Meta, Normalisation, Params, Rule, State, Task
+from metaoptim.core.types import (
+    Batch,
+    Clock,
+    Gradient,
+    Learner,
+    Loss,
+    MetaParams,
+    Normalisation,
+    Params,
+    Rule,
+    State,
+    Step,
+    Task,
+)
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 
 
-def outer_loss(learner: Learner, estimator: Unroll, meta: Meta, task: Task, grad: GradOp) -> Tensor:
+NOW = torch.tensor(0)
+CLOCK = Clock(NOW, torch.tensor(0))
+
+
+def outer_loss(learner: Learner, estimator: Unroll, meta: MetaParams, task: Task, gradient: Gradient) -> Tensor:
     """Σ_k v_k loss(s_k), written out; the reference that Unroll is held to."""
     batch = task.query if estimator.judged_on == "query" else task.support
     state, total = learner.init(meta, task.support), torch.zeros(())
-    for k, weight in enumerate(estimator.objective(learner.steps)):
+    for k, weight in enumerate(estimator.objective(learner.steps, CLOCK.outer_step)):
         if k:
-            state = learner.step(meta, state, task.support, k - 1, grad)
-        total = total + weight * learner.loss(meta, state, batch, k)[0]
+            state = one_step(learner, meta, state, task.support, torch.tensor(k - 1), gradient)
+        total = total + weight * learner.loss(meta, state, task.support, batch, torch.tensor(k))[0]
     return total
 
 
 def check_gradient(
-    learner: Learner, estimator: Unroll, meta: Meta, task: Task, smooth: Learner | None = None, h: float = 1e-5
+    learner: Learner, estimator: Unroll, meta: MetaParams, task: Task, smooth: Learner | None = None, h: float = 1e-5
 ) -> None:
     """The estimate against central differences, along two random directions per leaf.
 
     A first-order estimate is the derivative of the run whose inner gradients are replayed as numbers; `smooth` stands in
     for a learner with a part that passes no meta-gradient.
     """
-    estimate = estimator(learner, meta, task, ())
-    tape: list[Params] = []
+    estimate = estimator(learner, meta, task, (), CLOCK)
+    tape: list[tuple[Params, Tensor]] = []
 
-    def record(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
-        def gradient(x: Params) -> Params:
-            tape.append(torch.func.grad(f)(x))
-            return tape[-1]
-
-        return gradient
+    def record(f: Loss, x: Params) -> tuple[Params, Tensor]:
+        tape.append(exact(f, x))
+        return tape[-1]
 
     torch.testing.assert_close(estimate.loss, outer_loss(learner, estimator, meta, task, record), rtol=1e-12, atol=0.0)
 
-    def f(meta: Meta) -> Tensor:
+    def f(meta: MetaParams) -> Tensor:
         numbers = iter(tape)
 
-        def replay(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
-            return lambda x: next(numbers)
+        def replay(f: Loss, x: Params) -> tuple[Params, Tensor]:
+            return next(numbers)
 
-        return outer_loss(smooth or learner, estimator, meta, task, replay if estimator.first_order else torch.func.grad)
+        return outer_loss(smooth or learner, estimator, meta, task, replay if estimator.first_order else exact)
 
     for part, leaves in meta._asdict().items():
         assert leaves.keys() == getattr(estimate.grad, part).keys()
@@ -78,26 +95,26 @@ def network(policy: Normalisation = "transductive") -> Network:
     return Network(nn.mlp((3, 4, 2), "tanh"), mse, policy)
 
 
-def meta_of(net: Network, rule: Rule) -> Meta:
-    return Meta(net.weights(), rule.meta(net.weights()))
+def meta_of(net: Network, rule: Rule) -> MetaParams:
+    return MetaParams(net.weights(), rule.start(net.weights(), torch.Generator()))
 
 
 def linear_rule() -> Rule:
-    return rules.chain(rules.clip(norm=0.5), rules.momentum(0.2, decay=0.8))
+    return rules.chain(rules.Clip(norm=0.5), rules.Momentum(0.2, decay=0.8))
 
 
 def chained_step_sizes() -> Rule:
-    return rules.chain(rules.momentum(1.0, 0.5), rules.clip(value=0.3), step_sizes(0.05, 0.3))
+    return rules.chain(rules.Momentum(1.0, 0.5), rules.Clip(value=0.3), StepSizes(0.05, 0.3))
 
 
 RULES: dict[str, Callable[[], Rule]] = {
-    "sgd": lambda: rules.sgd(0.3),
-    "momentum": lambda: rules.momentum(0.2, decay=0.7),
-    "clip by norm": lambda: rules.chain(rules.clip(norm=0.4), rules.sgd(0.3)),
-    "clip by norm, never reached": lambda: rules.chain(rules.clip(norm=40.0), rules.sgd(0.3)),
-    "clip by value": lambda: rules.chain(rules.clip(value=0.2), rules.sgd(0.3)),
+    "sgd": lambda: rules.SGD(0.3),
+    "momentum": lambda: rules.Momentum(0.2, decay=0.7),
+    "clip by norm": lambda: rules.chain(rules.Clip(norm=0.4), rules.SGD(0.3)),
+    "clip by norm, never reached": lambda: rules.chain(rules.Clip(norm=40.0), rules.SGD(0.3)),
+    "clip by value": lambda: rules.chain(rules.Clip(value=0.2), rules.SGD(0.3)),
     "chain": linear_rule,
-    "step sizes": lambda: step_sizes(0.05, 0.3),
+    "step sizes": lambda: StepSizes(0.05, 0.3),
     "chain with step sizes": chained_step_sizes,
 }
 
@@ -119,18 +136,26 @@ def test_adam_against_the_run_whose_denominators_are_held(first_order: bool, ste
     w = {n: x.requires_grad_() for n, x in net.weights().items()}
     m = dict(v)
     for t in range(1, steps + 1):  # Adam, written out
-        g = dict(zip(w, torch.autograd.grad(net(w, task.support)[0], list(w.values())), strict=True))
+        loss = net(w, task.support, None, torch.tensor(0))[0]
+        g = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
         m = {n: b1 * m[n] + (1 - b1) * x for n, x in g.items()}
         v = {n: b2 * v[n] + (1 - b2) * x**2 for n, x in g.items()}
         roots.append({n: (x / (1 - b2**t)).sqrt() + 1e-8 for n, x in v.items()})
         w = {n: (x - lr * m[n] / (1 - b1**t) / roots[-1][n]).detach().requires_grad_() for n, x in w.items()}
 
-    def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
-        m = {n: b1 * state[n] + (1 - b1) * g for n, g in grads.items()}
-        return {n: -lr * x / (1 - b1 ** (k + 1)) / roots[k][n] for n, x in m.items()}, m
+    class HeldAdam:
+        def start(self, weights: Params, generator: torch.Generator) -> Params:
+            return {}
 
-    held = Rule(lambda w: {}, lambda psi, w: {n: torch.zeros_like(x) for n, x in w.items()}, update)
-    learner = GradientLearner(net, rules.adam(lr, b1, b2), steps)
+        def init(self, psi: Params, weights: Params) -> State:
+            return {n: torch.zeros_like(x) for n, x in weights.items()}
+
+        def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+            m, k = {n: b1 * state[n] + (1 - b1) * g for n, g in grads.items()}, int(step.k)
+            return {n: -lr * x / (1 - b1 ** (k + 1)) / roots[k][n] for n, x in m.items()}, m
+
+    held = HeldAdam()
+    learner = GradientLearner(net, rules.Adam(lr, b1, b2), steps)
     check_gradient(learner, Unroll(first_order), meta_of(net, held), task, smooth=GradientLearner(net, held, steps), h=2e-6)
 
 
@@ -148,7 +173,7 @@ def prototypes_as_head(net: Network) -> Callable[[Params, Batch], Params]:
 
 def learner_of(kind: str, steps: int) -> tuple[GradientLearner, Task]:
     """A gradient learner with one of its options, and a task for it."""
-    net, task, rule = network(), regression(), rules.momentum(0.2, 0.5)
+    net, task, rule = network(), regression(), rules.Momentum(0.2, 0.5)
     if kind == "head only":
         return GradientLearner(net, rule, steps, adapts=lambda n: n.startswith("2.")), task
     if kind == "body only":
@@ -167,8 +192,8 @@ def learner_of(kind: str, steps: int) -> tuple[GradientLearner, Task]:
 @pytest.mark.parametrize("kind", ["head only", "body only", "prox", "minibatches", "start"])
 def test_every_option_of_the_gradient_learner(kind: str, first_order: bool, steps: int) -> None:
     learner, task = learner_of(kind, steps)
-    assert isinstance(learner.objective, Network)
-    check_gradient(learner, Unroll(first_order), Meta(learner.objective.weights(), {}), task)
+    assert isinstance(learner.model, Network)
+    check_gradient(learner, Unroll(first_order), MetaParams(learner.model.weights(), {}), task)
 
 
 OBJECTIVES: dict[str, objectives.Objective] = {
@@ -182,23 +207,23 @@ OBJECTIVES: dict[str, objectives.Objective] = {
 @pytest.mark.parametrize("judged_on", ["query", "support"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_every_objective(objective: str, judged_on: Literal["query", "support"], first_order: bool) -> None:
-    net, rule = network(), step_sizes(0.1, 0.4)
+    net, rule = network(), StepSizes(0.1, 0.4)
     estimator = Unroll(first_order, OBJECTIVES[objective], judged_on)
     check_gradient(GradientLearner(net, rule, 4), estimator, meta_of(net, rule), regression())
 
 
 def test_weights_of_the_objectives() -> None:
-    assert objectives.last(3) == (0, 0, 0, 1)
-    assert objectives.trajectory_mean(4) == (0, 0.25, 0.25, 0.25, 0.25)
-    assert objectives.last(0) == objectives.trajectory_mean(0) == (1,)
-    assert objectives.multi_step([0.25, 0.75])(2) == (0, 0.25, 0.75)
-    learner = GradientLearner(network(), rules.sgd(0.1), 3)
+    assert objectives.last(3, NOW) == (0, 0, 0, 1)
+    assert objectives.trajectory_mean(4, NOW) == (0, 0.25, 0.25, 0.25, 0.25)
+    assert objectives.last(0, NOW) == objectives.trajectory_mean(0, NOW) == (1,)
+    assert objectives.multi_step([0.25, 0.75])(2, NOW) == (0, 0.25, 0.75)
+    learner = GradientLearner(network(), rules.SGD(0.1), 3)
     for weights, sentence in (
         ([0.5, 0.5], "multi_step has 2 weights for 3 inner steps: give one per step"),
         ([0.0, 0.0, 0.0], "multi_step has nothing but zeros for its 3 weights: give at least one"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            Unroll(objective=objectives.multi_step(weights)).check(learner, Meta({}, {}))
+            Unroll(objective=objectives.multi_step(weights)).check(learner, MetaParams({}, {}))
 
 
 @pytest.mark.parametrize("policy", ["transductive", "inductive", "frozen"])
@@ -210,39 +235,33 @@ def test_convolutions_under_every_normalisation_policy(norm: Literal["batch", "l
             buffer.add_(0.3 * torch.rand_like(buffer))
     task = Task((torch.randn(4, 1, 6, 6), torch.arange(4) % 2), (torch.randn(6, 1, 6, 6), torch.arange(6) % 2))
     judged = Network(net, cross_entropy, policy)
-    meta = Meta({n: w + 0.2 * torch.randn_like(w) for n, w in judged.weights().items()}, {})
+    meta = MetaParams({n: w + 0.2 * torch.randn_like(w) for n, w in judged.weights().items()}, {})
     for first_order in (False, True):
-        check_gradient(GradientLearner(judged, rules.sgd(0.1), 2), Unroll(first_order), meta, task, h=1e-6)
+        check_gradient(GradientLearner(judged, rules.SGD(0.1), 2), Unroll(first_order), meta, task, h=1e-6)
 
 
 # --- Closed forms -------------------------------------------------------------------------------------------------------
 
 
-def ridge(weights: Params, support: Batch) -> Tensor:
-    x, y = support[0] @ weights["features"], support[1]
-    solved: Tensor = torch.linalg.solve(x.T @ x + weights["lam"] * torch.eye(x.shape[1]), x.T @ y)
+def ridge(network: Network, phi: MetaParams, support: Batch) -> Tensor:
+    x, y = network.features(phi.weights, support[0], None), support[1]
+    solved: Tensor = torch.linalg.solve(x.T @ x + phi.rule["lam"] * torch.eye(x.shape[1]), x.T @ y)
     return solved
 
 
-def ridge_score(weights: Params, state: Tensor, batch: Batch) -> tuple[Tensor, Info]:
-    return (batch[0] @ weights["features"] @ state - batch[1]).square().mean(), {}
-
-
-def centres(weights: Params, support: Batch) -> Tensor:
-    member = torch.nn.functional.one_hot(support[1], 2).to(support[0].dtype)
-    return member.T @ (support[0] @ weights["features"]) / member.sum(0)[:, None]
-
-
-def centres_score(weights: Params, state: Tensor, batch: Batch) -> tuple[Tensor, Info]:
-    gaps = (batch[0] @ weights["features"])[:, None] - state
-    return cross_entropy(-gaps.square().sum(2), batch[1]), {}
+def ridge_outputs(network: Network, phi: MetaParams, state: Tensor, support: Batch, x: Tensor) -> Tensor:
+    return network.features(phi.weights, x, support) @ state
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_closed_forms_are_differentiated_exactly(first_order: bool) -> None:
+@pytest.mark.parametrize("policy", ["transductive", "inductive"])
+def test_closed_forms_are_differentiated_exactly(first_order: bool, policy: Normalisation) -> None:
+    """A ridge head with a learnt λ as ψ, and class means, over features with a batch norm."""
+    torch_net = torch.nn.Sequential(torch.nn.Linear(3, 4), nn.BatchNorm(4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     task = regression()
-    meta = Meta({"features": torch.randn(3, 3), "lam": torch.tensor(0.5)}, {})
-    check_gradient(ClosedForm(ridge, ridge_score), Unroll(first_order), meta, task)
+    net = Network(torch_net, mse, policy)
+    meta = MetaParams({n: w for n, w in net.weights().items() if not net.in_head(n)}, {"lam": torch.tensor(0.5)})
+    check_gradient(ClosedForm(net, ridge, ridge_outputs), Unroll(first_order), meta, task, h=1e-6)
     labelled = Task((task.support[0], torch.arange(6) % 2), (task.query[0], torch.arange(5) % 2))
-    meta = Meta({"features": torch.randn(3, 3)}, {})
-    check_gradient(ClosedForm(centres, centres_score), Unroll(first_order), meta, labelled)
+    classifier = Network(torch_net, cross_entropy, policy)
+    check_gradient(ClosedForm(classifier, fit, predict), Unroll(first_order), meta._replace(rule={}), labelled, h=1e-6)

@@ -75,7 +75,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cost(choice: Choice) -> float:
     """vmap beats the loop, a graph eager, mixed graph; compiling beats them all."""
-    tasks = {"loop": 4.0, "vmap": 2.0, "vmap:2": 2.2, "workers:2": 1.5, "workers:2:4": 1.8}[choice.tasks]
+    tasks = {"loop": 4.0, "vmap": 2.0, "vmap:2": 2.2, "workers:2": 1.5, "workers:2:4": 1.8}[choice.batching]
     return (
         tasks
         * {"graph": 1.0, "steps": 1.2, "mixed": 0.9}[choice.memory]
@@ -112,9 +112,9 @@ def test_two_mappings_that_are_close_are_both_compiled(two_threads: None) -> Non
 
 def test_a_quarter_of_many_tasks_is_tried_in_a_graph(two_threads: None) -> None:
     def small_fits_the_cache(choice: Choice) -> float:
-        return 0.1 if choice.tasks == "vmap:2" else cost(choice)
+        return 0.1 if choice.batching == "vmap:2" else cost(choice)
 
-    assert World(small_fits_the_cache).search().run().choice.tasks == "vmap:2"
+    assert World(small_fits_the_cache).search().run().choice.batching == "vmap:2"
     assert "vmap:2" not in World(cost).search().mappings("eager")
     assert "vmap:1" not in World(cost).search(count=7).mappings("trace")
 
@@ -138,7 +138,7 @@ def test_settings_that_are_given_stay() -> None:
 
 
 def test_a_hopeless_way_is_timed_once() -> None:
-    world = World(lambda choice: 0.1 if choice.tasks == "vmap" else 10.0)
+    world = World(lambda choice: 0.1 if choice.batching == "vmap" else 10.0)
     world.search("auto", "graph", "eager").run()
     assert world.ran.count("vmap graph eager") == 2 + 3, "once to warm up, once for its memory, three times for its time"
     assert world.ran.count("loop graph eager") == 2 + 1
@@ -170,13 +170,13 @@ def test_among_ways_that_were_run_those_above_the_budget_come_last() -> None:
 
 def test_refused_ways_are_told_and_the_others_go_on() -> None:
     def seconds(choice: Choice) -> float:
-        if choice.tasks == "vmap":
+        if choice.batching == "vmap":
             raise RuntimeError("no batching\nrule")
         return cost(choice)
 
     found = World(seconds).search(horizon=10).run()
-    assert found.choice.tasks == "loop"
-    assert [row.note for row in found.rows if row.tasks == "vmap"] == ["no batching rule"]
+    assert found.choice.batching == "loop"
+    assert [row.note for row in found.rows if row.batching == "vmap"] == ["no batching rule"]
     with pytest.raises(RuntimeError, match="no batching"):
         World(seconds).search("vmap", "graph", "eager").run()
 
@@ -208,21 +208,21 @@ def test_the_peak_of_memory_is_seen() -> None:
 def test_auto_decides_once_and_keeps_the_choice(tmp_path: Path) -> None:
     optimizer, batch = maml(mlp((3, 4, 2)), mse), tasks()
     engine = Engine(optimizer, runtime="eager", horizon=10)
-    estimate = engine(optimizer.meta, batch)
+    estimate = engine(optimizer.phi, batch)
     assert engine.choice is not None
     assert {name.split(",")[0] for name in engine.choice.seconds} == {"loop", "vmap"}
     assert len(list((tmp_path / "plans").iterdir())) == 1, "nothing temporary stays behind"
-    named = Engine(optimizer, *engine.choice[:3])(optimizer.meta, batch)
+    named = Engine(optimizer, *engine.choice[:3])(optimizer.phi, batch)
     assert all(torch.equal(a, b) for a, b in zip(trees.flatten(estimate.grad), trees.flatten(named.grad), strict=True))
     again = Engine(optimizer, runtime="eager", horizon=10)
-    again(optimizer.meta, batch)
+    again(optimizer.phi, batch)
     assert again.choice == engine.choice, "read, with the same seconds"
 
 
 def test_every_estimator_can_be_planned() -> None:
     optimizer = reptile(mlp((3, 4, 2)), mse, steps=2)
     engine = Engine(optimizer)
-    engine(optimizer.meta, tasks(), engine.init(optimizer.meta, 3))
+    engine(optimizer.phi, tasks(), engine.init(optimizer.phi, tasks()))
     assert engine.choice is not None and engine.choice.memory == "graph"
 
 
@@ -240,7 +240,7 @@ def test_measuring_leaves_the_random_numbers_alone() -> None:
     batch, losses = tasks(), []
     for _ in range(2):
         torch.manual_seed(7)
-        losses.append(Engine(optimizer, horizon=10)(optimizer.meta, batch).loss)
+        losses.append(Engine(optimizer, horizon=10)(optimizer.phi, batch).loss)
     assert torch.equal(*losses)
 
 
@@ -269,24 +269,24 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 def test_the_key_tells_work_apart_and_is_the_same_for_the_same_work() -> None:
     batch, base, asked = tasks(), maml(mlp((3, 4, 2)), mse), ("auto", "auto", "auto")
     keys = {
-        cache.key(base, base.meta, batch, asked),
-        cache.key(base, base.meta, batch, ("loop", "auto", "auto")),
-        cache.key(base, base.meta, tasks(4), asked),
-        cache.key(base, base.meta, trees.map_tensors(lambda x: x.double(), batch), asked),
-        cache.key(maml(mlp((3, 4, 2)), mse, steps=2), base.meta, batch, asked),
-        cache.key(replace(base, estimator=Unroll(first_order=True)), base.meta, batch, asked),
-        cache.key(base, maml(mlp((3, 5, 2)), mse).meta, batch, asked),
-        cache.key(maml(mlp((3, 4, 2), "tanh"), mse), base.meta, batch, asked),
+        cache.key(base, base.phi, batch, asked),
+        cache.key(base, base.phi, batch, ("loop", "auto", "auto")),
+        cache.key(base, base.phi, tasks(4), asked),
+        cache.key(base, base.phi, trees.map_tensors(lambda x: x.double(), batch), asked),
+        cache.key(maml(mlp((3, 4, 2)), mse, steps=2), base.phi, batch, asked),
+        cache.key(replace(base, estimator=Unroll(first_order=True)), base.phi, batch, asked),
+        cache.key(base, maml(mlp((3, 5, 2)), mse).phi, batch, asked),
+        cache.key(maml(mlp((3, 4, 2), "tanh"), mse), base.phi, batch, asked),
     }
     assert len(keys) == 8
     again = [replace(base, estimator=Unroll(objective=objectives.multi_step([1.0]))) for _ in range(2)]  # two addresses
-    assert len({cache.key(m, m.meta, batch, asked) for m in again}) == 1
+    assert len({cache.key(m, m.phi, batch, asked) for m in again}) == 1
 
 
 def test_the_key_is_the_same_in_every_process() -> None:
     code = (
         "import torch\nfrom metaoptim import maml, nn, losses, Task\nfrom metaoptim.engine.autotune.cache import key\n"
-        "m, x = maml(nn.mlp((1, 1)), losses.mse), torch.ones(2, 3, 1)\nprint(key(m, m.meta, Task((x, x), (x, x)), ()))"
+        "m, x = maml(nn.mlp((1, 1)), losses.mse), torch.ones(2, 3, 1)\nprint(key(m, m.phi, Task((x, x), (x, x)), ()))"
     )
     seen = [
         subprocess.run(

@@ -109,7 +109,7 @@ def test_killed_again_and_again_and_still_the_same_bits(
     case = {
         "algorithm": algorithm,
         "options": options,
-        "engine": {"tasks": "vmap" if algorithm == "maml" else "loop", "memory": "graph", "runtime": "eager"},
+        "engine": {"batching": "vmap" if algorithm == "maml" else "loop", "memory": "graph", "runtime": "eager"},
     }
     command = [sys.executable, "-c", DRIVER, json.dumps(case), json.dumps(KILLS), str(tmp_path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
@@ -130,7 +130,7 @@ TINY = """
 algorithm = { name = "maml", loss = "mse", lr = 0.01 }
 model = { name = "mlp", sizes = [1, 8, 1] }
 tasks = { name = "sinusoid" }
-engine = { tasks = "loop", memory = "graph", runtime = "eager" }
+engine = { batching = "loop", memory = "graph", runtime = "eager" }
 train = { iterations = 200, tasks_per_step = 2, log_every = 1, validate_every = 0, checkpoint_every = 1000 }
 """
 
@@ -191,7 +191,7 @@ class Stopping:
 
 OPTIONS: dict[str, Any] = {"iterations": 9, "tasks_per_step": 2, "checkpoint_every": 2, "validate_every": 3,
                            "validate_episodes": 5, "log_every": 1, "progress": False,
-                           "engine": {"tasks": "loop", "memory": "graph", "runtime": "eager"}}  # fmt: skip
+                           "engine": {"batching": "loop", "memory": "graph", "runtime": "eager"}}  # fmt: skip
 
 
 def build() -> MetaOptimizer:
@@ -260,12 +260,12 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_engines_choice_is_stored_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's opinion of what is fastest has changed in the meantime; the run must not notice."""
     monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path / "cache"))
-    stopped, whole = stopped_and_whole(tmp_path, engine={"tasks": "auto"})
+    stopped, whole = stopped_and_whole(tmp_path, engine={"batching": "auto"})
     (plan,) = (tmp_path / "cache" / "plans").glob("*.json")
     chosen = load_checkpoint(stopped, "last").state["choice"]
-    slower = [[*row[:3], 100.0 if row[0] == chosen["tasks"] else 0.1, *row[4:]] for row in json.loads(plan.read_text())]
+    slower = [[*row[:3], 100.0 if row[0] == chosen["batching"] else 0.1, *row[4:]] for row in json.loads(plan.read_text())]
     plan.write_text(json.dumps(slower))
-    resume(stopped, engine={"tasks": "auto"})
+    resume(stopped, engine={"batching": "auto"})
     assert check_same(stopped, whole).state["choice"] == chosen
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from metaoptim import rules
-from metaoptim.algorithms.meta_sgd import step_sizes
+from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import trees
 from metaoptim.core.losses import cross_entropy, mse
-from metaoptim.core.types import Params, Rule, State
+from metaoptim.core.types import Params, Rule, State, Step
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.nn import mlp
 
@@ -28,14 +28,18 @@ def curvature() -> Params:
 
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 PAIRS: dict[str, tuple[Rule, Optimizer]] = {
-    "sgd": (rules.sgd(0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
-    "momentum": (rules.momentum(0.1, 0.8), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)),
-    "adam": (rules.adam(0.1), lambda p: torch.optim.Adam(p, lr=0.1)),
-    "adam with its constants": (rules.adam(0.2, 0.5, 0.9, 1e-3), lambda p: torch.optim.Adam(p, 0.2, (0.5, 0.9), 1e-3)),
-    "adam without momentum": (rules.adam(0.1, b1=0.0), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.999))),
-    "chain of one": (rules.chain(rules.adam(0.1)), lambda p: torch.optim.Adam(p, lr=0.1)),
-    "step sizes": (step_sizes(0.3, 0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+    "sgd": (rules.SGD(0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+    "momentum": (rules.Momentum(0.1, 0.8), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)),
+    "adam": (rules.Adam(0.1), lambda p: torch.optim.Adam(p, lr=0.1)),
+    "adam with its constants": (rules.Adam(0.2, 0.5, 0.9, 1e-3), lambda p: torch.optim.Adam(p, 0.2, (0.5, 0.9), 1e-3)),
+    "adam without momentum": (rules.Adam(0.1, b1=0.0), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.999))),
+    "chain of one": (rules.chain(rules.Adam(0.1)), lambda p: torch.optim.Adam(p, lr=0.1)),
+    "step sizes": (StepSizes(0.3, 0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
 }
+
+
+def at(k: int) -> Step:
+    return Step(torch.tensor(k), torch.tensor(0.0))
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -43,10 +47,10 @@ def test_ten_steps_on_a_quadratic_are_those_of_torch(pair: str) -> None:
     rule, optimizer = PAIRS[pair]
     weights, scale = start(), curvature()
     theirs = [x.clone().requires_grad_() for x in weights.values()]
-    torchs, psi = optimizer(theirs), rule.meta(weights)
+    torchs, psi = optimizer(theirs), rule.start(weights, torch.Generator())
     state: State = rule.init(psi, weights)
     for k in range(10):
-        updates, state = rule.update(psi, {n: scale[n] * x for n, x in weights.items()}, state, weights, k)
+        updates, state = rule.update(psi, {n: scale[n] * x for n, x in weights.items()}, state, weights, at(k))
         weights = trees.add(weights, updates)
         for p, c in zip(theirs, scale.values(), strict=True):
             p.grad = (c * p).detach()
@@ -58,8 +62,8 @@ def test_ten_steps_on_a_quadratic_are_those_of_torch(pair: str) -> None:
 @pytest.mark.parametrize("bound", [0.5, 50.0])
 def test_clip_by_norm_is_torchs_over_all_weights_together(bound: float) -> None:
     grads = start()
-    rule = rules.clip(norm=bound)
-    found, _ = rule.update({}, grads, rule.init({}, grads), grads, 0)
+    rule = rules.Clip(norm=bound)
+    found, _ = rule.update({}, grads, rule.init({}, grads), grads, at(0))
     theirs = [torch.zeros_like(g).requires_grad_() for g in grads.values()]
     for p, g in zip(theirs, grads.values(), strict=True):
         p.grad = g.clone()
@@ -71,22 +75,22 @@ def test_clip_by_norm_is_torchs_over_all_weights_together(bound: float) -> None:
 
 
 def test_clip_by_value_is_elementwise() -> None:
-    found, _ = rules.clip(value=0.5).update({}, {"a": torch.tensor([-2.0, -0.5, 0.1, 3.0])}, {}, {}, 0)
+    found, _ = rules.Clip(value=0.5).update({}, {"a": torch.tensor([-2.0, -0.5, 0.1, 3.0])}, {}, {}, at(0))
     assert found["a"].tolist() == [-0.5, -0.5, 0.1, 0.5]
 
 
 @pytest.mark.parametrize(("norm", "value"), [(None, None), (1.0, 1.0), (0.0, None), (None, -1.0)])
 def test_clip_takes_one_positive_bound(norm: float | None, value: float | None) -> None:
     with pytest.raises(ValueError, match=f"clip takes norm= or value=.*found norm={norm}, value={value}"):
-        rules.clip(norm, value)
+        rules.Clip(norm, value)
 
 
 def zero_gradient_rules() -> dict[str, Rule]:
     return {
-        "adam": rules.adam(0.1),
-        "momentum": rules.momentum(0.1),
-        "clip by norm": rules.chain(rules.clip(norm=1.0), rules.sgd(0.1)),
-        "clip by value": rules.chain(rules.clip(value=1.0), rules.sgd(0.1)),
+        "adam": rules.Adam(0.1),
+        "momentum": rules.Momentum(0.1),
+        "clip by norm": rules.chain(rules.Clip(norm=1.0), rules.SGD(0.1)),
+        "clip by value": rules.chain(rules.Clip(value=1.0), rules.SGD(0.1)),
     }
 
 
@@ -99,7 +103,7 @@ def test_meta_gradients_are_finite_where_the_gradient_is_zero(name: str) -> None
         state: State = rule.init({}, w)
         for k in range(3):
             grads = {"a": w["a"] * torch.tensor([0.0, 1.0]) * (k > 0), "b": 0 * w["b"]}
-            updates, state = rule.update({}, grads, state, w, k)
+            updates, state = rule.update({}, grads, state, w, at(k))
             w = trees.add(w, updates)
         return w["a"].square().sum() + w["b"].sum()
 
@@ -110,10 +114,10 @@ def test_meta_gradients_are_finite_where_the_gradient_is_zero(name: str) -> None
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's hessian warns of itself
 def test_adams_denominator_passes_no_gradient_through_any_transform() -> None:
-    rule, w = rules.adam(0.1, b1=0.0, b2=0.5), {"a": torch.randn(3)}
+    rule, w = rules.Adam(0.1, b1=0.0, b2=0.5), {"a": torch.randn(3)}
 
     def step(g: torch.Tensor) -> torch.Tensor:
-        return rule.update({}, {"a": g}, rule.init({}, w), w, 0)[0]["a"].sum()
+        return rule.update({}, {"a": g}, rule.init({}, w), w, at(0))[0]["a"].sum()
 
     g = torch.tensor([[0.5, -2.0, 3.0], [1.0, 4.0, -0.1]])
     expected = -0.1 / (g.abs() + 1e-8)  # at the first step m̂ = g and √v̂ = |g|
@@ -123,34 +127,34 @@ def test_adams_denominator_passes_no_gradient_through_any_transform() -> None:
 
 
 def test_adam_counts_steps_in_its_state() -> None:
-    rule, w, g = rules.adam(0.1), start(), start()
+    rule, w, g = rules.Adam(0.1), start(), start()
     state: State = rule.init({}, w)
     for _ in range(3):
-        once, state = rule.update({}, g, state, w, 0)  # k never counts
+        once, state = rule.update({}, g, state, w, at(0))  # k never counts
     assert state["t"] == 3
     for n, u in once.items():  # the gradient never changed, so that m̂ = g and v̂ = g²
         torch.testing.assert_close(u, -0.1 * g[n].sign(), rtol=1e-6, atol=0)
 
 
 def test_chain_feeds_each_rule_with_what_came_before_and_keeps_their_parameters_apart() -> None:
-    rule = rules.chain(step_sizes(0.1, 0.2), rules.momentum(2.0, 0.5), step_sizes(0.3, 0.4))
+    rule = rules.chain(StepSizes(0.1, 0.2), rules.Momentum(2.0, 0.5), StepSizes(0.3, 0.4))
     weights, grads = start(), start()
-    psi = rule.meta(weights)
+    psi = rule.start(weights, torch.Generator())
     assert psi.keys() == {"0.lr.a", "0.lr.b", "2.lr.a", "2.lr.b"}
     state: State = rule.init(psi, weights)
     m = {n: torch.zeros_like(g) for n, g in grads.items()}
     for k in range(3):
-        updates, state = rule.update(psi, grads, state, weights, k)
+        updates, state = rule.update(psi, grads, state, weights, at(k))
         m = {n: 0.5 * m[n] - psi[f"0.lr.{n}"] * g for n, g in grads.items()}
         for n, u in updates.items():
             torch.testing.assert_close(u, -psi[f"2.lr.{n}"] * (-2.0) * m[n])
 
 
 def test_chain_of_more_than_ten_rules_tells_their_parameters_apart() -> None:
-    rule = rules.chain(*[step_sizes(-1.0, -1.0)] * 11, step_sizes(3.0, 3.0))
+    rule = rules.chain(*[StepSizes(-1.0, -1.0)] * 11, StepSizes(3.0, 3.0))
     weights = {"a": torch.ones(2)}
-    psi = rule.meta(weights)
-    updates, _ = rule.update(psi, {"a": torch.ones(2)}, rule.init(psi, weights), weights, 0)
+    psi = rule.start(weights, torch.Generator())
+    updates, _ = rule.update(psi, {"a": torch.ones(2)}, rule.init(psi, weights), weights, at(0))
     assert updates["a"].tolist() == [-3.0, -3.0]
 
 
@@ -158,12 +162,12 @@ def test_chain_of_more_than_ten_rules_tells_their_parameters_apart() -> None:
 
 
 def test_minibatches_go_through_the_support_in_order_and_around() -> None:
-    learner = GradientLearner(Network(mlp((1, 1)), mse), rules.sgd(0.1), 4, batch_size=2)
+    learner = GradientLearner(Network(mlp((1, 1)), mse), rules.SGD(0.1), 4, batch_size=2)
     x = torch.arange(5.0)[:, None]
-    seen = [learner.minibatch((x, 10 * x), k) for k in range(4)]
+    seen = [learner.minibatch((x, 10 * x), torch.tensor(k)) for k in range(4)]
     assert [a.flatten().tolist() for a, _ in seen] == [[0, 1], [2, 3], [4, 0], [1, 2]]
     assert all(torch.equal(b, 10 * a) for a, b in seen)
-    whole = GradientLearner(Network(mlp((1, 1)), mse), rules.sgd(0.1), 1, batch_size=9).minibatch((x, x), 3)
+    whole = GradientLearner(Network(mlp((1, 1)), mse), rules.SGD(0.1), 1, batch_size=9).minibatch((x, x), torch.tensor(3))
     assert torch.equal(whole[0], x)
 
 
@@ -172,7 +176,7 @@ def test_minibatches_go_through_the_support_in_order_and_around() -> None:
 )
 def test_a_learner_says_which_numbers_it_takes(steps: int, prox: float, size: int | None, found: str) -> None:
     with pytest.raises(ValueError, match=rf"{found}.*must be >= 0, batch_size >= 1"):
-        GradientLearner(Network(mlp((1, 1)), mse), rules.sgd(0.1), steps, prox=prox, batch_size=size)
+        GradientLearner(Network(mlp((1, 1)), mse), rules.SGD(0.1), steps, prox=prox, batch_size=size)
 
 
 # --- Losses -------------------------------------------------------------------------------------------------------------
@@ -191,11 +195,11 @@ def test_losses_are_torchs_means() -> None:
 def test_a_loss_that_is_no_mean_is_refused() -> None:
     network = Network(mlp((1, 1)), lambda output, target: (output - target).square())
     with pytest.raises(ValueError, match=r"the loss returned a tensor of shape \(4, 1\); it must return a scalar"):
-        network(network.weights(), (torch.ones(4, 1), torch.ones(4, 1)))
+        network(network.weights(), (torch.ones(4, 1), torch.ones(4, 1)), None, torch.tensor(0))
 
 
 def test_accuracy_is_reported_for_classes_alone() -> None:
     network = Network(torch.nn.Identity(), cross_entropy)
-    info = network({}, (torch.eye(4), torch.tensor([0, 1, 0, 0])))[1]
+    info = network({}, (torch.eye(4), torch.tensor([0, 1, 0, 0])), None, torch.tensor(0))[1]
     assert info["accuracy"] == 0.5
-    assert Network(torch.nn.Identity(), mse)({}, (torch.eye(4), torch.eye(4)))[1] == {}
+    assert Network(torch.nn.Identity(), mse)({}, (torch.eye(4), torch.eye(4)), None, torch.tensor(0))[1] == {}

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim.core.types import Batch, Meta, MetaOptimizer, Outer
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Outer
 from metaoptim.runs import progress
 from metaoptim.runs.store import load_checkpoint
 from metaoptim.training import TrainingError
 from metaoptim.training.state import Training
 
 SINUSOID = mo.tasks.sinusoid()
-VMAP = {"tasks": "vmap", "memory": "graph", "runtime": "eager"}
+VMAP = {"batching": "vmap", "memory": "graph", "runtime": "eager"}
 SMALL: dict[str, Any] = {
     "iterations": 6,
     "tasks_per_step": 3,
@@ -36,11 +36,11 @@ def build(algorithm: str = "maml", seed: int = 0, **options: Any) -> MetaOptimiz
     return mo.ALGORITHMS[algorithm](mo.nn.mlp([1, 16, 1]), mo.losses.mse, **options)
 
 
-def leaves(meta: Meta) -> dict[str, Tensor]:
+def leaves(meta: MetaParams) -> dict[str, Tensor]:
     return {**{f"weights/{n}": p for n, p in meta.weights.items()}, **{f"rule/{n}": p for n, p in meta.rule.items()}}
 
 
-def same(a: Meta, b: Meta) -> bool:
+def same(a: MetaParams, b: MetaParams) -> bool:
     x, y = leaves(a), leaves(b)
     return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
 
@@ -71,16 +71,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Pat
     runs = [
         mo.train(build(), SINUSOID, **SMALL, seed=seed, out=out) for seed, out in ((5, None), (5, tmp_path / "kept"), (6, None))
     ]
-    assert same(runs[0].meta, runs[1].meta)
-    assert not same(runs[0].meta, runs[2].meta)
-    assert not same(runs[0].meta, build().meta)
+    assert same(runs[0].phi, runs[1].phi)
+    assert not same(runs[0].phi, runs[2].phi)
+    assert not same(runs[0].phi, build().phi)
 
 
 def test_dropout_is_a_function_of_seed_and_step_and_off_in_validation() -> None:
-    def once(seed: int) -> Meta:
+    def once(seed: int) -> MetaParams:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 1))
-        return mo.train(mo.maml(net, mo.losses.mse), SINUSOID, **SMALL, seed=seed, validate_every=3).meta
+        return mo.train(mo.maml(net, mo.losses.mse), SINUSOID, **SMALL, seed=seed, validate_every=3).phi
 
     assert same(once(0), once(0))
 
@@ -105,8 +105,8 @@ def test_the_callers_generator_and_network_are_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(x, weights[n]) for n, x in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters()) and net.training
-    assert not same(run.meta, meta.meta)
-    assert same(meta.meta, Meta({n: p for n, p in net.named_parameters()}, {}))
+    assert not same(run.phi, meta.phi)
+    assert same(meta.phi, MetaParams({n: p for n, p in net.named_parameters()}, {}))
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_schedules(tmp_path: Path, schedule: Any, expected: Callable[[int], floa
     assert rates == pytest.approx([0.25 * expected(i) for i in range(8)], rel=1e-12)
 
 
-def one_step(meta: MetaOptimizer, **options: Any) -> tuple[Meta, dict[str, Tensor]]:
+def one_step(meta: MetaOptimizer, **options: Any) -> tuple[MetaParams, dict[str, Tensor]]:
     """φ after one step of `train`, and the meta-gradient of its batch."""
     run = mo.train(meta, SINUSOID, **{**SMALL, "iterations": 1, **options}, validate_every=0)
     module = mo.MetaModule(meta, "vmap", "graph", "eager")
     module.backward(SINUSOID.sample("train", seed=0, start=0, count=3))
-    return run.meta, {n.replace(".", "/", 1): p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return run.phi, {n.replace(".", "/", 1): p.grad for n, p in module.named_parameters() if p.grad is not None}
 
 
 def test_clip_scales_the_meta_gradient_down_to_its_norm() -> None:
@@ -140,7 +140,7 @@ def test_clip_scales_the_meta_gradient_down_to_its_norm() -> None:
         assert norm > 1e-2
         factor = clip / norm if shrinks else 1.0
         for name, p in leaves(after).items():
-            torch.testing.assert_close(p, leaves(meta.meta)[name] - factor * grad[name], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(p, leaves(meta.phi)[name] - factor * grad[name], rtol=1e-5, atol=1e-7)
 
 
 def test_optimizers_by_name_and_the_rule_never_decays() -> None:
@@ -149,10 +149,10 @@ def test_optimizers_by_name_and_the_rule_never_decays() -> None:
     decayed, grad = one_step(meta, optimizer="AdamW", lr=0.5)
     plain, _ = one_step(build("meta_sgd", low=5.0, high=5.0), optimizer="Adam", lr=0.5)
     assert all(torch.equal(p, plain.rule[n]) for n, p in decayed.rule.items())
-    for name, p in meta.meta.weights.items():
+    for name, p in meta.phi.weights.items():
         torch.testing.assert_close(decayed.weights[name], plain.weights[name] - 0.5 * 0.01 * p, rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(decayed.weights[n], plain.weights[n]) for n in decayed.weights)
-    assert grad.keys() == leaves(meta.meta).keys()
+    assert grad.keys() == leaves(meta.phi).keys()
 
 
 def test_an_algorithm_brings_its_own_outer_optimizer() -> None:
@@ -161,7 +161,7 @@ def test_an_algorithm_brings_its_own_outer_optimizer() -> None:
     assert meta.outer == Outer("SGD", 0.5, "constant")
     after, grad = one_step(meta)
     for name, p in leaves(after).items():
-        torch.testing.assert_close(p, leaves(meta.meta)[name] - 0.5 * grad[name])
+        torch.testing.assert_close(p, leaves(meta.phi)[name] - 0.5 * grad[name])
 
 
 def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
@@ -174,13 +174,13 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert best < 12
     assert (run.step, run.selection, run.path) == (best, "best", tmp_path / "run")
     last = mo.load(tmp_path / "run", build(), "last")
-    assert (last.step, last.selection) == (12, "last") and not same(run.meta, last.meta)
+    assert (last.step, last.selection) == (12, "last") and not same(run.phi, last.phi)
 
     in_memory = mo.train(build(), SINUSOID, **options, clip=2.0)
-    assert same(in_memory.meta, run.meta) and (in_memory.step, in_memory.selection) == (best, "best")
+    assert same(in_memory.phi, run.phi) and (in_memory.step, in_memory.selection) == (best, "best")
 
     episodes = SINUSOID.sample("val", seed=0, start=0, count=60)
-    judged = mo.MetaModule(MetaOptimizer(run.optimizer.learner, run.optimizer.estimator, run.meta), "loop", "graph", "eager")
+    judged = mo.MetaModule(MetaOptimizer(run.method.learner, run.method.estimator, run.phi), "loop", "graph", "eager")
     assert judged.estimate(episodes).loss.item() == pytest.approx(scores[best], rel=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path:
     options = {
         **SMALL,
         "tasks_per_step": 2,
-        "engine": {"tasks": how, "memory": "graph", "runtime": "eager"},
+        "engine": {"batching": how, "memory": "graph", "runtime": "eager"},
         "validate_every": 0,
         "checkpoint_every": 2,
     }
@@ -279,7 +279,7 @@ def test_worker_threads_end_before_validation(monkeypatch: pytest.MonkeyPatch) -
 
     for name in alive:
         monkeypatch.setattr(Training, name, watched(name))
-    workers = {"tasks": "workers:2", "memory": "graph", "runtime": "trace"}
+    workers = {"batching": "workers:2", "memory": "graph", "runtime": "trace"}
     mo.train(build(), SINUSOID, **{**SMALL, "iterations": 4, "engine": workers}, validate_every=2, validate_episodes=2)
     assert len(alive["advance"]) == 4 and min(alive["advance"]) > 0
     assert alive["validate"] == [0, 0]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from metaoptim import estimators, learners, nn, rules, tasks
     from metaoptim.algorithms import *
     from metaoptim.core import losses, objectives
-    from metaoptim.core.types import Meta as Meta
     from metaoptim.core.types import MetaOptimizer as MetaOptimizer
+    from metaoptim.core.types import MetaParams as MetaParams
     from metaoptim.core.types import Task as Task
     from metaoptim.engine import Engine as Engine
     from metaoptim.evaluation import *
@@ -33,8 +33,8 @@ _MODULES = {
     "tasks": "metaoptim.tasks",
 }
 _NAMES = {
-    "metaoptim.algorithms": ("ALGORITHMS",),
-    "metaoptim.core.types": ("Meta", "MetaOptimizer", "Task"),
+    "metaoptim.algorithms": ("ALGORITHMS", "compose"),
+    "metaoptim.core.types": ("MetaOptimizer", "MetaParams", "Task"),
     "metaoptim.engine": ("Engine",),
     "metaoptim.evaluation": ("evaluate",),
     "metaoptim.gradcheck": ("check",),

@@ -16,10 +16,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metaoptim.core.types import Meta, MetaOptimizer, Normalisation
+from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
-from metaoptim.learners import GradientLearner, Network
-from metaoptim.rules import sgd
+from metaoptim.rules import SGD
 
 
 def article_maml(
@@ -44,12 +44,13 @@ def article_maml(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    network = Network(net, loss, normalisation)
-    return MetaOptimizer(
-        GradientLearner(network, sgd(lr), steps, network.trainable),
-        Unroll(first_order=first_order, judged_on=judged_on),
-        Meta(network.weights(), {}),
-        network.trainable,
-        reduction,
+    return compose(
+        net,
+        loss,
+        rule=SGD(lr),
+        steps=steps,
+        estimator=Unroll(first_order=first_order, judged_on=judged_on),
+        normalisation=normalisation,
+        reduction=reduction,
         name="article_maml",
     )

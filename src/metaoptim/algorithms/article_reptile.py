@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from metaoptim.core.types import Meta, MetaOptimizer, Normalisation, Outer
+from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
-from metaoptim.learners import GradientLearner, Network
-from metaoptim.rules import sgd
+from metaoptim.rules import SGD
 
 
 def article_reptile(
@@ -42,12 +42,13 @@ def article_reptile(
     """
     if steps == 1:
         warnings.warn("with steps=1 this is joint training: θ̄ − θ = −α · the mean gradient. Use steps >= 2.", stacklevel=2)
-    network = Network(net, loss, normalisation)
-    return MetaOptimizer(
-        GradientLearner(network, sgd(lr), steps, network.trainable),
-        Displacement(),
-        Meta(network.weights(), {}),
-        network.trainable,
+    return compose(
+        net,
+        loss,
+        rule=SGD(lr),
+        steps=steps,
+        estimator=Displacement(),
+        normalisation=normalisation,
         outer=Outer("SGD", lr=beta),
         name="article_reptile",
     )

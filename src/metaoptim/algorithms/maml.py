@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from metaoptim.core.types import Meta, MetaOptimizer, Normalisation
+from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
-from metaoptim.learners import GradientLearner, Network
-from metaoptim.rules import sgd
+from metaoptim.rules import SGD
 
 
 def maml(
@@ -38,11 +38,4 @@ def maml(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    network = Network(net, loss, normalisation)
-    return MetaOptimizer(
-        GradientLearner(network, sgd(lr), steps, network.trainable),
-        Unroll(),
-        Meta(network.weights(), {}),
-        network.trainable,
-        name="maml",
-    )
+    return compose(net, loss, rule=SGD(lr), steps=steps, estimator=Unroll(), normalisation=normalisation, name="maml")

@@ -11,26 +11,35 @@ Deviations: with more than one inner step all of them share α; tasks are averag
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from metaoptim.core.trees import select
-from metaoptim.core.types import Meta, MetaOptimizer, Normalisation, Params, Rule, State
+from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
 from metaoptim.estimators import Unroll
-from metaoptim.learners import GradientLearner, Network
 
 
-def step_sizes(low: float, high: float) -> Rule:
+@dataclass(frozen=True)
+class StepSizes:
     """u = −α ∘ g with ψ = {lr.NAME: α}, one per weight, unconstrained; drawn from U[low, high]."""
 
-    def meta(weights: Params) -> Params:
-        return {f"lr.{n}": torch.empty_like(w).uniform_(low, high) for n, w in weights.items()}
+    low: float
+    high: float
 
-    def update(psi: Params, grads: Params, state: State, weights: Params, k: int) -> tuple[Params, State]:
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        def draw(w: Tensor) -> Tensor:  # where the generator is, so that every device starts from the same numbers
+            u = torch.rand(w.shape, dtype=w.dtype, generator=generator, device=generator.device)
+            return (self.low + (self.high - self.low) * u).to(w.device)
+
+        return {f"lr.{n}": draw(w) for n, w in weights.items()}
+
+    def init(self, psi: Params, weights: Params) -> State:
+        return {}
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
         return {n: -psi[f"lr.{n}"] * g for n, g in grads.items()}, state
-
-    return Rule(meta, lambda psi, weights: {}, update)
 
 
 def meta_sgd(
@@ -53,12 +62,12 @@ def meta_sgd(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    network = Network(net, loss, normalisation)
-    rule, weights = step_sizes(low, high), network.weights()
-    return MetaOptimizer(
-        GradientLearner(network, rule, steps, network.trainable),
-        Unroll(first_order=first_order),
-        Meta(weights, rule.meta(select(weights, network.trainable))),
-        network.trainable,
+    return compose(
+        net,
+        loss,
+        rule=StepSizes(low, high),
+        steps=steps,
+        estimator=Unroll(first_order=first_order),
+        normalisation=normalisation,
         name="meta_sgd",
     )

@@ -17,10 +17,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metaoptim.core.types import Meta, MetaOptimizer, Normalisation, Outer
+from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
-from metaoptim.learners import GradientLearner, Network
-from metaoptim.rules import adam, sgd
+from metaoptim.rules import SGD, Adam
 
 
 def reptile(
@@ -51,13 +51,14 @@ def reptile(
             "pooled loss. Use steps >= 2 to learn how to adapt.",
             stacklevel=2,
         )
-    network = Network(net, loss, normalisation)
-    rule = adam(lr, b1=0.0) if inner == "adam" else sgd(lr)
-    return MetaOptimizer(
-        GradientLearner(network, rule, steps, network.trainable, batch_size=batch_size),
-        Displacement(moments=inner == "adam" and moments == "carried"),
-        Meta(network.weights(), {}),
-        network.trainable,
+    return compose(
+        net,
+        loss,
+        rule=Adam(lr, b1=0.0) if inner == "adam" else SGD(lr),
+        steps=steps,
+        batch_size=batch_size,
+        estimator=Displacement(moments=inner == "adam" and moments == "carried"),
+        normalisation=normalisation,
         outer=Outer("SGD", lr=1.0, schedule="linear"),
         name="reptile",
     )

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from metaoptim.core.types import MetaOptimizer
     from metaoptim.tasks import TaskFamily
 
-WAYS = 5
-
 
 def check(
     name: Annotated[
@@ -49,17 +47,17 @@ def check(
         raise ValueError(f"{stray[0]} goes with --model alone; leave it out, or name a model.")
     use(data)
     if name is not None:
-        optimizer, tasks, shape = _named(name)
+        method, tasks, shape = _named(name)
     elif recipe is not None:
-        optimizer, tasks, shape = _recipe(recipe)
+        method, tasks, shape = _recipe(recipe)
     else:
-        optimizer, tasks, shape = _own(model or "", loss, input, ways, algorithm)
+        method, tasks, shape = _own(model or "", loss, input, ways, algorithm)
 
     from metaoptim import gradcheck
 
     with console(stderr=True).status("checking") as status:
         report = gradcheck.check(
-            optimizer, tasks, input=shape, modes="all" if all_ else "quick", say=lambda text: status.update(f"checking: {text}")
+            method, tasks, input=shape, modes="all" if all_ else "quick", say=lambda text: status.update(f"checking: {text}")
         )
     console().print(report.table())
     if not report.ok:
@@ -70,16 +68,16 @@ Subject = tuple["MetaOptimizer", "TaskFamily | None", "tuple[int, ...] | None"]
 
 
 def _named(name: str) -> Subject:
-    """An algorithm on a small conv4."""
+    """An algorithm on the small network that suits it."""
     import torch
 
+    from metaoptim.algorithms.example import INPUT, example_net
     from metaoptim.core.losses import cross_entropy
-    from metaoptim.nn import conv4
 
     build = _known("algorithm", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build(conv4(WAYS, filters=8), cross_entropy), None, None
+        return build(example_net(name), cross_entropy), None, INPUT
 
 
 def _recipe(name: str) -> Subject:

@@ -92,11 +92,11 @@ def train(
     folder = out or Path("runs", chosen.name)
     if resume:
         _check_same(chosen, folder)
-    meta, tasks = chosen.build()
+    method, tasks = chosen.build()
     tables = chosen.tables
     try:
         training.train(
-            meta,
+            method,
             tasks,
             **tables["train"],
             out=str(folder),
@@ -179,7 +179,7 @@ def evaluate(
                 "seeds of one recipe: evaluate them one by one."
             )
     built = [recipe.build() for recipe in recipes]
-    trained = [stored.load(run, meta, checkpoint) for run, (meta, _) in zip(runs, built, strict=True)]
+    trained = [stored.load(run, method, checkpoint) for run, (method, _) in zip(runs, built, strict=True)]
     tasks = built[0][1]
     result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
     write_atomic(runs[0] / "result.json", f"{result.json()}\n".encode())

@@ -18,18 +18,18 @@ def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
 
     say: is told which way is measured next.
     """
-    optimizer, tasks = recipe.build()
+    method, tasks = recipe.build()
     options = recipe.tables["train"]
-    engine = Engine(optimizer, **recipe.tables["engine"], horizon=options["iterations"])
+    engine = Engine(method, **recipe.tables["engine"], horizon=options["iterations"])
     engine.say = say
     batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
-    return engine.plan(optimizer.meta, batch, engine.init(optimizer.meta, options["tasks_per_step"]), again=True)
+    return engine.plan(method.phi, batch, engine.init(method.phi, batch), again=True)
 
 
 def table(plan: Plan, recipe: Recipe) -> RenderableType:
     """One row for each way, in the order of their speed; then the choice and why."""
     shown = Table(title=f"{recipe.name}: one meta-step of {recipe.tables['train']['tasks_per_step']} tasks")
-    for name in ("tasks", "memory", "runtime", "seconds", "peak memory, MiB", ""):
+    for name in ("batching", "memory", "runtime", "seconds", "peak memory, MiB", ""):
         shown.add_column(name, justify="right" if name.startswith(("seconds", "peak")) else "left", overflow="fold")
     for row in sorted(plan.rows, key=lambda row: row.seconds or float("inf")):
         seconds = f"{row.seconds:.4f}" if row.seconds is not None else "–"

@@ -1,7 +1,7 @@
-"""Gradient operators: in which way the gradient of a scalar function is taken, as far as later differentiation goes.
+"""In which way a gradient is taken, as far as later differentiation goes.
 
-`torch.func.grad` itself is the exact one, for a gradient that will be differentiated again. `hold` is for a value in a rule
-that is to be a constant of the meta-gradient.
+`exact` and `held` are for the inner loop; `outermost` for a gradient that nothing differentiates again. `hold` is for a value
+in a rule that is to be a constant of the meta-gradient.
 """
 
 from __future__ import annotations
@@ -13,35 +13,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
+from torch.func import grad_and_value, vjp
 
-from metaoptim.core.types import Params
-
-
-def outermost(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
-    """The gradient of f where nothing differentiates it again: no graph of the backward pass is built."""
-    return lambda x: outermost_and_value(lambda x: (f(x), ()))(x)[0]
+from metaoptim.core.types import Loss, Params
 
 
-def outermost_and_value(f: Callable[[Any], tuple[Tensor, Any]]) -> Callable[[Any], tuple[Any, tuple[Tensor, Any]]]:
-    """The same of a function with further results: x -> (∇f(x), (f(x), what else it returned))."""
-
-    def gradient(x: Any) -> tuple[Any, tuple[Tensor, Any]]:
-        differentiated: Any = vjp(f, x, has_aux=True)
-        value, pull, others = differentiated
-        return pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0], (value, others)
-
-    return gradient
+def exact(f: Loss, x: Params) -> tuple[Params, Tensor]:
+    """(∇f(x), f(x)), to be differentiated again."""
+    grads, (loss, _) = grad_and_value(f, has_aux=True)(x)
+    return grads, loss
 
 
-def constant(f: Callable[[Params], Tensor]) -> Callable[[Params], Params]:
-    """The gradient of f as a constant of every outer differentiation, for which no graph is recorded."""
+def held(f: Loss, x: Params) -> tuple[Params, Tensor]:
+    """(∇f(x), f(x)) as constants of every outer differentiation, for which no graph is recorded."""
+    with torch.no_grad():
+        grads, (loss, _) = outermost(f, x)
+        return {n: g.detach() for n, g in grads.items()}, loss.detach()
 
-    def gradient(x: Params) -> Params:
-        with torch.no_grad():
-            return {n: g.detach() for n, g in outermost(f)(x).items()}
 
-    return gradient
+def outermost(f: Callable[[Any], tuple[Tensor, Any]], x: Any) -> tuple[Any, tuple[Tensor, Any]]:
+    """(∇f(x), (f(x), what else f returned)) where nothing differentiates again: no graph of the backward pass is built."""
+    differentiated: Any = vjp(f, x, has_aux=True)
+    value, pull, others = differentiated
+    return pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0], (value, others)
 
 
 _HOLDER: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("_HOLDER", default=None)

@@ -1,33 +1,49 @@
-"""What the outer loss reads of the inner run: one weight for the loss of each state s_0 … s_K.
+"""What the outer loss reads of the inner run: one weight v_k for the loss of each state s_0 … s_K.
 
-An objective maps the number of inner steps K to K + 1 weights; a state with weight 0 is never evaluated.
+An objective maps the number of inner steps K, and the number of outer steps done (0-dim int64), to K + 1 weights. Each is a
+number, of which 0 means that the state is never judged, or a 0-dim tensor, for weights that change with the outer step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-Objective = Callable[[int], tuple[float, ...]]
+from torch import Tensor
+
+Weight = float | Tensor
+Objective = Callable[[int, Tensor], Sequence[Weight]]
 
 
-def last(steps: int) -> tuple[float, ...]:
+def counts(weight: Weight) -> bool:
+    """Whether a state with this weight is judged."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
+def last(steps: int, outer_step: Tensor) -> tuple[float, ...]:
     """The loss after the last step (MAML)."""
     return (0.0,) * steps + (1.0,)
 
 
-def trajectory_mean(steps: int) -> tuple[float, ...]:
+def trajectory_mean(steps: int, outer_step: Tensor) -> tuple[float, ...]:
     """The mean of the losses after steps 1 … K (Andrychowicz 2016, with w_t = 1/K)."""
     return (0.0,) + (1.0 / steps,) * steps if steps else (1.0,)
 
 
-def multi_step(weights: Sequence[float]) -> Objective:
+@dataclass(frozen=True)
+class MultiStep:
     """Given weights for the losses after steps 1 … K (Antoniou 2019, multi-step loss)."""
 
-    def objective(steps: int) -> tuple[float, ...]:
-        if len(weights) != steps:
-            raise ValueError(f"multi_step has {len(weights)} weights for {steps} inner steps: give one per step.")
-        if not any(weights):
-            raise ValueError(f"multi_step has nothing but zeros for its {steps} weights: give at least one that counts.")
-        return (0.0, *weights)
+    weights: tuple[float, ...]
 
-    return objective
+    def __call__(self, steps: int, outer_step: Tensor) -> tuple[float, ...]:
+        if len(self.weights) != steps:
+            raise ValueError(f"multi_step has {len(self.weights)} weights for {steps} inner steps: give one per step.")
+        if not any(self.weights):
+            raise ValueError(f"multi_step has nothing but zeros for its {steps} weights: give at least one that counts.")
+        return (0.0, *self.weights)
+
+
+def multi_step(weights: Sequence[float]) -> MultiStep:
+    """Given weights for the losses after steps 1 … K."""
+    return MultiStep(tuple(weights))

@@ -45,16 +45,26 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return pytree.tree_map(f, tree)
 
 
+def zip_tensors(f: Callable[[Tensor, Tensor], Tensor], a: Tree, b: Tree) -> Tree:
+    """f of the tensors in the same places of two equal structures."""
+    result: Tree = pytree.tree_map(f, a, b)
+    return result
+
+
 def plus(a: Tree, b: Tree) -> Tree:
     """a + b for equal structures of any kind."""
-    total: Tree = pytree.tree_map(torch.add, a, b)
-    return total
+    return zip_tensors(torch.add, a, b)
 
 
 def to(tree: Tree, device: torch.device) -> Tree:
     """The same structure on a device."""
     moved: Tree = map_tensors(lambda x: x.to(device), tree)
     return moved
+
+
+def device(tree: Any) -> torch.device:
+    """Where the first tensor of a structure is."""
+    return flatten(tree)[0].device
 
 
 def index(tree: Any, i: int | slice) -> Any:
@@ -107,13 +117,17 @@ def put(structure: Any, leaves: Iterator[Tensor]) -> Any:
 
 
 def named(tree: Any) -> dict[str, Tensor]:
-    """The tensors of nested tuples and dicts, by the JSON of their path; `unnamed` puts them together again."""
+    """The tensors of nested tuples, lists and dicts, by the JSON of their path."""
     return {json.dumps(path): x for path, x in _paths(tree, [])}
 
 
-def unnamed(tensors: Mapping[str, Tensor]) -> Any:
-    """The nested tuples and dicts that `named` took apart; () for none."""
-    return _build([(json.loads(path), x) for path, x in tensors.items()])
+def filled(like: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The structure of `like` around the tensors that `named` gives names to. Raises a ValueError where they don't fit."""
+    expected = named(like)
+    if expected.keys() != tensors.keys():
+        odd = min(expected.keys() ^ tensors.keys())
+        raise ValueError(f"the entry {odd} is {'missing' if odd in expected else 'not expected here'}")
+    return unflatten([tensors[path] for path in expected], like)
 
 
 def _paths(tree: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], Tensor]]:
@@ -122,15 +136,3 @@ def _paths(tree: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], 
     else:
         for step, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _paths(part, [*path, step])
-
-
-def _build(entries: list[tuple[list[str | int], Tensor]]) -> Any:
-    if not entries:
-        return ()
-    if not entries[0][0]:
-        return entries[0][1]
-    parts: dict[str | int, list[tuple[list[str | int], Tensor]]] = {}
-    for path, x in entries:
-        parts.setdefault(path[0], []).append((path[1:], x))
-    built = {step: _build(rest) for step, rest in parts.items()}
-    return built if isinstance(next(iter(built)), str) else tuple(built[i] for i in sorted(built))

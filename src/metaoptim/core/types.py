@@ -1,9 +1,9 @@
 """Every type that the library shares, in one file.
 
-A task brings a support set S (to adapt on) and a query set Q (to be judged on). With all that is meta-learned written
-φ = (θ, ψ), a meta-optimizer is
+A task brings a support set S (to adapt on) and a query set Q (to be judged on). With everything that is meta-learned
+written φ = (θ, ψ), a meta-optimizer is
 
-    inner:   s_0 = init(φ, S);   s_{k+1} = step(φ, s_k, S, k)         k = 0 … K−1
+    inner:   s_0 = init(φ, S);   s_{k+1} = apply(φ, s_k, ∇ inner(φ, s_k, S, k), k)         k = 0 … K−1
     outer:   minimise over φ     E_task [ Σ_k v_k · loss(φ, s_k, Q) ]
 
 Shapes use fixed letters everywhere: T tasks, N ways, S shots, Q queries, K inner steps.
@@ -12,8 +12,9 @@ Shapes use fixed letters everywhere: T tasks, N ways, S shots, Q queries, K inne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,37 +22,44 @@ from torch import Tensor
 Params = dict[str, Tensor]
 """Tensors by name, flat: the keys are those of `named_parameters()`."""
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets; the leading axis of both counts examples."""
+Batch = Any
+"""A tree of tensors (nested tuples, lists and dicts) whose leading axis counts examples: (x, y), a dict, trajectories.
+Only what computes a loss opens it."""
 
 State = Any
-"""What a learner or a rule carries from step to step: tensors in nested tuples and dicts."""
+"""What a learner or a rule carries from step to step: a tree of tensors, with nothing of the task's data in it."""
 
 Carry = Any
-"""What an estimator carries from one outer step to the next, for one task slot: tensors in nested tuples and dicts."""
+"""What an estimator carries from one outer step to the next, for one task slot: a tree of tensors."""
 
 Info = dict[str, Tensor]
 """Scalars to report beside a loss, by name, such as `accuracy` (a fraction)."""
 
-GradOp = Callable[[Callable[[Params], Tensor]], Callable[[Params], Params]]
-"""Turns a scalar function of the adapted weights into its gradient; the estimator chooses which."""
+Loss = Callable[[Params], tuple[Tensor, Info]]
+"""A loss as a function of the weights that adapt."""
+
+Gradient = Callable[[Loss, Params], tuple[Params, Tensor]]
+"""(f, x) -> (∇f(x), f(x)), in the way that the estimator needs: differentiable, or held constant."""
 
 Memory = Literal["graph", "steps", "mixed"]
 """What is kept of an inner run until it is differentiated."""
 
+Claim = Literal["exact", "first_order", "displacement", "implicit", "truncated", "stochastic"]
+"""What an estimate says it is; the gradient doctor and the contract tests hold an estimator to it."""
+
 Normalisation = Literal["transductive", "inductive", "frozen"]
 
 
-class Meta(NamedTuple):
-    """φ, all that is meta-learned: θ (`weights` of the model, adapted or shared) and ψ (`rule`: what the rule owns)."""
+class MetaParams(NamedTuple):
+    """φ, everything that is meta-learned: θ (`weights` of the model) and ψ (`rule`: what the update rule or the head owns)."""
 
     weights: Params
     rule: Params
 
     @property
     def device(self) -> torch.device:
-        """Where θ is."""
-        return next(iter(self.weights.values())).device
+        """Where φ is."""
+        return next(x.device for part in self for x in part.values())
 
 
 class Task(NamedTuple):
@@ -61,20 +69,38 @@ class Task(NamedTuple):
     query: Batch
 
 
-class Rule(NamedTuple):
-    """An update rule: pure functions, with its meta-parameters ψ as an explicit argument.
+class Step(NamedTuple):
+    """Where an inner run stands: `k` steps are done (a 0-dim int64 tensor, so that one graph serves every step), and the
+    inner loss there (0-dim)."""
 
-    meta(weights) -> ψ at the start; init(ψ, weights) -> state; update(ψ, grads, state, weights, k) -> (updates to ADD
-    to the weights, state).
-    """
+    k: Tensor
+    loss: Tensor
 
-    meta: Callable[[Params], Params]
-    init: Callable[[Params, Params], State]
-    update: Callable[[Params, Params, State, Params, int], tuple[Params, State]]
+
+class Clock(NamedTuple):
+    """When an estimate is taken: the number of outer steps done (0-dim int64), and this task's own key for noise, an int64
+    in 0 … 2^31 − 1 that is another one in every outer step."""
+
+    outer_step: Tensor
+    key: Tensor
+
+
+class Rule(Protocol):
+    """An update rule: a frozen dataclass of pure functions, with its meta-parameters ψ as an explicit argument."""
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        """ψ at the start, for these adapting weights; random numbers come from the generator."""
+        ...
+
+    def init(self, psi: Params, weights: Params) -> State: ...
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        """Updates to ADD to the weights, and the state after them."""
+        ...
 
 
 class Learner(Protocol):
-    """How ONE task is learnt, given φ."""
+    """How ONE task is learnt, given φ: it names the inner objective, and the estimator takes its gradient."""
 
     @property
     def steps(self) -> int: ...
@@ -83,67 +109,93 @@ class Learner(Protocol):
         """Whether the weight of that name moves in the inner loop."""
         ...
 
-    def init(self, meta: Meta, support: Batch, memory: State = ()) -> State:
-        """s_0; may look at the data, and goes on from the rule's `memory` of an earlier run where one is given."""
+    def init(self, phi: MetaParams, support: Batch) -> State:
+        """s_0; may look at the data, but keeps nothing of them."""
         ...
 
-    def step(self, meta: Meta, state: State, support: Batch, k: int, grad: GradOp) -> State: ...
+    def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
+        """The inner objective f of step k, prox included, and the point x at which its gradient is due.
 
-    def loss(self, meta: Meta, state: State, batch: Batch, k: int) -> tuple[Tensor, Info]:
-        """The mean loss of the state on a batch, after k inner steps, and what to report beside it."""
+        x holds tensors of the state itself; it is empty where a step needs no gradient.
+        """
         ...
 
-    def weights(self, meta: Meta, state: State) -> Params:
+    def apply(self, phi: MetaParams, state: State, grads: Params, loss: Tensor, k: Tensor) -> State:
+        """s_{k+1}, from ∇f(x) and f(x)."""
+        ...
+
+    def loss(self, phi: MetaParams, state: State, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
+        """The mean loss of s_k on a batch, and what to report beside it."""
+        ...
+
+    def weights(self, phi: MetaParams, state: State) -> Params:
         """All weights of the adapted model."""
         ...
 
-    def memory(self, state: State) -> State:
-        """What the rule remembers (momentum, second moments), apart from the weights."""
+    def heritage(self, state: State) -> State:
+        """What a later task could go on from (momentum, second moments): nothing of the weights."""
         ...
+
+    def inherit(self, state: State, heritage: State) -> State:
+        """A starting state that goes on from an earlier task's heritage."""
+        ...
+
+
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns: the outer loss, ∇φ (keys: the learnt part of φ), its carry, and scalars to report."""
+    """What an estimator returns: the outer loss, ∇φ (keys: those of φ as it was given), its carry, and scalars to report."""
 
     loss: Tensor
-    grad: Meta
+    grad: MetaParams
     carry: Carry = ()
-    info: Mapping[str, Tensor] = {}
+    info: Mapping[str, Tensor] = _NOTHING
 
 
-Run = Callable[..., Any]
-"""run(part, learner, k, *args) = part(learner, k, *args), computed in whatever way: `part` can be hashed, and says with the
-structure of the arguments (tensors in nested tuples, lists and dicts) which function it is of them and of k."""
+Call = Callable[..., Any]
+"""call(part, learner, *args) = part(learner, *args), computed in whatever way: `part` can be hashed, and says, with the
+structure of the arguments (trees of tensors), which function of them it is."""
 
 
-def directly(part: Callable[..., Any], learner: Learner, k: int, *args: Any) -> Any:
-    """The `Run` that calls."""
-    return part(learner, k, *args)
+def directly(part: Callable[..., Any], learner: Learner, *args: Any) -> Any:
+    """The `Call` that just calls."""
+    return part(learner, *args)
 
 
 class Estimator(Protocol):
-    """How ∇φ of the outer loss is obtained; written for ONE task: the engine maps it over the batch and averages."""
+    """How ∇φ of the outer loss is obtained; written for ONE task: the engine maps it over the batch and averages.
+
+    The φ that it is given is the learnt part; its learner knows the weights that are not learnt.
+    """
+
+    memories: ClassVar[tuple[Memory, ...]]
+    """The memory modes it has, all with the same numbers."""
 
     @property
-    def memories(self) -> tuple[Memory, ...]:
-        """The memory modes it has, all with the same numbers."""
+    def claim(self) -> Claim: ...
+
+    def keeping(self, memory: Memory, call: Call = directly) -> Estimator:
+        """The same estimate in one of its memory modes; `call` is offered for what it computes part by part."""
         ...
 
-    def keeping(self, memory: Memory, run: Run = directly) -> Estimator:
-        """The same estimator in one of its memory modes; `run` is offered for what it computes part by part."""
-        ...
-
-    def check(self, learner: Learner, learnt: Meta) -> None:
+    def check(self, learner: Learner, learnt: MetaParams) -> None:
         """Raises a ValueError that says what to change where this estimator can't train `learnt` with `learner`."""
         ...
 
-    def init(self, learner: Learner, meta: Meta) -> Carry: ...
-
-    def start(self, learner: Learner, meta: Meta, support: Batch, carry: Carry) -> State:
-        """The state from which adaptation starts: `learner.init`, plus what the carry brings."""
+    def lasts(self, learner: Learner) -> int:
+        """Outer steps for which a task slot keeps its task."""
         ...
 
-    def __call__(self, learner: Learner, meta: Meta, task: Task, carry: Carry) -> Estimate: ...
+    def init(self, learner: Learner, phi: MetaParams, task: Task, key: Tensor) -> Carry:
+        """The carry before the first outer step, of the structure that every later one has."""
+        ...
+
+    def inherit(self, carry: Carry) -> State:
+        """The heritage that a NEW task starts from (see `Learner.inherit`); () for none."""
+        ...
+
+    def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Carry, clock: Clock) -> Estimate: ...
 
 
 class Outer(NamedTuple):
@@ -154,32 +206,40 @@ class Outer(NamedTuple):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
 
-ADAM = Outer()
+def everything(name: str) -> bool:
+    """The mask that holds every weight."""
+    return True
 
 
 @dataclass(frozen=True)
 class MetaOptimizer:
-    """What every algorithm's builder returns and the loop trains.
+    """What every algorithm's builder returns and training takes.
 
-    `meta` is φ at the start; `learns(name)` says which of `meta.weights` the outer loop moves (ψ always is);
-    `reduction` is how the tasks of a batch are put together; `name` is what tables call it.
+    `phi` is φ at the start, with every weight of the model; `learns(name)` says which of `phi.weights` the outer loop moves
+    (ψ always is), as `learner.adapts(name)` says which ones the inner loop does; `reduction` is how the tasks of a batch are
+    put together; `name` is what tables call it.
     """
 
     learner: Learner
     estimator: Estimator
-    meta: Meta
-    learns: Callable[[str], bool] = lambda name: True
+    phi: MetaParams
+    learns: Callable[[str], bool] = everything
     reduction: Literal["mean", "sum"] = "mean"
-    outer: Outer = ADAM
+    outer: Outer = field(default=Outer())
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        learnt = self.split(self.meta)[0]
+        learnt, _ = self.split(self.phi)
         if not learnt.weights and not learnt.rule:
             raise ValueError("nothing is learnt: every weight has requires_grad=False, or there is none; free some of them.")
         self.estimator.check(self.learner, learnt)
 
-    def split(self, meta: Meta) -> tuple[Meta, Params]:
+    @property
+    def adapting(self) -> tuple[str, ...]:
+        """The names of the weights that adapt."""
+        return tuple(n for n in self.phi.weights if self.learner.adapts(n))
+
+    def split(self, phi: MetaParams) -> tuple[MetaParams, Params]:
         """The learnt part of φ, and the weights that only adapt or stay as they are."""
-        learnt = {n: p for n, p in meta.weights.items() if self.learns(n)}
-        return Meta(learnt, meta.rule), {n: p for n, p in meta.weights.items() if n not in learnt}
+        learnt = {n: p for n, p in phi.weights.items() if self.learns(n)}
+        return MetaParams(learnt, phi.rule), {n: p for n, p in phi.weights.items() if n not in learnt}

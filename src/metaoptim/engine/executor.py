@@ -6,6 +6,7 @@ gradient, silently, for affine batch and layer norms (pytorch/functorch#534).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,42 +18,43 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim.core import trees
-from metaoptim.core.types import Carry, Estimate, Meta, MetaOptimizer, Params, Task, directly
+from metaoptim.core.types import Carry, Clock, Estimate, MetaOptimizer, MetaParams, Params, Task, directly
+from metaoptim.engine.bound import Bound
 from metaoptim.engine.graphs.graphs import Graphs, modules
-from metaoptim.engine.graphs.parts import Bound, Parts
+from metaoptim.engine.graphs.parts import Parts
 from metaoptim.engine.options import cut
 from metaoptim.nn import blame
 
 
-class Way:
-    """`way(meta, batch, carry) -> Estimate` over T tasks, with the settings of `Engine`, none of them "auto".
+class Executor:
+    """`executor(phi, batch, carry, outer_step) -> Estimate` over T tasks, with the settings of `Engine`, none of them "auto".
 
     The batch is cut into pieces; each gives its tasks' losses and carries and the sum of their gradients; the sums are put
     together in the order of the tasks, whoever was done first.
     """
 
-    def __init__(self, optimizer: MetaOptimizer, tasks: str, memory: str, runtime: str, precision: str = "full") -> None:
-        estimator = optimizer.estimator
+    def __init__(self, method: MetaOptimizer, batching: str, memory: str, runtime: str, precision: str = "full") -> None:
+        estimator = method.estimator
         if memory not in estimator.memories:
             raise ValueError(
                 f"engine.memory = {memory!r} is not offered by {type(estimator).__name__}; choose one of auto, "
                 f"{', '.join(estimator.memories)}."
             )
-        self.optimizer, self.tasks, self.cut, self.half = optimizer, tasks, cut(tasks), precision == "bf16"
-        self.graphs = Graphs(optimizer, compiled=runtime == "compile")
+        self.method, self.batching, self.cut, self.half = method, batching, cut(batching), precision == "bf16"
+        self.graphs = Graphs(method, compiled=runtime == "compile")
         self.whole = runtime != "eager" and memory == "graph"
         self.estimator = estimator.keeping(memory, directly if runtime == "eager" else Parts(self.graphs))
         self.ready: set[Any] = set()
         self.pool: ThreadPoolExecutor | None = None
 
-    def __call__(self, meta: Meta, batch: Task, carry: Carry) -> Estimate:
-        count = batch.query[0].shape[0]
-        learnt, fixed = self.optimizer.split(meta)
-        keys = torch.randint(2**31, (count,), device=batch.query[0].device)
-        parts, cuts = (batch, carry, keys), self.cut.pieces(count)
-        pieces = [(learnt, fixed, *(trees.index(parts, rows) if len(cuts) > 1 else parts)) for rows in cuts]
+    def __call__(self, phi: MetaParams, batch: Task, carry: Carry, outer_step: int) -> Estimate:
+        count, device = count_tasks(batch), trees.device(batch)
+        learnt, fixed = self.method.split(phi)
+        parts, cuts = (batch, carry, keys(count, device)), self.cut.pieces(count)
+        step = torch.tensor(outer_step, device=device)
+        pieces = [(learnt, fixed, step, *(trees.index(parts, rows) if len(cuts) > 1 else parts)) for rows in cuts]
         found = self._side_by_side(pieces) if self.cut.workers > 1 else [self.piece(*piece) for piece in pieces]
-        scale = 1.0 if self.optimizer.reduction == "sum" else 1.0 / count
+        scale = 1.0 if self.method.reduction == "sum" else 1.0 / count
         losses, after, info = found[0].loss, found[0].carry, found[0].info
         grad = reduce(trees.plus, (f.grad for f in found))
         if len(found) > 1:
@@ -76,7 +78,7 @@ class Way:
                     self.ready.add(key)
             if self.graphs.draws:
                 raise ValueError(
-                    f"engine.tasks = {self.tasks!r}: this learner draws from torch's generator, in an order that "
+                    f"engine.batching = {self.batching!r}: this learner draws from torch's generator, in an order that "
                     "would depend on which thread is faster; choose loop or vmap."
                 )
             left = [i for i in range(len(pieces)) if i not in found]
@@ -86,7 +88,7 @@ class Way:
         finally:
             torch.set_num_threads(threads)
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Until it is called again, gives back memory and ends threads: while those live, OpenMP's cost more everywhere."""
         self.graphs.scratch.give_back()
         if self.pool is not None:
@@ -108,37 +110,70 @@ class Way:
         outputs, after = self.graphs(structure, flat, inputs)
         return cast(Estimate, trees.put(after, iter(outputs)))
 
-    def _piece(self, learnt: Meta, fixed: Params, batch: Task, carry: Carry, keys: Tensor) -> Estimate:
+    def _piece(
+        self, learnt: MetaParams, fixed: Params, outer_step: Tensor, batch: Task, carry: Carry, keys: Tensor
+    ) -> Estimate:
         """Losses, carry and info stacked over the tasks of a piece; gradients summed."""
-        with torch.autocast(batch.query[0].device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(trees.device(batch).type, torch.bfloat16, enabled=self.half):
             if not self.cut.vmapped:
-                alone = self._one(learnt, fixed, *trees.index((batch, carry, keys), 0))
-                loss, after, info = trees.map_tensors(lambda x: x[None], (alone.loss, alone.carry, dict(alone.info)))
+                alone = self._one(learnt, fixed, outer_step, *trees.index((batch, carry, keys), 0))
+                loss, after, info = trees.map_tensors(lambda x: x[None], (alone.loss, alone.carry, alone.info))
                 return Estimate(loss, alone.grad, after, info)
-            mapped = vmap(self._one, in_dims=(None, None, 0, 0, 0), randomness="different")
-            stacked: Estimate = mapped(learnt, fixed, batch, carry, keys)
+            mapped = vmap(self._one, in_dims=(None, None, None, 0, 0, 0), randomness="different")
+            stacked: Estimate = mapped(learnt, fixed, outer_step, batch, carry, keys)
         return stacked._replace(grad=trees.map_tensors(lambda g: g.sum(0), stacked.grad))
 
-    def _one(self, learnt: Meta, fixed: Params, task: Task, carry: Carry, key: Tensor) -> Estimate:
-        return self.estimator(Bound(self.optimizer.learner, fixed, key), learnt, task, carry)
+    def _one(self, learnt: MetaParams, fixed: Params, outer_step: Tensor, task: Task, carry: Carry, key: Tensor) -> Estimate:
+        bound = Bound(self.method.learner, fixed, key)
+        found = self.estimator(bound, learnt, task, carry, Clock(outer_step, key))
+        return found._replace(info=dict(found.info))
+
+
+def keys(count: int, device: torch.device) -> Tensor:
+    """A key for the noise of each task (T,): drawn by torch's generator, the same numbers on every device."""
+    source = torch.default_generator
+    return torch.randint(2**31, (count,), generator=source, device=source.device).to(device)
+
+
+def starts(method: MetaOptimizer, phi: MetaParams, batch: Task) -> Carry:
+    """The carry of T task slots before the first outer step."""
+    learnt, fixed = method.split(phi)
+    drawn = keys(count_tasks(batch), trees.device(batch))
+    return trees.stack([
+        method.estimator.init(Bound(method.learner, fixed, key), learnt, trees.index(batch, t), key)
+        for t, key in enumerate(drawn)
+    ])  # fmt: skip
+
+
+def count_tasks(batch: Task) -> int:
+    """T."""
+    return int(trees.flatten(batch)[0].shape[0])
 
 
 def check_tasks(batch: Task) -> int:
     """T of a batch of tasks; a ValueError where its parts disagree."""
-    sizes = {
-        f"{part}.{name}": x.shape[:2]
-        for part, pair in zip(Task._fields, batch, strict=True)
-        for name, x in zip("xy", pair, strict=True)
-    }
-    counts = {len(s) and s[0] for s in sizes.values()}
-    pairs_agree = all(sizes[f"{p}.x"][:2] == sizes[f"{p}.y"][:2] for p in Task._fields)
-    if len(counts) != 1 or any(len(s) < 2 or 0 in s for s in sizes.values()) or not pairs_agree:
-        found = ", ".join(f"{n} {tuple(s)}…" for n, s in sizes.items())
+    found: dict[str, torch.Size] = {}
+    counts: set[int] = set()
+    fits = True
+    for part, tree in zip(Task._fields, batch, strict=True):
+        shapes = {f"{part}.{_name(path)}": x.shape for path, x in trees.named(tree).items()}
+        axes = {tuple(shape[:2]) for shape in shapes.values()}
+        fits = fits and len(axes) == 1 and all(len(a) == 2 and 0 not in a for a in axes)
+        counts |= {a[0] for a in axes if a}
+        found |= shapes
+    if not fits or len(counts) != 1:
+        told = ", ".join(f"{name} {tuple(shape[:2])}…" for name, shape in found.items()) or "no tensor"
         raise ValueError(
-            "a batch of tasks needs support x (T, S, …) and y (T, S, …) and query x (T, Q, …) and y (T, Q, …) with the "
-            f"same T >= 1, S >= 1 and Q >= 1; found leading axes {found}."
+            "a batch of tasks needs a support with tensors (T, S, …) and a query with tensors (T, Q, …), such as inputs x and "
+            f"targets y, with the same T >= 1, S >= 1 and Q >= 1; found leading axes {told}."
         )
-    return int(counts.pop())
+    return counts.pop()
+
+
+def _name(path: str) -> str:
+    """A tensor of a batch in a sentence: x and y of a pair; else its keys."""
+    steps = json.loads(path)
+    return "xy"[steps[0]] if len(steps) == 1 and steps[0] in (0, 1) else ".".join(map(str, steps)) or "tensor"
 
 
 @contextmanager
@@ -149,14 +184,24 @@ def explained(data: Any, owner: Any) -> Iterator[None]:
     except (RuntimeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        layers = [layer for module in modules(owner) if (layer := blame(error, module))]
+        if any(sign in str(error) for sign in _VALUES):
+            who = layers[0] if layers else "the rule, the model or the loss"
+            raise ValueError(
+                f"{who} branches on a value (an `if` on a tensor, int(), .item()), which a graph can't hold: use torch.where "
+                'or indexing there, or runtime="eager".'
+            ) from error
         found = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        layers = [layer for module in modules(owner) if (layer := blame(error, module))]
-        who = layers[0] if layers else "the model or the loss"
         raise ValueError(
-            f"{who} can't take these data ({reason}): found tensors {found}, in the order of support and query, "
-            "inputs and targets; expected what the model reads and, for classes, targets below its outputs."
+            f"{layers[0] if layers else 'the model or the loss'} can't take these data ({reason}): found tensors {found}, in "
+            "the order of support and query, inputs and targets; expected what the model reads and, for classes, targets below "
+            "its outputs."
         ) from error
+
+
+_VALUES = ("value out of a tracing tensor", "data-dependent", "data dependent", "aten._local_scalar_dense")
+"""What torch says where a function that is traced asks for a value."""
 
 
 def _range(x: Tensor) -> str:

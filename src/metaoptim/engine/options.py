@@ -11,8 +11,8 @@ from metaoptim.core.types import Memory
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
 RUNTIMES = ("eager", "trace", "compile")
 PRECISIONS = ("full", "bf16")
-SETTINGS = ("tasks", "memory", "runtime", "precision", "budget")  # what a user may choose
-_TASKS = re.compile(r"loop|vmap(:[1-9][0-9]*)?|workers:[1-9][0-9]*(:[1-9][0-9]*)?", re.ASCII)
+SETTINGS = ("batching", "memory", "runtime", "precision", "budget")  # what a user may choose
+_BATCHING = re.compile(r"loop|vmap(:[1-9][0-9]*)?|workers:[1-9][0-9]*(:[1-9][0-9]*)?", re.ASCII)
 
 
 class Cut(NamedTuple):
@@ -30,21 +30,21 @@ class Cut(NamedTuple):
 class Choice(NamedTuple):
     """The way that is taken, and the seconds per meta-step that were seen for each (empty where it was given)."""
 
-    tasks: str
+    batching: str
     memory: str = "graph"
     runtime: str = "eager"
     seconds: Mapping[str, float] = {}
 
 
-def cut(tasks: str) -> Cut:
+def cut(batching: str) -> Cut:
     """What "loop", "vmap", "vmap:C", "workers:W" or "workers:W:C" mean."""
-    way, *numbers = tasks.split(":")
+    way, *numbers = batching.split(":")
     if way == "workers":
         return Cut(int(numbers[1]) if len(numbers) > 1 else 1, len(numbers) > 1, int(numbers[0]))
     return Cut(1 if way == "loop" else int(numbers[0]) if numbers else None, way == "vmap", 1)
 
 
-def check_settings(tasks: str, memory: str, runtime: str, precision: str) -> None:
+def check_settings(batching: str, memory: str, runtime: str, precision: str) -> None:
     """A ValueError for words that the engine doesn't know, or that don't go together."""
     for name, value, allowed in (
         ("memory", memory, ("auto", *MEMORIES)),
@@ -53,13 +53,13 @@ def check_settings(tasks: str, memory: str, runtime: str, precision: str) -> Non
     ):
         if value not in allowed:
             raise ValueError(f"engine.{name} = {value!r} is not offered; choose one of {', '.join(allowed)}.")
-    if tasks != "auto" and not _TASKS.fullmatch(tasks):
+    if batching != "auto" and not _BATCHING.fullmatch(batching):
         raise ValueError(
-            f"engine.tasks = {tasks!r} is not offered; choose auto, loop, vmap, vmap:C (C >= 1 tasks at a time), or workers:W "
-            "or workers:W:C (W threads, each with one task or C tasks at a time)."
+            f"engine.batching = {batching!r} is not offered; choose auto, loop, vmap, vmap:C (C >= 1 tasks at a time), or "
+            "workers:W or workers:W:C (W threads, each with one task or C tasks at a time)."
         )
-    if tasks.startswith("workers") and runtime == "eager":
+    if batching.startswith("workers") and runtime == "eager":
         raise ValueError(
-            f'engine.tasks = {tasks!r} needs runtime = "trace" or "compile" (or "auto"): called one by one, Python lets only '
-            "one thread go on at a time."
+            f'engine.batching = {batching!r} needs runtime = "trace" or "compile" (or "auto"): called one by one, Python '
+            "lets only one thread go on at a time."
         )

@@ -8,50 +8,53 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaoptim.core import gradients, trees
-from metaoptim.core.types import Batch, Carry, Meta, MetaOptimizer, Params, State, Task
-from metaoptim.engine.executor import explained
+from metaoptim.core import trees
+from metaoptim.core.gradients import held
+from metaoptim.core.inner_loop import inner_loop
+from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Params, State, Task
+from metaoptim.engine.executor import count_tasks, explained
 from metaoptim.engine.options import cut
 
 
-def rest(carry: Carry) -> Carry:
-    """The carry from which a new task starts: the mean over the task slots of training."""
-    return trees.map_tensors(lambda x: x.mean(0), carry)
+def heritage(method: MetaOptimizer, carry: Carry) -> Params:
+    """What a new task starts from, by name: the mean over the task slots of training ({}: nothing)."""
+    return trees.named(trees.map_tensors(lambda x: x.mean(0), method.estimator.inherit(carry)))
 
 
-def adapt(optimizer: MetaOptimizer, meta: Meta, support: Batch, memory: Carry, steps: int) -> Params:
-    """All weights after `steps` inner steps on one task's support set (S, …); `memory` as of `rest`."""
-    with explained(support, optimizer), torch.no_grad():
-        state = optimizer.estimator.start(optimizer.learner, meta, support, memory)
-        for k in range(steps):
-            state = optimizer.learner.step(meta, state, support, k, gradients.outermost)
-        return optimizer.learner.weights(meta, state)
+def start(method: MetaOptimizer, phi: MetaParams, support: Batch, inherited: Params) -> tuple[Tensor, State]:
+    """(0, s_0) of a new task; `inherited` as of `heritage`."""
+    learner = method.learner
+    state = learner.init(phi, support)
+    if inherited:
+        state = learner.inherit(state, trees.filled(learner.heritage(state), inherited))
+    return torch.tensor(0, device=trees.device(support)), state
+
+
+def adapt(method: MetaOptimizer, phi: MetaParams, support: Batch, inherited: Params, steps: int) -> tuple[Tensor, State]:
+    """(K, s_K) after `steps` inner steps on one task's support set (S, …)."""
+    with explained(support, method), torch.no_grad():
+        *_, end = inner_loop(method.learner, phi, support, held, steps, start(method, phi, support, inherited))
+        return end
 
 
 def rollout(
-    optimizer: MetaOptimizer, meta: Meta, batch: Task, memory: Carry, steps: int, tasks: str = "loop"
+    method: MetaOptimizer, phi: MetaParams, batch: Task, inherited: Params, steps: int, batching: str = "loop"
 ) -> dict[str, Tensor]:
     """Loss and metrics on the query set after 0 … K steps: each a tensor (T, K+1).
 
-    `memory` is shared by all tasks (see `rest`); tasks: as in `Engine`, of which
-    the mapping counts here, and not the threads.
+    All tasks start from the same `inherited`; batching: as in `Engine`, of which the mapping counts here, and not the threads.
     """
-    learner = optimizer.learner
-
-    def judged(state: State, task: Task, k: int) -> dict[str, Tensor]:
-        loss, info = learner.loss(meta, state, task.query, k)
-        return {"loss": loss, **info}
+    learner = method.learner
 
     def one(task: Task) -> dict[str, Tensor]:
-        state = optimizer.estimator.start(learner, meta, task.support, memory)
-        scores = [judged(state, task, 0)]
-        for k in range(steps):
-            state = learner.step(meta, state, task.support, k, gradients.outermost)
-            scores.append(judged(state, task, k + 1))
+        scores = []
+        for k, state in inner_loop(learner, phi, task.support, held, steps, start(method, phi, task.support, inherited)):
+            loss, info = learner.loss(phi, state, task.support, task.query, k)
+            scores.append({"loss": loss, **info})
         return cast(dict[str, Tensor], trees.stack(scores))
 
-    with explained(batch, optimizer), torch.no_grad():
-        how = cut(tasks)
+    with explained(batch, method), torch.no_grad():
+        how = cut(batching)
         if not how.vmapped:
-            return cast(dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(batch.query[0].shape[0])]))
+            return cast(dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(count_tasks(batch))]))
         return vmap(one, randomness="different", chunk_size=how.size)(batch)

@@ -9,29 +9,39 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from metaoptim.core import gradients, trees
-from metaoptim.core.types import Batch, Carry, Estimate, Learner, Memory, Meta, Run, State, Task, directly
+from metaoptim.core import trees
+from metaoptim.core.gradients import held
+from metaoptim.core.inner_loop import inner_loop
+from metaoptim.core.types import (
+    Carry,
+    Claim,
+    Clock,
+    Estimate,
+    Learner,
+    MetaParams,
+    State,
+    Task,
+)
+from metaoptim.estimators.plain import Plain
 
 
 @dataclass(frozen=True)
-class Displacement:
+class Displacement(Plain):
     """moments: whether the rule's state goes on from one outer step to the next, or starts anew with every task.
 
     Carried state belongs to a task slot: slot i of a batch goes on from slot i of the batch before it.
     """
 
     moments: bool = False
-    memories: ClassVar[tuple[Memory, ...]] = ("graph",)  # nothing is differentiated through, so nothing is kept
+    claim: ClassVar[Claim] = "displacement"
 
-    def keeping(self, memory: Memory, run: Run = directly) -> Displacement:
-        return self
-
-    def check(self, learner: Learner, learnt: Meta) -> None:
+    def check(self, learner: Learner, learnt: MetaParams) -> None:
         if learnt.rule:
             raise ValueError(
                 f"the displacement of the weights says nothing about the rule's own parameters ({min(learnt.rule)}, …); "
-                "use Unroll, or a rule without any, such as sgd."
+                "use Unroll, or a rule without any, such as SGD."
             )
         shared = [n for n in learnt.weights if not learner.adapts(n)]
         if shared:
@@ -40,17 +50,18 @@ class Displacement:
                 "adapt, or use Unroll."
             )
 
-    def init(self, learner: Learner, meta: Meta) -> Carry:
-        return ()
+    def init(self, learner: Learner, phi: MetaParams, task: Task, key: Tensor) -> Carry:
+        return learner.heritage(learner.init(phi, task.support)) if self.moments else ()
 
-    def start(self, learner: Learner, meta: Meta, support: Batch, carry: Carry) -> State:
-        return learner.init(meta, support, carry)
+    def inherit(self, carry: Carry) -> State:
+        return carry
 
-    def __call__(self, learner: Learner, meta: Meta, task: Task, carry: Carry) -> Estimate:
+    def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Carry, clock: Clock) -> Estimate:
         with torch.no_grad():
-            state = self.start(learner, meta, task.support, carry)
-            for k in range(learner.steps):
-                state = learner.step(meta, state, task.support, k, gradients.outermost)
-            loss, info = learner.loss(meta, state, task.query, learner.steps)
-        moved = trees.subtract(meta.weights, learner.weights(meta, state))
-        return Estimate(loss, Meta(moved, {}), learner.memory(state) if self.moments else (), info)
+            state = learner.init(phi, task.support)
+            first = torch.zeros_like(clock.outer_step)
+            start = (first, learner.inherit(state, carry) if self.moments else state)
+            *_, (k, state) = inner_loop(learner, phi, task.support, held, start=start)
+            loss, info = learner.loss(phi, state, task.support, task.query, k)
+        moved = trees.subtract(phi.weights, learner.weights(phi, state))
+        return Estimate(loss, MetaParams(moved, {}), learner.heritage(state) if self.moments else (), info)

@@ -15,15 +15,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metaoptim.core import trees
-from metaoptim.core.types import Batch, Meta, MetaOptimizer, Params, Task
-from metaoptim.engine import rollout
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
+from metaoptim.engine import count_tasks, rollout
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network
-from metaoptim.nn import statistics
-from metaoptim.rules import sgd
+from metaoptim.rules import SGD
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run
 from metaoptim.tasks import ImageTasks, TaskFamily
@@ -35,57 +33,41 @@ EXAMPLES = 128  # in a pretraining step
 
 def untrained(run: Run) -> Run:
     """The run with φ as it was before training."""
-    return replace(run, meta=run.optimizer.meta, memory=(), step=0)
+    return replace(run, phi=run.method.phi, inherited={}, step=0)
 
 
 def prototypes(run: Run, batch: Task) -> dict[str, Tensor]:
     """Accuracy (T, 1) of the nearest mean of the support's features, in the features that the network's head reads."""
     with torch.no_grad():
-        tasks = [trees.index(batch, t) for t in range(batch.query[0].shape[0])]
+        tasks = [trees.index(batch, t) for t in range(count_tasks(batch))]
         return {"accuracy": torch.stack([_nearest_mean(run, task) for task in tasks])[:, None]}
 
 
 def _nearest_mean(run: Run, task: Task) -> Tensor:
     (xs, ys), (xq, yq) = task
-    if run.network.normalisation == "inductive":
-        both = _features(run, torch.cat([xs, xq]), rows=len(xs))
-        fs, fq = both[: len(xs)], both[len(xs) :]
-    else:
-        fs, fq = _features(run, xs), _features(run, xq)
+    network, weights = run.network, run.network.at(run.phi.weights, torch.zeros_like(ys[0]))
+    fs, fq = network.features(weights, xs, None), network.features(weights, xq, (xs, ys))
     member = nn.functional.one_hot(ys).to(fs.dtype)
     means = member.T @ fs / member.sum(0)[:, None]
-    return (torch.cdist(fq, means).argmin(-1) == yq).to(fs.dtype).mean()
-
-
-def _features(run: Run, x: Tensor, rows: int | None = None) -> Tensor:
-    network = run.network
-    seen: list[Tensor] = []
-    _, layer = head(network.net)
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        with statistics(network.normalisation == "frozen", rows):
-            functional_call(network.net, run.meta.weights, (x,))
-    finally:
-        hook.remove()
-    return seen[0]
+    right: Tensor = torch.cdist(fq, means).argmin(-1) == yq
+    return right.to(fs.dtype).mean()
 
 
 def pretrained(run: Run, tasks: TaskFamily, iterations: int, steps: int, progress: bool) -> Run:
     """The pretrain-and-fine-tune baseline as a run; its inner step size is the best on split "val" after `steps`."""
     network = run.network
-    meta = Meta(_pretrain(run, tasks, iterations, progress), {})
+    phi = MetaParams(_pretrain(run, tasks, iterations, progress), {})
     split = "val" if "val" in tasks.splits else tasks.splits[0]
-    batch = trees.to(tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES), meta.device)
+    batch = trees.to(tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES), phi.device)
     candidates = [
-        replace(run, optimizer=_fine_tuner(network, meta, lr, steps), meta=meta, memory=(), step=iterations)
-        for lr in STEP_SIZES
+        replace(run, method=_fine_tuner(network, phi, lr, steps), phi=phi, inherited={}, step=iterations) for lr in STEP_SIZES
     ]
-    losses = [rollout(c.optimizer, meta, batch, (), steps, run.tasks)["loss"][:, -1].mean().item() for c in candidates]
+    losses = [rollout(c.method, phi, batch, {}, steps, run.batching)["loss"][:, -1].mean().item() for c in candidates]
     return candidates[min(range(len(losses)), key=losses.__getitem__)]
 
 
-def _fine_tuner(network: Network, meta: Meta, lr: float, steps: int) -> MetaOptimizer:
-    return MetaOptimizer(GradientLearner(network, sgd(lr), steps), Unroll(first_order=True), meta)
+def _fine_tuner(network: Network, phi: MetaParams, lr: float, steps: int) -> MetaOptimizer:
+    return MetaOptimizer(GradientLearner(network, SGD(lr), steps), Unroll(first_order=True), phi)
 
 
 def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> Params:
@@ -93,18 +75,23 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
     net = copy.deepcopy(run.network.net).train()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.copy_(run.optimizer.meta.weights[name])
+            parameter.copy_(run.method.phi.weights[name])
     if not isinstance(tasks, ImageTasks):
         _fit(net, run.network.loss, lambda i: _pooled(tasks, run.seed, i), iterations, progress)
         return {n: p.detach() for n, p in net.named_parameters()}
-    name, layer = head(net)
+    name = run.network.head_name
+    layer = net.get_submodule(name)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"the head `{name}` is {type(layer).__name__}, which can't be widened; leave the baseline pretrained out."
+        )
     parent = net.get_submodule(name.rpartition(".")[0])
     setattr(parent, name.rpartition(".")[2], nn.Linear(layer.in_features, tasks.classes("train")))
     _fit(net, run.network.loss,
          lambda i: tasks.batch("train", seed=run.seed, start=i * EXAMPLES, count=EXAMPLES), iterations, progress)  # fmt: skip
     return {
         n: torch.zeros_like(p) if n.startswith(f"{name}.") else net.get_parameter(n).detach()
-        for n, p in run.optimizer.meta.weights.items()
+        for n, p in run.method.phi.weights.items()
     }
 
 
@@ -129,9 +116,9 @@ def _fit(
         schedule.step()
 
 
-def head(net: nn.Module) -> tuple[str, nn.Linear]:
-    """The last linear layer of a network, and its name."""
-    layers = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear) and n]
-    if not layers:
-        raise ValueError("this network has no linear layer to take for its head; leave the baselines out.")
-    return layers[-1]
+def has_classes(batch: Task) -> bool:
+    """Whether the tasks are pairs of inputs and class numbers."""
+    match batch.query:
+        case (Tensor(), Tensor() as y):
+            return y.dtype == torch.int64
+    return False

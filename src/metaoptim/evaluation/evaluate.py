@@ -17,7 +17,7 @@ from metaoptim.core.types import Normalisation, Task
 from metaoptim.engine import rollout
 from metaoptim.evaluation import baselines as base
 from metaoptim.evaluation.result import Result, Row
-from metaoptim.learners import GradientLearner, Network
+from metaoptim.learners import with_network
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run, quiet
@@ -79,13 +79,13 @@ def evaluate(
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
     if normalisation is not None:
         runs = [with_normalisation(r, normalisation) for r in runs]
-    count = runs[0].optimizer.learner.steps if steps is None else steps
+    count = runs[0].method.learner.steps if steps is None else steps
 
     def adapted(r: Run) -> Callable[[Task], dict[str, Tensor]]:
-        return lambda batch: rollout(r.optimizer, r.meta, batch, r.memory, count, r.tasks)
+        return lambda batch: rollout(r.method, r.phi, batch, r.inherited, count, r.batching)
 
     methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]] = {"method": [adapted(r) for r in runs]}
-    classes = tasks.sample(split, seed=seed, start=0, count=1).query[1].dtype == torch.int64
+    classes = base.has_classes(tasks.sample(split, seed=seed, start=0, count=1))
     if "untrained" in baselines:
         methods["untrained"] = [adapted(base.untrained(r)) for r in runs]
     if "prototypes" in baselines and classes:
@@ -97,19 +97,16 @@ def evaluate(
                 methods["pretrained"] = [
                     adapted(base.pretrained(r, tasks, pretrain_iterations, max(count, 1), progress)) for r in runs
                 ]
-        scores = _score(methods, tasks, split, seed, episodes, runs[0].meta.device, progress)
-    rows = tuple(_row(name, scores[name], runs[0].optimizer.name if name == "method" else name) for name in methods)
+        scores = _score(methods, tasks, split, seed, episodes, runs[0].phi.device, progress)
+    rows = tuple(_row(name, scores[name], runs[0].method.name if name == "method" else name) for name in methods)
     facts = _facts(runs, tasks, split, seed, episodes, count)
     return Result(rows, facts | ({"pretrain_iterations": pretrain_iterations} if "pretrained" in methods else {}))
 
 
 def with_normalisation(run: Run, policy: Normalisation) -> Run:
     """The run, judged under another normalisation policy."""
-    learner = run.optimizer.learner
-    if not isinstance(learner, GradientLearner) or not isinstance(learner.objective, Network):
-        raise ValueError("this run's learner is not built on one module, so its normalisation can't be changed.")
-    learner = replace(learner, objective=replace(learner.objective, normalisation=policy))
-    return replace(run, optimizer=replace(run.optimizer, learner=learner))
+    learner = with_network(run.method.learner, replace(run.network, normalisation=policy))
+    return replace(run, method=replace(run.method, learner=learner))
 
 
 def _score(
@@ -137,18 +134,18 @@ def _row(method: str, scores: list[dict[str, Tensor]], name: str) -> Row:
 def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: int, steps: int) -> dict[str, Any]:
     return {
         "tasks": tasks.describe(split),
-        "algorithm": runs[0].optimizer.name,
+        "algorithm": runs[0].method.name,
         "split": split,
         "episodes": episodes,
         "episode_seed": seed,
         "episodes_sha256": episodes_hash(tasks, split, seed=seed, start=0, count=episodes),
         "steps": steps,
-        "training_steps": runs[0].optimizer.learner.steps,
+        "training_steps": runs[0].method.learner.steps,
         "normalisation": runs[0].network.normalisation,
         "selection": runs[0].selection,
         "seeds": [r.seed for r in runs],
         "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
-        "engine": [r.tasks for r in runs],
+        "engine": [r.batching for r in runs],
         "environment": environment(),
         "recipe": recipe.read_text(encoding="utf-8") if (recipe := _recipe(runs[0])) is not None else None,
     }
@@ -163,7 +160,7 @@ def _recipe(run: Run) -> Path | None:
 def phi_hash(run: Run) -> str:
     """The sha256 of φ, names and values."""
     digest = hashlib.sha256()
-    for name, p in sorted(trees.named(run.meta).items()):
+    for name, p in sorted(trees.named(run.phi).items()):
         digest.update(f"{name}{p.dtype}{tuple(p.shape)}".encode())
         digest.update(p.detach().reshape(-1).contiguous().view(torch.uint8).numpy(force=True).tobytes())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """The gradient doctor: whether a meta-gradient is what it claims to be, and if not, which layer is at fault."""
 
-from metaoptim.gradcheck.case import self_check
+from metaoptim.gradcheck.claims import self_check
 from metaoptim.gradcheck.doctor import check
 from metaoptim.gradcheck.report import Report
 

@@ -6,31 +6,33 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from metaoptim.core import trees
-from metaoptim.core.types import Estimate, Meta, MetaOptimizer, Task
+from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
-from metaoptim.estimators import Displacement
-from metaoptim.gradcheck.case import Case, How, Kind, Verdict, displacement, judge, prepare, truth
-from metaoptim.gradcheck.differences import EXACT, TOLERANCE, distance, probe
+from metaoptim.gradcheck.case import Case, How, Mapped, prepare
+from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
+from metaoptim.gradcheck.differences import EXACT, distance, probe
 from metaoptim.gradcheck.layers import culprits
 from metaoptim.gradcheck.parts import fault, percent, said
 from metaoptim.gradcheck.report import Report, Row
 from metaoptim.gradcheck.rules import inert, rule_part
 from metaoptim.gradcheck.samples import TASKS, refuse_unreadable, sample
-from metaoptim.learners import GradientLearner
-from metaoptim.runs.run import network_of
+from metaoptim.learners import GradientLearner, network_of
 from metaoptim.tasks import TaskFamily
 
 Say = Callable[[str], None]
 
-CLAIMS: dict[Kind, str] = {
+CLAIMS: dict[Claim, str] = {
     "exact": "the exact meta-gradient",
-    "first order": "the first-order meta-gradient",
+    "first_order": "the first-order meta-gradient",
     "displacement": "the displacement of the weights, whose inner gradients are checked",
+    "implicit": "the implicit meta-gradient, checked at the minimum of the inner objective",
+    "truncated": "the exact meta-gradient of a window of the run",
+    "stochastic": "an estimate whose mean is checked, in standard errors",
 }
 
 CUTS = (("vmap:2", "graph", "eager"), ("workers:2", "graph", "trace"))  # of a batch: what is cut is a batch like others
@@ -42,10 +44,10 @@ SAME = 1e-2  # beyond it, float32 drew other random numbers
 
 
 def check(
-    optimizer: MetaOptimizer,
+    method: MetaOptimizer,
     tasks: Task | TaskFamily | None = None,
     *,
-    gradient: Callable[[Meta, Task], Estimate] | None = None,
+    gradient: Mapped | None = None,
     input: Sequence[int] | None = None,
     modes: Literal["quick", "all"] | Sequence[How] = "quick",
     say: Say = lambda text: None,
@@ -55,7 +57,7 @@ def check(
     The meta-optimizer, its module and the tasks stay as they are, and so do torch's random generators.
 
     Args:
-        optimizer: what is checked, at its φ.
+        method: what is checked, at its φ.
         tasks: a batch of tasks or a task family, of which a few tasks are used; none: random numbers.
         gradient: a mapping of your own to check in place of the engine's modes: from φ and a batch of tasks to an `Estimate`,
             the loss of the batch and its gradient in the learnt part of φ.
@@ -67,34 +69,33 @@ def check(
     Raises:
         ValueError: tasks that the model can't take, or a module that can't be copied.
     """
-    batch = sample(optimizer, tasks, input)
-    refuse_unreadable(optimizer, batch)
+    batch = sample(method, tasks, input)
+    refuse_unreadable(method, batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, which is not about what is right
-        return _examine(optimizer, batch, gradient, modes, say)
+        return _examine(method, batch, gradient, modes, say)
 
 
 def _examine(
-    optimizer: MetaOptimizer,
+    method: MetaOptimizer,
     batch: Task,
-    gradient: Callable[[Meta, Task], Estimate] | None,
+    gradient: Mapped | None,
     modes: Literal["quick", "all"] | Sequence[How],
     say: Say,
 ) -> Report:
-    case = prepare(optimizer, optimizer.meta, batch, TASKS)
+    case = prepare(method, method.phi, batch, TASKS)
     rows, first = _modes(case, modes, say) if gradient is None else _own(case, gradient)
     say("each tensor")
     tensors = _tensors(case, first, gradient) if first else []
-    kind: Kind = "exact" if gradient else _kind(optimizer)
-    report = Report(optimizer.name, CLAIMS[kind], tuple(rows), tuple(tensors), (), ())
+    report = Report(method.name, CLAIMS["exact" if gradient else case.claim], tuple(rows), tuple(tensors), (), ())
     say("the layers")
-    faults, notes = _causes(prepare(optimizer, optimizer.meta, batch, TASKS), report, gradient is not None)
+    faults, notes = _causes(prepare(method, method.phi, batch, TASKS), report, gradient is not None)
     if first and not faults and gradient is None:
-        notes += _costs(case, first, prepare(optimizer, optimizer.meta, batch, TASKS, torch.float32))
+        notes += _costs(case, first, prepare(method, method.phi, batch, TASKS, torch.float32))
     if gradient is None and case.holds():
         notes.append("what an inner step holds constant on purpose is held in the differences too.")
-    if case.optimizer.learner.steps < optimizer.learner.steps:
-        notes.append(f"checked with {case.optimizer.learner.steps} of its {optimizer.learner.steps} inner steps.")
+    if case.method.learner.steps < method.learner.steps:
+        notes.append(f"checked with {case.method.learner.steps} of its {method.learner.steps} inner steps.")
     return replace(report, faults=tuple(faults), notes=tuple(notes))
 
 
@@ -103,9 +104,9 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
     rows: list[Row] = []
     first: Verdict | None = None
     if modes == "all":
-        chosen = offered(case.optimizer, compiled=True)
+        chosen = offered(case.method, compiled=True)
     elif modes == "quick":
-        chosen = [how for how in offered(case.optimizer) if ":" not in how[0] or how in CUTS]
+        chosen = [how for how in offered(case.method) if ":" not in how[0] or how in CUTS]
     else:
         chosen = list(modes)
     no_forward_mode = ""
@@ -118,7 +119,7 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
         try:
             if first is None:
                 first = judge(case, how)
-                rows.append(Row(name, first.error))
+                rows.append(Row(name, first.error, limit=first.limit))
             else:
                 rows.append(_compare(name, case, how, first))
         except Exception as error:  # whatever torch and a user's code can say
@@ -130,63 +131,56 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
 def _compare(name: str, case: Case, how: How, first: Verdict) -> Row:
     estimate = case.run(case.mode(how))
     apart = abs(estimate.loss - first.estimate.loss) > EXACT * abs(first.estimate.loss)
-    if apart and first.error <= TOLERANCE:  # it draws other random numbers: held to its own loss
+    if apart and first.error <= first.limit:  # it draws other random numbers: held to its own loss
         return Row(name, judge(case, how).error)
     found = case.leaves(estimate.grad)
     return Row(name, first.probe and first.probe.error(found), distance(found, case.leaves(first.estimate.grad)))
 
 
-def _own(case: Case, gradient: Callable[[Meta, Task], Estimate]) -> tuple[list[Row], Verdict]:
+def _own(case: Case, gradient: Mapped) -> tuple[list[Row], Verdict]:
     estimate = case.run(gradient)
-    at = case.leaves(case.meta)
+    at = case.leaves(case.phi)
     if not isinstance(estimate, Estimate) or (found := case.leaves(estimate.grad)).keys() != at.keys():
         raise ValueError(
-            "gradient must return an Estimate(loss, Meta(weights, rule)) with a tensor for each learnt one of φ and for no "
-            f"other: {', '.join(at)}."
+            "gradient must return an Estimate(loss, MetaParams(weights, rule)) with a tensor for each learnt one of φ and "
+            f"for no other: {', '.join(at)}."
         )
     seen, error = probe(case.loss(gradient), at, found)
-    return [Row("your gradient", error)], Verdict(estimate, "exact", error, seen)
+    return [Row("your gradient", error)], Verdict(estimate, error, seen)
 
 
-def _tensors(case: Case, first: Verdict, gradient: Callable[[Meta, Task], Estimate] | None) -> list[Row]:
+def _tensors(case: Case, first: Verdict, gradient: Mapped | None) -> list[Row]:
     """A row for every tensor of θ and ψ, along a direction in it alone."""
-    if first.kind == "displacement":
-        return [Row(name, error) for name, error in displacement(case, each=True)[1].items()]
-    f = case.loss(gradient) if gradient else truth(case, first.how)
-    at, found = case.leaves(case.meta), case.leaves(first.estimate.grad)
+    if gradient is None:
+        return [Row(name, error) for name, error in each_tensor(case, first).items()]
+    f, at, found = case.loss(gradient), case.leaves(case.phi), case.leaves(first.estimate.grad)
     return [Row(name, probe(f, at, found, [name])[1]) for name in at]
-
-
-def _kind(optimizer: MetaOptimizer) -> Kind:
-    if isinstance(optimizer.estimator, Displacement):
-        return "displacement"
-    return "first order" if getattr(optimizer.estimator, "first_order", False) else "exact"
 
 
 def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]]:
     """Faults, and notes on what is refused."""
-    learner, meta = case.optimizer.learner, case.meta
+    learner, phi = case.method.learner, case.phi
     refused = [row for row in report.modes if row.verdict == "refused"]
     reasons = {row.refused: sum(row.refused == other.refused for other in refused) for row in refused}
     notes = [f"refused in {count} of {len(report.modes)} modes: {reason}." for reason, count in reasons.items()]
     faults: list[str] = []
     rule = learner.rule if isinstance(learner, GradientLearner) else None
-    fast = trees.select(meta.weights, learner.adapts)
-    if rule and (sentence := inert(rule, meta.rule, fast)):
+    fast = trees.select(phi.weights, learner.adapts)
+    if rule and (sentence := inert(rule, phi.rule, fast)):
         faults.append(sentence)
     if report.ok and not refused:
         return faults, notes
     named: list[str] = []
-    if network := network_of(case.optimizer):
-        twice = own or _kind(case.optimizer) == "exact"
+    if network := network_of(case.method.learner):
+        twice = own or case.claim in ("exact", "implicit", "truncated")
         support = trees.index(case.batch, 0).support
         mapped = any("vmap" in row.name and row.verdict != "right" for row in report.modes)
-        named = culprits(network, meta.weights, support, twice=twice, mapped=mapped, outside=own)
+        named = culprits(network, phi.weights, support, twice=twice, mapped=mapped, outside=own)
     if report.ok:
         return faults, notes + named
-    if not named and rule and (reason := fault(rule_part(rule, meta.rule, fast))):
+    if not named and rule and (reason := fault(rule_part(rule, phi.rule, fast))):
         named = [f"the update rule: {reason}."]
-    if not named and not faults:
+    if not named and not faults and any(row.verdict == "off" for row in report.modes):
         named = [PARTLY if any(row.verdict == "right" for row in report.modes) else UNKNOWN]
     return faults + named, notes
 
@@ -199,12 +193,9 @@ def _costs(case: Case, first: Verdict, single: Case) -> list[str]:
         return distance({n: g.double() for n, g in case.leaves(estimate.grad).items()}, exact)
 
     notes: list[str] = []
-    estimator: Any = case.optimizer.estimator
     with suppress(RuntimeError, ValueError):  # for a layer without a second derivative, or without bfloat16
-        if first.kind == "first order":
-            whole = replace(case, optimizer=replace(case.optimizer, estimator=replace(estimator, first_order=False)))
-            gap = percent(away(whole.run(whole.mode(first.how))))
-            notes.append(f"it is {gap} away from the exact meta-gradient, by design.")
+        if (gap := by_design(case, first)) and gap[0] > EXACT:
+            notes.append(f"it is {percent(gap[0])} away from {gap[1]}, by design.")
         full, half = (away(single.run(single.mode(first.how, precision=p))) for p in ("full", "bf16"))
         if full < SAME:
             notes.append(f'float32 is {percent(full)} away from float64, and precision="bf16" {percent(half)}.')

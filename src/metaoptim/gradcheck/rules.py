@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.gradients import recorded, replayed
-from metaoptim.core.types import Params, Rule, State
+from metaoptim.core.types import Params, Rule, State, Step
 from metaoptim.gradcheck.parts import GRADIENT, Part, floats, random_like
 
 STEPS = 3
@@ -29,7 +29,7 @@ def inert(rule: Rule, psi: Params, weights: Params) -> str | None:
             "the rule keeps a state that never reaches its updates: `update` doesn't read it; compute the updates from it, "
             "or return {} in `init`."
         )
-    _, after = rule.update(psi, gradients[0], state, weights, 0)
+    _, after = rule.update(psi, gradients[0], state, weights, _step(0, weights))
     elsewhere = rule.init(psi, trees.add(weights, gradients[0]))
     if _equal(after, state) and _equal(elsewhere, state):  # one that hangs on the weights at the start may stay as it is
         return (
@@ -62,10 +62,15 @@ def rule_part(rule: Rule, psi: Params, weights: Params) -> Part:
 def _updates(rule: Rule, psi: Params, weights: Params, state: State, gradients: Sequence[Params]) -> list[Params]:
     updates: list[Params] = []
     for k, grads in enumerate(gradients):
-        update, state = rule.update(psi, grads, state, weights, k)
+        update, state = rule.update(psi, grads, state, weights, _step(k, weights))
         weights = trees.add(weights, update)
         updates.append(update)
     return updates
+
+
+def _step(k: int, weights: Params) -> Step:
+    like = trees.flatten(weights)[0]
+    return Step(torch.tensor(k, device=like.device), like.new_ones(()))
 
 
 def _equal(a: State, b: State) -> bool:

@@ -15,35 +15,44 @@ from metaoptim.engine import check_tasks
 from metaoptim.engine.executor import explained
 from metaoptim.gradcheck.differences import seeded
 from metaoptim.gradcheck.parts import said
+from metaoptim.learners import network_of
 from metaoptim.nn import written_out
-from metaoptim.runs.run import network_of
 from metaoptim.tasks import TaskFamily
 
 TASKS = 3  # so that two at a time leave a rest
 ROWS = 6  # of a random task
+MANY_CLASSES = 100
 IMAGE = (28, 28)
 
 
-def sample(optimizer: MetaOptimizer, tasks: Task | TaskFamily | None, shape: Sequence[int] | None) -> Task:
+def sample(method: MetaOptimizer, tasks: Task | TaskFamily | None, shape: Sequence[int] | None) -> Task:
     """A batch of tasks: as it is, from a family, or random."""
     if isinstance(tasks, Task):
         check_tasks(tasks)
         return tasks
     if tasks is None:
-        return random_tasks(optimizer, shape)
+        return random_tasks(method, shape)
     return tasks.sample("train" if "train" in tasks.splits else tasks.splits[0], seed=0, start=0, count=TASKS)
 
 
-def random_tasks(optimizer: MetaOptimizer, shape: Sequence[int] | None) -> Task:
+def random_tasks(method: MetaOptimizer, shape: Sequence[int] | None) -> Task:
     """Random inputs of a shape, with random targets of the kind that the loss takes: classes, or numbers."""
-    network = network_of(optimizer)
+    network = network_of(method.learner)
     if network is None:
         raise ValueError("this learner's objective is no Network, so that random tasks can't be made for it; give tasks.")
     draw = torch.Generator().manual_seed(0)
-    dtype, device = next(iter(optimizer.meta.weights.values())).dtype, optimizer.meta.device
-    x = torch.randn((2, TASKS, ROWS, *(shape or _readable(network.net))), generator=draw, dtype=dtype).to(device)
-    output = forward(optimizer, x[0, 0])
-    classes = torch.randint(output.shape[-1], (2, TASKS, *output.shape[:-1]), generator=draw).to(device)
+    dtype, device = next(iter(method.phi.weights.values())).dtype, method.phi.device
+
+    def inputs(rows: int) -> Tensor:
+        return torch.randn((2, TASKS, rows, *(shape or _readable(network.net))), generator=draw, dtype=dtype).to(device)
+
+    x = inputs(ROWS)
+    output = forward(method, x[0, 0])
+    if output.ndim == 2 and ROWS < output.shape[-1] <= MANY_CLASSES:  # so that a support set has all of them
+        x = inputs(output.shape[-1])
+        output = forward(method, x[0, 0])
+    order = torch.rand((2, TASKS, *output.shape[:-1]), generator=draw).argsort(2)
+    classes = (order % output.shape[-1]).to(device)
     try:
         network.loss(output, classes[0, 0])
         y = classes
@@ -52,24 +61,24 @@ def random_tasks(optimizer: MetaOptimizer, shape: Sequence[int] | None) -> Task:
     return Task((x[0], y[0]), (x[1], y[1]))
 
 
-def refuse_unreadable(optimizer: MetaOptimizer, batch: Task) -> None:
+def refuse_unreadable(method: MetaOptimizer, batch: Task) -> None:
     """Raises a ValueError for tasks that the model or the loss can't take."""
-    network = network_of(optimizer)
+    network = network_of(method.learner)
     if network is None:
         return
     for part in trees.index(batch, 0):
-        output = forward(optimizer, part[0])
-        with explained(batch, optimizer):
+        output = forward(method, part[0])
+        with explained(batch, method):
             network.loss(output, part[1])
 
 
-def forward(optimizer: MetaOptimizer, x: Tensor) -> Tensor:
+def forward(method: MetaOptimizer, x: Tensor) -> Tensor:
     """What a copy of the model makes of one batch; a ValueError where it can't."""
-    network = network_of(optimizer)
+    network = network_of(method.learner)
     net = copy.deepcopy(network.net) if network else nn.Identity()
-    with explained(x, optimizer), seeded(x.device), torch.no_grad(), written_out():
+    with explained(x, method), seeded(x.device), torch.no_grad(), written_out():
         try:
-            output = functional_call(net, trees.map_tensors(torch.clone, optimizer.meta.weights), (x,))
+            output = functional_call(net, trees.map_tensors(torch.clone, method.phi.weights), (x,))
         except TypeError as error:
             raise ValueError(f"the model can't be called with one tensor ({said(error)}).") from error
     if not isinstance(output, Tensor):

@@ -1,5 +1,7 @@
 """How ONE task is learnt, given φ: by the steps of an update rule, or by a formula."""
 
-from metaoptim.learners.gradient import ClosedForm, GradientLearner, Inner, Network, everything
+from metaoptim.learners.closed_form import ClosedForm
+from metaoptim.learners.gradient import GradientLearner, Inner
+from metaoptim.learners.network import Network, network_of, with_network
 
-__all__ = ["ClosedForm", "GradientLearner", "Inner", "Network", "everything"]
+__all__ = ["ClosedForm", "GradientLearner", "Inner", "Network", "network_of", "with_network"]

@@ -1,106 +1,49 @@
-"""How ONE task is learnt, given φ: by the steps of an update rule, or by a formula."""
+"""Steps of an update rule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Batch, GradOp, Info, Meta, Normalisation, Params, Rule, State
-from metaoptim.nn import needs_written_out, refuse, statistics, written_out
+from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, everything
 
-Objective = Callable[[Params, Batch, Batch | None], tuple[Tensor, Info]]
-"""(weights, batch, support whose statistics count or None) -> mean loss, and what to report beside it."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A module with a loss, as a function of its weights.
-
-    Under the policy "inductive" a batch is normalised by the statistics of the support set that is passed along; under
-    "transductive" by its own; under "frozen" by the stored ones.
-    """
-
-    net: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
-    normalisation: Normalisation = "transductive"
-    learnt: frozenset[str] = field(init=False, repr=False)  # a set's order differs in every process
-    unusual: bool = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
-        learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
-        object.__setattr__(self, "learnt", learnt)
-        if self.normalisation not in get_args(Normalisation):
-            raise ValueError(
-                f"normalisation {self.normalisation!r} is unknown: choose among {', '.join(get_args(Normalisation))}."
-            )
-        refuse(self.net, self.normalisation)
-        object.__setattr__(self, "unusual", needs_written_out(self.net))
-
-    def weights(self) -> Params:
-        """The module's weights as they are now, detached copies."""
-        return {n: p.detach().clone() for n, p in self.net.named_parameters()}
-
-    def trainable(self, name: str) -> bool:
-        """Whether the module's own parameter of that name asked for a gradient."""
-        return name in self.learnt
-
-    def __call__(self, weights: Params, batch: Batch, support: Batch | None = None) -> tuple[Tensor, Info]:
-        x, y = batch
-        rows = None if support is None else support[0].shape[0]
-        with statistics(frozen=self.normalisation == "frozen", rows=rows), written_out(self.unusual):
-            if support is None:
-                output = functional_call(self.net, weights, (x,))
-            else:
-                output = functional_call(self.net, weights, (torch.cat([support[0], x]),))[support[0].shape[0] :]
-        loss = self.loss(output, y)
-        if loss.ndim:
-            raise ValueError(
-                f"the loss returned a tensor of shape {tuple(loss.shape)}; it must return a scalar, the mean over examples."
-            )
-        if output.ndim == y.ndim + 1 and not y.is_floating_point():
-            return loss, {"accuracy": (output.argmax(-1) == y).to(output.dtype).mean()}
-        return loss, {}
+Model = Callable[[Params, Batch, Batch | None, Tensor], tuple[Tensor, Info]]
+"""(weights, batch, support whose statistics count or None, k) -> mean loss, and what to report beside it."""
 
 
 class Inner(NamedTuple):
-    """The state of a gradient learner: fast weights, the rule's state, and what a prox or a policy refers back to."""
+    """The state of a gradient learner: the weights that adapt, and the rule's state."""
 
     fast: Params
     rule: State
-    anchor: Params
-    support: tuple[Tensor, ...]
-
-
-def everything(name: str) -> bool:
-    """The mask that holds every weight."""
-    return True
 
 
 @dataclass(frozen=True)
 class GradientLearner:
     """K steps of an update rule on the support loss.
 
-    objective: usually a `Network`; rule and steps: how weights move; adapts: which do; prox: λ of ½λ‖θ' − θ‖² added to the
-    inner loss (iMAML, eq. 3); start: values that the task's own support set gives to some weights before the first step;
-    batch_size: rows of the support per step, taken in the order in which the task brings them, cycling (None: all of
-    them). Task families shuffle their supports, so that order is a draw without replacement.
+    Args:
+        model: usually a `Network`; any function of (weights, batch, support, k) that returns a mean loss and what to report.
+        rule, steps: how weights move, and how often.
+        adapts: which weights move, by name.
+        prox: λ of ½λ‖x − θ‖² added to the inner loss (iMAML, eq. 3).
+        start: values that the task's own support set gives to some weights before the first step (ProtoMAML).
+        batch_size: rows of the support per step, taken in the order in which the task brings them, cycling (None: all of
+            them). Task families shuffle their supports, so that order is a draw without replacement.
     """
 
-    objective: Objective
+    model: Model
     rule: Rule
     steps: int
     adapts: Callable[[str], bool] = everything
     prox: float = 0.0
     start: Callable[[Params, Batch], Params] | None = None
     batch_size: int | None = None
-    inductive: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.prox < 0 or (self.batch_size is not None and self.batch_size < 1):
@@ -108,78 +51,45 @@ class GradientLearner:
                 f"steps={self.steps}, prox={self.prox}, batch_size={self.batch_size}: steps and prox must be >= 0, "
                 "batch_size >= 1."
             )
-        network = self.objective
-        object.__setattr__(self, "inductive", isinstance(network, Network) and network.normalisation == "inductive")
 
-    def init(self, meta: Meta, support: Batch, memory: State = ()) -> Inner:
-        fast = trees.select(meta.weights, self.adapts)
+    def init(self, phi: MetaParams, support: Batch) -> Inner:
+        fast = trees.select(phi.weights, self.adapts)
         if self.start is not None:
-            fast = fast | self.start(meta.weights, support)
-        return Inner(
-            fast,
-            memory or self.rule.init(meta.rule, fast),
-            fast if self.prox else {},
-            support if self.inductive else (),
-        )
+            fast = fast | self.start(phi.weights, support)
+        return Inner(fast, self.rule.init(phi.rule, fast))
 
-    def step(self, meta: Meta, state: Inner, support: Batch, k: int, grad: GradOp) -> Inner:
+    def inner(self, phi: MetaParams, state: Inner, support: Batch, k: Tensor) -> tuple[Loss, Params]:
         batch = self.minibatch(support, k)
 
-        def inner(fast: Params) -> Tensor:
-            loss, _ = self.objective(meta.weights | fast, batch, None)
+        def f(x: Params) -> tuple[Tensor, Info]:
+            loss, info = self.model(phi.weights | x, batch, None, k)
             if self.prox:
-                gap = trees.subtract(fast, state.anchor)
+                gap = trees.subtract(x, phi.weights)
                 loss = loss + 0.5 * self.prox * trees.dot(gap, gap)
-            return loss
+            return loss, info
 
-        updates, rule = self.rule.update(meta.rule, grad(inner)(state.fast), state.rule, state.fast, k)
-        return state._replace(fast=trees.add(state.fast, updates), rule=rule)
+        return f, state.fast
 
-    def loss(self, meta: Meta, state: Inner, batch: Batch, k: int) -> tuple[Tensor, Info]:
-        support = (state.support[0], state.support[1]) if state.support else None
-        return self.objective(self.weights(meta, state), batch, support)
+    def apply(self, phi: MetaParams, state: Inner, grads: Params, loss: Tensor, k: Tensor) -> Inner:
+        updates, rule = self.rule.update(phi.rule, grads, state.rule, state.fast, Step(k, loss))
+        return Inner(trees.add(state.fast, updates), rule)
 
-    def weights(self, meta: Meta, state: Inner) -> Params:
-        return meta.weights | state.fast
+    def loss(self, phi: MetaParams, state: Inner, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
+        return self.model(self.weights(phi, state), batch, support, k)
 
-    def memory(self, state: Inner) -> State:
+    def weights(self, phi: MetaParams, state: Inner) -> Params:
+        return phi.weights | state.fast
+
+    def heritage(self, state: Inner) -> State:
         return state.rule
 
-    def minibatch(self, support: Batch, k: int) -> Batch:
+    def inherit(self, state: Inner, heritage: State) -> Inner:
+        return state._replace(rule=heritage)
+
+    def minibatch(self, support: Batch, k: Tensor) -> Batch:
         """The rows of step k."""
-        x, y = support
-        rows, size = x.shape[0], self.batch_size
+        rows, size = trees.flatten(support)[0].shape[0], self.batch_size
         if size is None or size >= rows:
             return support
-        first = k * size % rows
-        if first + size <= rows:
-            return x[first : first + size], y[first : first + size]
-        wrapped = first + size - rows
-        return torch.cat([x[first:], x[:wrapped]]), torch.cat([y[first:], y[:wrapped]])
-
-
-@dataclass(frozen=True)
-class ClosedForm:
-    """A learner whose inner loop is a formula: fit(weights, support) -> state, score(weights, state, batch) -> loss, info."""
-
-    fit: Callable[[Params, Batch], State]
-    score: Callable[[Params, State, Batch], tuple[Tensor, Info]]
-    steps: int = 0
-
-    def adapts(self, name: str) -> bool:
-        return False
-
-    def init(self, meta: Meta, support: Batch, memory: State = ()) -> State:
-        return self.fit(meta.weights, support)
-
-    def step(self, meta: Meta, state: State, support: Batch, k: int, grad: GradOp) -> State:
-        return state
-
-    def loss(self, meta: Meta, state: State, batch: Batch, k: int) -> tuple[Tensor, Info]:
-        return self.score(meta.weights, state, batch)
-
-    def weights(self, meta: Meta, state: State) -> Params:
-        return meta.weights
-
-    def memory(self, state: State) -> State:
-        return ()
+        chosen = (k * size + torch.arange(size, device=k.device)) % rows
+        return trees.map_tensors(lambda x: x.index_select(0, chosen), support)

@@ -23,12 +23,12 @@ Shape = Sequence[int]
 _SPAN = 1 << 31  # of keys and of draws
 _SELU = 1.7580993408473766  # minus SELU's limit at minus infinity: alpha dropout puts that limit in place of what it drops
 
-_KEY: ContextVar[tuple[Tensor, int] | None] = ContextVar("key", default=None)
+_KEY: ContextVar[tuple[Tensor, int | Tensor] | None] = ContextVar("key", default=None)
 _DRAWS: ContextVar[Iterator[int] | None] = ContextVar("draws", default=None)
 
 
 @contextmanager
-def noise(key: Tensor, stage: int = 0) -> Iterator[None]:
+def noise(key: Tensor, stage: int | Tensor = 0) -> Iterator[None]:
     """Inside, what a forward pass draws is a function of the key, of the stage, and of the draws before it in that pass.
 
     Args:
@@ -117,6 +117,12 @@ def _randn_like(x: Tensor, *, dtype: torch.dtype | None = None, **other: Any) ->
     if u is None or v is None:
         return torch.randn_like(x, dtype=dtype, **other)
     return (-2 * u.log()).sqrt() * (2 * math.pi * v).cos()
+
+
+def normal(key: Tensor, shape: Shape, dtype: torch.dtype, stage: int = 0) -> Tensor:
+    """Standard normal numbers as a function of a key and a stage (see `noise`)."""
+    with noise(key, stage), one_pass():
+        return _randn_like(torch.empty(tuple(shape), dtype=dtype, device=key.device))
 
 
 def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False) -> Tensor:

@@ -81,7 +81,7 @@ def _fits(figure: SubFigure, run: Run, batch: Task, steps: int) -> None:
     for e, axes in enumerate(all_axes):
         (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)
         seen = torch.cat([xs, xq])
-        grid = torch.linspace(float(seen.min()), float(seen.max()), 200, dtype=xq.dtype, device=run.meta.device)[:, None]
+        grid = torch.linspace(float(seen.min()), float(seen.max()), 200, dtype=xq.dtype, device=run.phi.device)[:, None]
         axes.plot(xs.flatten().numpy(force=True), ys.flatten().numpy(force=True), "k^", label="support")
         axes.plot(xq.flatten().numpy(force=True), yq.flatten().numpy(force=True), "k.", alpha=0.5, label="query")
         for k, colour in ((0, "0.6"), (steps, COLOURS[0])):

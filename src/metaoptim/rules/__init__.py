@@ -1,6 +1,13 @@
-"""Update rules."""
+"""Update rules that several papers share; a rule that belongs to one paper stands in that paper's file.
+
+A rule maps gradients to updates that are ADDED to the weights. `Clip` gives gradients, for use ahead of a step in `chain`.
+"""
 
 from metaoptim.core.gradients import hold
-from metaoptim.rules.rules import adam, chain, clip, momentum, sgd
+from metaoptim.rules.adam import Adam
+from metaoptim.rules.chain import Chain, chain
+from metaoptim.rules.clip import Clip
+from metaoptim.rules.momentum import Momentum
+from metaoptim.rules.sgd import SGD
 
-__all__ = ["adam", "chain", "clip", "hold", "momentum", "sgd"]
+__all__ = ["SGD", "Adam", "Chain", "Clip", "Momentum", "chain", "hold"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,83 +13,115 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
-from metaoptim.engine import adapt, rest
-from metaoptim.learners import GradientLearner, Network
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, Params, State
+from metaoptim.engine import adapt
+from metaoptim.learners import ClosedForm, Network, network_of
+from metaoptim.nn import BatchNorm, store_statistics
 from metaoptim.runs.checkpoint import Checkpoint
 from metaoptim.runs.store import load_checkpoint
-from metaoptim.nn import BatchNorm, store_statistics
-from metaoptim.core.types import Batch, Carry, Meta, MetaOptimizer
 
 
 @dataclass(frozen=True)
 class Run:
     """What `train` and `load` return.
 
-    optimizer holds φ at the start, meta is φ now; memory is what the rule carries into a new task; step counts outer
-    steps; selection says how this φ was chosen ("best" by the validation split, or "last"); tasks is the engine's
-    mapping; path is the run directory, where there is one.
+    method holds φ at the start, phi is φ now; inherited is what a rule's state carries into a new task, by name; step counts
+    outer steps; selection says how this φ was chosen ("best" by the validation split, or "last"); batching is how the engine
+    mapped tasks; path is the run directory, where there is one.
     """
 
-    optimizer: MetaOptimizer
-    meta: Meta
-    memory: Carry = ()
+    method: MetaOptimizer
+    phi: MetaParams
+    inherited: Params = field(default_factory=dict)
     step: int = 0
     selection: Literal["best", "last"] = "last"
     seed: int = 0
-    tasks: str = "loop"
+    batching: str = "loop"
     path: Path | None = None
 
     @property
     def network(self) -> Network:
         """The module that adapts, with its loss."""
-        network = network_of(self.optimizer)
+        network = network_of(self.method.learner)
         if network is None:
             raise ValueError("this run's learner is not built on one module, so there is no module to return.")
         return network
 
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
-        """A copy of the network, adapted to a support set: an ordinary module, which shares nothing with the run.
+        """A module that has adapted to a support set: an ordinary one, which shares nothing with the run.
 
-        Under the policy "inductive" its batch norms keep the support's statistics; under "transductive" they go on using
-        those of whatever batch they are given.
+        It is a copy of the network; of a closed form, one around it, which returns what the closed form predicts. Under the
+        policy "inductive" its batch norms keep the support's statistics; under "transductive" they go on using those of
+        whatever batch they are given.
 
         Args:
             support: inputs (S, …) and targets (S, …) of one task.
             steps: inner steps; as in training where not given.
         """
-        x, y = support
-        count = self.optimizer.learner.steps if steps is None else steps
+        count = self.method.learner.steps if steps is None else steps
         if count < 0:
             raise ValueError(f"steps={count}: the number of inner steps must not be negative.")
-        if x.ndim == 0 or y.ndim == 0 or x.shape[0] != y.shape[0] or x.shape[0] == 0:
+        sizes = {x.shape[:1] for x in trees.flatten(support)}
+        if len(sizes) != 1 or sizes & {torch.Size([]), torch.Size([0])}:
             raise ValueError(
-                f"a support set is a pair of inputs (S, …) and targets (S, …) with the same S >= 1; found shapes "
-                f"{tuple(x.shape)} and {tuple(y.shape)}."
+                "a support set is a pair of inputs (S, …) and targets (S, …) with the same S >= 1; found shapes "
+                f"{' and '.join(str(tuple(x.shape)) for x in trees.flatten(support))}."
             )
         network = self.network
-        here = trees.to((x, y), self.meta.device)
+        here = trees.to(support, self.phi.device)
         with quiet(network.net):
-            weights = adapt(self.optimizer, self.meta, here, self.memory, count)
-        module = copy.deepcopy(network.net)
+            k, state = adapt(self.method, self.phi, here, self.inherited, count)
+        module, learner = copy.deepcopy(network.net), self.method.learner
+        weights = network.at(learner.weights(self.phi, state), k)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(weights[name])
-        if network.normalisation == "inductive":
-            with quiet(module):
-                store_statistics(module, here[0])
-        if network.normalisation == "frozen":
-            for layer in module.modules():
-                if isinstance(layer, BatchNorm):
-                    layer.stored = True
+        _keep_statistics(network, module, here)
+        if isinstance(learner, ClosedForm):
+            policy: Normalisation = "transductive" if network.normalisation == "transductive" else "frozen"
+            own = replace(learner, model=replace(network, net=module, normalisation=policy))
+            return Fitted(own, self.phi.rule, state, here)
         return module
 
 
-def network_of(optimizer: MetaOptimizer) -> Network | None:
-    """The module that a meta-optimizer adapts, with its loss; None where it is not built on one."""
-    learner = optimizer.learner
-    if isinstance(learner, GradientLearner) and isinstance(learner.objective, Network):
-        return learner.objective
-    return None
+class Fitted(nn.Module):
+    """A closed form that is fitted to a support set: inputs (B, …) -> what it predicts."""
+
+    def __init__(self, learner: ClosedForm, rule: Params, state: State, support: Batch) -> None:
+        nn.Module.__init__(self)
+        self.net = learner.model.net
+        self._learner = learner
+        for name, x in {"rule": rule, "state": state, "support": support}.items():
+            self.register_module(name, _Tensors(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rule, state, support = (self.get_submodule(part)() for part in ("rule", "state", "support"))
+        phi = MetaParams(dict(self.net.named_parameters()), rule)
+        return self._learner.predict(self._learner.model, phi, state, support, x)
+
+
+class _Tensors(nn.Module):
+    """A tree of tensors as buffers."""
+
+    def __init__(self, tree: Any) -> None:
+        nn.Module.__init__(self)
+        self._like = trees.map_tensors(lambda x: torch.empty(0), tree)
+        for i, x in enumerate(trees.flatten(tree)):
+            self.register_buffer(f"_{i}", x.detach().clone())
+
+    def forward(self) -> Any:
+        return trees.unflatten(list(self.buffers()), self._like)
+
+
+def _keep_statistics(network: Network, module: nn.Module, support: Batch) -> None:
+    """Has an adapted module use the statistics that the policy says, when it is called by itself."""
+    if network.normalisation == "inductive":
+        with quiet(module):
+            store_statistics(module, support[0])
+    if network.normalisation == "frozen":
+        for layer in module.modules():
+            if isinstance(layer, BatchNorm):
+                layer.stored = True
 
 
 @contextmanager
@@ -105,25 +137,27 @@ def quiet(*nets: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def load(path: str | Path, optimizer: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
+def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
     """A run's φ around the meta-optimizer that it was trained with, built again by the caller.
 
     Raises ValueError where the checkpoint does not fit that meta-optimizer.
     """
     checkpoint = load_checkpoint(path, which)
-    meta, carry = unpack(checkpoint, optimizer)
+    phi = unpack(checkpoint, method)
+    inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
     state = checkpoint.state
     selection: Literal["best", "last"] = "best" if which == "best" and state.get("best") else "last"
-    return Run(optimizer, meta, rest(carry), checkpoint.step, selection, state["seed"], state["choice"]["tasks"], Path(path))
+    batching = state["choice"]["batching"]
+    return Run(method, phi, inherited, checkpoint.step, selection, state["seed"], batching, Path(path))
 
 
-def pack(meta: Meta, carry: Carry) -> dict[str, Tensor]:
-    """φ and the carry as the tensors of a checkpoint."""
-    return (
-        {f"weights/{n}": p for n, p in meta.weights.items()}
-        | {f"rule/{n}": p for n, p in meta.rule.items()}
-        | {f"carry/{n}": p for n, p in trees.named(carry).items()}
-    )
+def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:
+    """φ, and what a new task inherits, as the tensors of a checkpoint."""
+    return {
+        f"{name}/{n}": p
+        for name, tensors in (("weights", phi.weights), ("rule", phi.rule), ("inherited", inherited))
+        for n, p in tensors.items()
+    }
 
 
 def part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -131,10 +165,10 @@ def part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {n.removeprefix(f"{prefix}/"): x for n, x in tensors.items() if n.startswith(f"{prefix}/")}
 
 
-def unpack(checkpoint: Checkpoint, optimizer: MetaOptimizer) -> tuple[Meta, Carry]:
-    """φ and the carry of a checkpoint, on the device of the meta-optimizer's own φ."""
-    found = Meta(part(checkpoint.tensors, "weights"), part(checkpoint.tensors, "rule"))
-    for what, saved, expected in zip(("weights", "rule"), found, optimizer.meta, strict=True):
+def unpack(checkpoint: Checkpoint, method: MetaOptimizer) -> MetaParams:
+    """φ of a checkpoint, on the device of the meta-optimizer's own φ."""
+    found = MetaParams(part(checkpoint.tensors, "weights"), part(checkpoint.tensors, "rule"))
+    for what, saved, expected in zip(("weights", "rule"), found, method.phi, strict=True):
         saved_shapes = {n: tuple(p.shape) for n, p in saved.items()}
         shapes = {n: tuple(p.shape) for n, p in expected.items()}
         if saved_shapes != shapes:
@@ -143,5 +177,4 @@ def unpack(checkpoint: Checkpoint, optimizer: MetaOptimizer) -> tuple[Meta, Carr
                 f"the checkpoint does not fit this meta-optimizer: {what} `{name}` is {saved_shapes.get(name, 'missing')} "
                 f"in the checkpoint and {shapes.get(name, 'missing')} here; build the same model and algorithm."
             )
-    carry = trees.unnamed(part(checkpoint.tensors, "carry"))
-    return trees.to((found, carry), optimizer.meta.device)
+    return trees.to(found, method.phi.device)

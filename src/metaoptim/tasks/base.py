@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metaoptim.core import trees
 from metaoptim.core.types import Task
 
 
@@ -35,8 +36,7 @@ def raw(seed: int, stream: str, start: int, count: int, words: int) -> NDArray[n
     any range costs one call and gives the same bits in every process, on every machine, however the range is
     cut.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"The seed is {seed}; it must be a whole number from 0 to 2**64 - 1.")
+    check_seed(seed)
     if start < 0 or count < 1:
         raise ValueError(f"{count} episodes from number {start} were asked for; ask for 1 or more, from number 0 or later.")
     blocks = -(-words // 4)  # one count of Philox gives four words
@@ -59,6 +59,12 @@ def choose(keys: NDArray[np.float64], n: int) -> NDArray[np.intp]:
     return np.take_along_axis(few, np.argsort(np.take_along_axis(keys, few, axis=-1), axis=-1), axis=-1)
 
 
+def check_seed(seed: int) -> None:
+    """Raises a ValueError for a seed that is out of range."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"The seed is {seed}; it must be a whole number from 0 to 2**64 - 1.")
+
+
 def check_split(split: str, splits: tuple[str, ...]) -> None:
     """Raises a ValueError that names the splits there are."""
     if split not in splits:
@@ -77,7 +83,7 @@ def episodes_hash(family: TaskFamily, split: str, *, seed: int, start: int, coun
     digest = hashlib.sha256()
     for first in range(start, start + count, chunk):
         task = family.sample(split, seed=seed, start=first, count=min(chunk, start + count - first))
-        for episode in zip(*task.support, *task.query, strict=True):
+        for episode in zip(*trees.flatten(task), strict=True):
             for tensor in episode:
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy(force=True).tobytes())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.core.losses import cross_entropy, mse
-from metaoptim.core.types import Batch, Meta, MetaOptimizer, Task
+from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine import Engine
 
 _YIELDS = (
@@ -60,8 +60,8 @@ def meta_train(
         batch = _tasks(item)
         if stepper is None:
             chosen = loss or (mse if batch.query[1].is_floating_point() else cross_entropy)
-            meta = _build(method, model, chosen, num_inner_steps, inner_lr)
-            stepper = _Stepper(model, optimizer, meta, engine or {})
+            built = _build(method, model, chosen, num_inner_steps, inner_lr)
+            stepper = _Stepper(model, optimizer, built, engine or {})
         losses.append(stepper(batch))
     if stepper is None:
         raise ValueError(f"the data loader is empty; {_YIELDS}.")
@@ -72,24 +72,27 @@ class _Stepper:
     """One outer step on the model's own parameters and, as parameters of its own, on ψ."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, meta: MetaOptimizer, engine: Mapping[str, Any]
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, method: MetaOptimizer, engine: Mapping[str, Any]
     ) -> None:
         self.weights = dict(model.named_parameters())
-        names = list(meta.meta.rule)
+        names = list(method.phi.rule)
         # Found again on another pass, so that an epoch goes on with the step sizes that the one before it learnt.
         known = [group for group in optimizer.param_groups if names and group.get("rule") == names]
         if names and not known:
-            values = [nn.Parameter(p.clone()) for p in meta.meta.rule.values()]
+            values = [nn.Parameter(p.clone()) for p in method.phi.rule.values()]
             optimizer.add_param_group({"params": values, "weight_decay": 0.0, "rule": names})
             known = optimizer.param_groups[-1:]
         self.rule = dict(zip(names, known[0]["params"], strict=True)) if known else {}
-        self.optimizer, self.engine = optimizer, Engine(meta, **({"memory": "graph", "runtime": "eager"} | dict(engine)))
-        self.carry: Any = ()
+        self.optimizer, self.outer_step = optimizer, 0
+        self.engine = Engine(method, **({"memory": "graph", "runtime": "eager"} | dict(engine)))
+        self.carry: Carry | None = None
 
     def __call__(self, batch: Task) -> float:
-        phi = Meta({n: p.detach() for n, p in self.weights.items()}, {n: p.detach() for n, p in self.rule.items()})
-        estimate = self.engine(phi, batch, self.carry)
-        self.carry = estimate.carry
+        phi = MetaParams({n: p.detach() for n, p in self.weights.items()}, {n: p.detach() for n, p in self.rule.items()})
+        if self.carry is None:
+            self.carry = self.engine.init(phi, batch)
+        estimate = self.engine(phi, batch, self.carry, self.outer_step)
+        self.carry, self.outer_step = estimate.carry, self.outer_step + 1
         self.optimizer.zero_grad()
         for leaves, grads in ((self.weights, estimate.grad.weights), (self.rule, estimate.grad.rule)):
             for name, g in grads.items():
@@ -102,9 +105,8 @@ def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tenso
     if method not in ALGORITHMS:
         raise ValueError(f"method {method!r} is unknown: choose among {', '.join(ALGORITHMS)}.")
     build = ALGORITHMS[method]
-    names = inspect.signature(build).parameters
-    sizes = {"lr": lr} if "lr" in names else {"low": lr, "high": lr}
-    return build(model, loss, steps=steps, **sizes)
+    given = {"steps": steps, "lr": lr, "low": lr, "high": lr}
+    return build(model, loss, **{name: given[name] for name in inspect.signature(build).parameters if name in given})
 
 
 def _tasks(item: Any) -> Task:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from metaoptim.core.types import Carry, Estimate, Meta, MetaOptimizer, Params, Task
-from metaoptim.engine import Engine, check_tasks
+from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
+from metaoptim.engine import Engine
 
 
 class MetaModule(nn.Module):
@@ -14,15 +15,15 @@ class MetaModule(nn.Module):
     `backward(batch)` adds the meta-gradient to `.grad`, as `loss.backward()` does; any optimizer then takes the step.
 
     Args:
-        meta: what an algorithm's builder returned.
-        tasks, memory, runtime, precision, budget, horizon: the engine's settings (see `Engine`). Unless asked, operators run
+        method: what an algorithm's builder returned.
+        batching, memory, runtime, precision, budget, horizon: the engine's settings (see `Engine`). Unless asked, operators run
             one by one ("eager"): a graph would not see what the loop around it changes, such as a temperature.
     """
 
     def __init__(
         self,
-        meta: MetaOptimizer,
-        tasks: str = "auto",
+        method: MetaOptimizer,
+        batching: str = "auto",
         memory: str = "graph",
         runtime: str = "eager",
         precision: str = "full",
@@ -30,33 +31,43 @@ class MetaModule(nn.Module):
         horizon: int | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        self.optimizer = meta
-        self.engine = Engine(meta, tasks, memory, runtime, precision, budget, horizon)
+        self.method = method
+        self.engine = Engine(method, batching, memory, runtime, precision, budget, horizon)
         self.carry: Carry | None = None
+        self.outer_step = 0
         self.weights, self.rule = nn.Module(), nn.Module()
-        for name, value in meta.meta.weights.items():
-            _place(self.weights, name, value, learnt=meta.learns(name))
-        for name, value in meta.meta.rule.items():
+        for name, value in method.phi.weights.items():
+            _place(self.weights, name, value, learnt=method.learns(name))
+        for name, value in method.phi.rule.items():
             _place(self.rule, name, value, learnt=True)
 
-    def meta(self) -> Meta:
+    def phi(self) -> MetaParams:
         """φ now, sharing memory with the parameters."""
-        return Meta(_read(self.weights), _read(self.rule))
+        return MetaParams(_read(self.weights), _read(self.rule))
 
     def estimate(self, batch: Task) -> Estimate:
-        """The meta-gradient of a batch of T tasks, with nothing changed but the estimator's carry."""
-        meta, count = self.meta(), check_tasks(batch)
+        """The meta-gradient of a batch of T tasks, with nothing changed but the estimator's carry and the count of steps."""
+        phi = self.phi()
         if self.carry is None:
-            self.carry = self.engine.init(meta, count)
-        estimate = self.engine(meta, batch, self.carry)
+            self.carry = self.engine.init(phi, batch)
+        estimate = self.engine(phi, batch, self.carry, self.outer_step)
         self.carry = estimate.carry
+        self.outer_step += 1
         return estimate
 
-    def accumulate(self, grad: Meta) -> None:
+    def accumulate(self, grad: MetaParams) -> None:
         """Adds a meta-gradient to `.grad`."""
         for module, part in ((self.weights, grad.weights), (self.rule, grad.rule)):
             for name, g in part.items():
                 add_grad(module.get_parameter(name), g)
+
+    def assign(self, phi: MetaParams) -> None:
+        """Makes φ what is given."""
+        with torch.no_grad():
+            for module, part in ((self.weights, phi.weights), (self.rule, phi.rule)):
+                own = dict(module.named_parameters()) | dict(module.named_buffers())
+                for name, value in part.items():
+                    own[name].copy_(value)
 
     def backward(self, batch: Task) -> Tensor:
         """Adds the meta-gradient of a batch of T tasks to `.grad`; returns the outer loss, a scalar."""

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from metaoptim.core.types import MetaOptimizer, Outer
 from metaoptim.engine import SETTINGS
@@ -15,8 +15,10 @@ from metaoptim.runs.progress import Reporter
 from metaoptim.runs.run import Run, load
 from metaoptim.runs.store import RunDirectory
 from metaoptim.tasks import TaskFamily
+from metaoptim.tasks.base import check_seed
 from metaoptim.training.module import MetaModule
-from metaoptim.training.outer_step import make_optimizer
+from metaoptim.training.outer_step import OptimizerStep, OuterStep
+from metaoptim.training.source import Episodes, Source
 from metaoptim.training.state import Training
 
 CHOOSING = "choosing the fastest way to compute the meta-gradient (once for each work)"
@@ -27,8 +29,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train(
-    meta: MetaOptimizer,
-    tasks: TaskFamily,
+    method: MetaOptimizer,
+    tasks: TaskFamily | None,
     *,
     iterations: int,
     tasks_per_step: int = 16,
@@ -48,6 +50,8 @@ def train(
     recipe: str | None = None,
     progress: bool = True,
     check: bool = True,
+    source: Source | None = None,
+    outer_step: OuterStep | None = None,
 ) -> Run:
     """Meta-trains; returns the φ with the best validation score (the last one where nothing was validated).
 
@@ -55,8 +59,8 @@ def train(
     what an uninterrupted one does.
 
     Args:
-        meta: the meta-optimizer, with φ at the start.
-        tasks: where tasks come from; splits "train" and "val" are used.
+        method: the meta-optimizer, with φ at the start.
+        tasks: where tasks come from; splits "train" and "val" are used. None with a source of your own, without validation.
         iterations: outer steps, altogether.
         tasks_per_step: tasks T in each outer step.
         out: run directory; none: nothing is written.
@@ -71,11 +75,13 @@ def train(
         checkpoint_every: outer steps between checkpoints.
         log_every: outer steps between lines of metrics.jsonl.
         resume: go on from the last checkpoint in `out`.
-        engine: settings of the engine: tasks, memory, runtime, precision, budget.
+        engine: settings of the engine: batching, memory, runtime, precision, budget.
         recipe: TOML text to keep in the run directory.
         progress: whether to show a progress bar.
         check: whether the meta-gradient of the first batch is held to central differences, along one direction and in
             float64; a warning says so where it is off.
+        source: the tasks of each outer step, from (outer steps done, φ), in place of episodes of `tasks`.
+        outer_step: what is done with the meta-gradient, in place of an optimizer with `lr`, `schedule` and `clip`.
 
     Raises:
         ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite. Interrupted:
@@ -83,19 +89,35 @@ def train(
     """
     _check_counts(iterations=iterations, tasks_per_step=tasks_per_step, checkpoint_every=checkpoint_every,
                   log_every=log_every, validate_episodes=validate_episodes)  # fmt: skip
+    check_seed(seed)
     if clip is not None and not clip > 0:
         raise ValueError(f"clip={clip}: it must be positive, or None for no clipping.")
     if validate_steps is not None and validate_steps < 0:
         raise ValueError(f"validate_steps={validate_steps}: it must not be negative.")
     if resume and out is None:
         raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
-    outer = Outer(optimizer or meta.outer.optimizer, meta.outer.lr if lr is None else lr, schedule or meta.outer.schedule)
+    if tasks is None and source is None:
+        raise ValueError("train needs tasks, or a source of them.")
+    wanted = method.outer
+    outer = Outer(optimizer or wanted.optimizer, wanted.lr if lr is None else lr, schedule or wanted.schedule)
     if unknown := set(engine or {}) - set(SETTINGS):
         raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
-    module = MetaModule(meta, **(engine or {}), horizon=iterations)
+    # Here the loop is ours, and nothing in it changes the network; so what is fastest is measured.
+    module = MetaModule(method, **{"memory": "auto", "runtime": "auto", **(engine or {})}, horizon=iterations)
+    if source is None and tasks is not None:
+        source = Episodes(tasks, seed, tasks_per_step, method.estimator.lasts(method.learner))
     training = Training(
-        meta, tasks, module, make_optimizer(module, outer), outer, iterations, tasks_per_step, seed, clip, check
+        method,
+        cast(Source, source),
+        tasks,
+        module,
+        outer_step or OptimizerStep(module, outer, iterations, clip),
+        iterations,
+        seed,
+        {"tasks_per_step": tasks_per_step},
+        check,
     )
+    validates = tasks is not None and validate_every > 0 and "val" in tasks.splits
     directory = _open(out, resume, recipe)
     try:
         if directory is not None and resume:
@@ -109,9 +131,9 @@ def train(
             while training.step < iterations:
                 record = training.advance(directory)
                 done, improved = training.step == iterations, False
-                if validate_every > 0 and "val" in tasks.splits and (done or training.step % validate_every == 0):
-                    module.engine.rest()  # idle threads of "workers" would slow validation down
-                    scores = training.validate(validate_episodes, validate_steps)
+                if tasks is not None and validates and (done or training.step % validate_every == 0):
+                    module.engine.release()  # idle threads of "workers" would slow validation down
+                    scores = training.validate(tasks, validate_episodes, validate_steps)
                     improved = training.improved(scores)
                     record |= {f"val_{name}": value for name, value in scores.items()}
                     report.validated(training.step, scores, improved)
@@ -133,7 +155,7 @@ def train(
     finally:
         if directory is not None:
             directory.close()
-    return training.run() if directory is None else load(directory.path, meta, "best")
+    return training.run() if directory is None else load(directory.path, method, "best")
 
 
 def _open(out: str | Path | None, resume: bool, recipe: str | None) -> RunDirectory | None:

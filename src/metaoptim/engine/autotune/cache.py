@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 
 from metaoptim.core import folders, trees
-from metaoptim.core.types import Meta, MetaOptimizer, Task
+from metaoptim.core.types import MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune.search import Row
 
 
-def key(optimizer: MetaOptimizer, meta: Meta, batch: Task, settings: Sequence[str]) -> str:
+def key(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[str]) -> str:
     """Names the work and the machine: shapes, types, learner, estimator, settings, torch, processor and threads."""
-    work = [[str(tuple(x.shape)), str(x.dtype), str(x.device)] for x in trees.flatten((meta, batch))]
+    work = [[str(tuple(x.shape)), str(x.dtype), str(x.device)] for x in trees.flatten((phi, batch))]
     facts = [
         work,
-        sorted(meta.weights),
-        optimizer.learner.steps,
-        _address_free(repr(optimizer.estimator)),
-        _address_free(repr(optimizer.learner)),
+        sorted(phi.weights),
+        method.learner.steps,
+        _address_free(repr(method.estimator)),
+        _address_free(repr(method.learner)),
         list(settings),
         torch.__version__,
         platform.processor() or platform.machine(),

@@ -29,7 +29,7 @@ Build = Callable[[Choice], Callable[[], Any]]
 class Row(NamedTuple):
     """One way: seconds per meta-step and bytes at its peak above the start; or, in `note`, why it was not measured."""
 
-    tasks: str
+    batching: str
     memory: str
     runtime: str
     seconds: float | None = None
@@ -45,14 +45,14 @@ class Plan(NamedTuple):
     why: str
 
 
-def offered(optimizer: MetaOptimizer, compiled: bool = False) -> list[tuple[str, str, str]]:
-    """All combinations (tasks, memory, runtime) that are worth a check; compiled ones, which take long, only if asked for."""
+def offered(method: MetaOptimizer, compiled: bool = False) -> list[tuple[str, str, str]]:
+    """All combinations (batching, memory, runtime) that are worth a check; compiled ones, which take long, if asked for."""
     return [
-        (tasks, memory, runtime)
+        (batching, memory, runtime)
         for runtime in RUNTIMES
-        for tasks in ("loop", "vmap", "vmap:2", "workers:2", "workers:2:2")
-        for memory in optimizer.estimator.memories
-        if (runtime != "eager" or not tasks.startswith("workers")) and (runtime != "compile" or compiled)
+        for batching in ("loop", "vmap", "vmap:2", "workers:2", "workers:2:2")
+        for memory in method.estimator.memories
+        if (runtime != "eager" or not batching.startswith("workers")) and (runtime != "compile" or compiled)
     ]
 
 
@@ -62,7 +62,7 @@ class Search:
     Args:
         build: gives what computes the meta-gradient in one way.
         rest: has all that were built give back what they hold. say: is told which way is measured next.
-        settings: tasks, memory and runtime as they were given, "auto" where they are open.
+        settings: batching, memory and runtime as they were given, "auto" where they are open.
         memories: the memory modes that the estimator has.
         count: tasks T in the batch; steps: inner steps K.
         single: bytes at the peak of one task that keeps its states alone, by which others' are foretold (0: unknown).
@@ -79,7 +79,7 @@ class Search:
         self.build, self.rest, self.say, self.clock = build, rest, say, clock
         self.count, self.steps, self.single = count, steps, single
         self.budget, self.device, self.horizon = budget, device, horizon
-        self.tasks = None if settings[0] == "auto" else settings[0]
+        self.batching = None if settings[0] == "auto" else settings[0]
         # Forward mode, which "mixed" needs, is refused by some of torch's functions, and can end the process when traced.
         open_ = [m for m in memories if m != "mixed"]
         self.kept = open_ if settings[1] == "auto" else [settings[1]]
@@ -92,16 +92,16 @@ class Search:
         """First how tasks are mapped; for the best mapping, what is kept; last, where it can pay, compiling."""
         quick = [r for r in self.runtimes if r == "eager" or (r == "trace" and self.horizon >= TRACING)]
         for runtime in quick or self.runtimes:
-            for tasks in self.mappings(runtime):
-                fitting = [m for m in self.kept if self.foretold(tasks, m) <= self.budget]
-                self.measure(tasks, fitting[0] if fitting else self.kept[-1], runtime)
+            for batching in self.mappings(runtime):
+                fitting = [m for m in self.kept if self.foretold(batching, m) <= self.budget]
+                self.measure(batching, fitting[0] if fitting else self.kept[-1], runtime)
         if (best := self.best()) is not None:
             for memory in self.kept:
-                self.measure(best.tasks, memory, best.runtime)
+                self.measure(best.batching, memory, best.runtime)
             best = self.best() or best
             for row in self.rivals(best) if "compile" in self.runtimes else []:
                 if self.horizon * (best.seconds or 0.0) * GAIN > COMPILING * self.building.get(row[:3], math.inf):
-                    self.measure(row.tasks, row.memory, "compile")
+                    self.measure(row.batching, row.memory, "compile")
         return self.conclusion()
 
     def rivals(self, best: Row) -> list[Row]:
@@ -111,13 +111,13 @@ class Search:
         found: dict[str, Row] = {}
         for row in sorted(traced, key=lambda row: row.seconds or 0.0):
             if (row.bytes or 0) <= self.budget:
-                found.setdefault(row.tasks, row)
+                found.setdefault(row.batching, row)
         return list(found.values())[:2]
 
     def mappings(self, runtime: str) -> list[str]:
-        """The values of `tasks` to try."""
-        if self.tasks is not None:
-            return [self.tasks]
+        """The values of `batching` to try."""
+        if self.batching is not None:
+            return [self.batching]
         found, threads = ["vmap", "loop"], torch.get_num_threads()
         if self.single * self.count > self.budget > self.single:
             found.append(f"vmap:{self.budget // self.single}")
@@ -127,31 +127,31 @@ class Search:
             found += [f"workers:{threads}", f"workers:{threads}:{-(-self.count // threads)}"]
         return found
 
-    def foretold(self, tasks: str, memory: str) -> int:
+    def foretold(self, batching: str, memory: str) -> int:
         """Bytes at the peak, roughly, from those of one task and one step at a time."""
-        how = cut(tasks)
+        how = cut(batching)
         at_once = min(self.count, (self.count if how.size is None else how.size) * how.workers)
         return self.single * at_once * (max(1, self.steps) if memory == "graph" else 1)
 
-    def measure(self, tasks: str, memory: str, runtime: str) -> None:
+    def measure(self, batching: str, memory: str, runtime: str) -> None:
         """Adds a row, unless there is one."""
-        if any(row[:3] == (tasks, memory, runtime) for row in self.rows):
+        if any(row[:3] == (batching, memory, runtime) for row in self.rows):
             return
-        if (expected := self.foretold(tasks, memory)) > self.budget:
-            self.rows.append(Row(tasks, memory, runtime, None, expected, "not tried: above the memory budget"))
+        if (expected := self.foretold(batching, memory)) > self.budget:
+            self.rows.append(Row(batching, memory, runtime, None, expected, "not tried: above the memory budget"))
             return
         try:
             self.rest()
-            self.say(f"measuring {tasks}, {memory}, {runtime}")
-            run = self.build(Choice(tasks, memory, runtime))
+            self.say(f"measuring {batching}, {memory}, {runtime}")
+            run = self.build(Choice(batching, memory, runtime))
             start = self.clock()
             run()  # traces, compiles, warms up
-            self.building[tasks, memory, runtime] = self.clock() - start
+            self.building[batching, memory, runtime] = self.clock() - start
             self.rest()
             _, used = peak.of(run, self.device)
         except Exception as error:  # whatever torch can say, as of a layer that vmap has no rule for
             self.errors.append(error)
-            self.rows.append(Row(tasks, memory, runtime, note=" ".join(str(error).split())))
+            self.rows.append(Row(batching, memory, runtime, note=" ".join(str(error).split())))
             return
         fastest = min((row.seconds for row in self.rows if row.seconds is not None), default=float("inf"))
         best, spent, runs = float("inf"), 0.0, 0
@@ -160,7 +160,7 @@ class Search:
             run()
             seconds = self.clock() - start
             best, spent, runs = min(best, seconds), spent + seconds, runs + 1
-        self.rows.append(Row(tasks, memory, runtime, best, used))
+        self.rows.append(Row(batching, memory, runtime, best, used))
 
     def best(self) -> Row | None:
         """The fastest within the budget; where nothing keeps to it, the one with the lowest peak."""

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
-from metaoptim.engine.graphs.trace import bare, draws, trace, trace_any_step
+from metaoptim.engine.graphs.trace import bare, draws, trace
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
 
@@ -41,26 +41,15 @@ class Graphs:
     def __init__(self, owner: Any, compiled: bool = False) -> None:
         self.compiled = compiled
         self.modules = [m for net in modules(owner) for m in net.modules()]
-        self.graphs: dict[Any, _Graph | None] = {}
+        self.graphs: dict[Any, _Graph] = {}
         self.scratch = Scratch()
 
-    def __call__(
-        self, name: Hashable, function: Function, inputs: Sequence[Tensor], step: int | None = None
-    ) -> tuple[list[Tensor], Any]:
-        """function(*inputs), or function(step, *inputs) for an inner step: tensors, and whatever it returned beside them.
-
-        name: equal for equal functions. Steps share a graph, unless their number decides which operators run.
-        """
+    def __call__(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        """function(*inputs): tensors, and whatever it returned beside them. name: equal for equal functions."""
         key = self.key(name, inputs)
         if key not in self.graphs:
-            self.graphs[key] = self._build(function, inputs, any_step=step is not None)
+            self.graphs[key] = self._build(function, inputs)
         graph = self.graphs[key]
-        if graph is None:
-            if (*key, step) not in self.graphs:
-                self.graphs[*key, step] = self._build(partial(function, step), inputs)
-            graph = cast(_Graph, self.graphs[*key, step])
-        elif step is not None:
-            inputs = [*inputs, torch.tensor(step)]
         with self.scratch.lent(graph.kinds) as pieces:
             with torch.inference_mode():
                 outputs = graph.run(*inputs, *pieces)
@@ -74,17 +63,13 @@ class Graphs:
     @property
     def draws(self) -> bool:
         """Whether a graph draws random numbers by torch's generator."""
-        return any(graph.draws for graph in self.graphs.values() if graph)
+        return any(graph.draws for graph in self.graphs.values())
 
-    def _build(self, function: Function, inputs: Sequence[Tensor], any_step: bool = False) -> _Graph | None:
+    def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
         flat = _Flat(function)
         self.scratch.give_back()  # tracing runs the graph once, in memory of its own
         with torch.no_grad():
-            module = trace_any_step(flat, inputs) if any_step else trace(flat, inputs)
-            number = [torch.tensor(0)] if any_step else []
-            return self._finished(flat, module, [*inputs, *number]) if module else None
-
-    def _finished(self, flat: _Flat, module: fx.GraphModule, inputs: Sequence[Tensor]) -> _Graph:
+            module = trace(flat, inputs)
         found = any(draws(node) for node in module.graph.nodes)
         kinds = [] if self.compiled else recycle(module)
         bare(module)

@@ -53,40 +53,6 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     return _traced(function, inputs, *_MANNERS[-1])
 
 
-class AnyStep:
-    """The number k of an inner step in a graph that all steps share: whatever looks at it raises a TypeError.
-
-    A number may be added; `number` is the symbol that the graph holds for it.
-    """
-
-    def __init__(self, number: Any) -> None:
-        self.number = number
-
-    def __add__(self, other: int) -> AnyStep:
-        return AnyStep(self.number + other)
-
-    def __sub__(self, other: int) -> AnyStep:
-        return AnyStep(self.number - other)
-
-    def _looked_at(self, *_: Any) -> Any:
-        raise TypeError("the number of the step decides what is computed")
-
-    __eq__ = __ne__ = __hash__ = __bool__ = __str__ = __repr__ = __format__ = _looked_at  # the others raise of themselves
-    __class__ = property(_looked_at)  # which isinstance asks for
-
-
-def trace_any_step(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule | None:
-    """The operators of function(k, *inputs) for every k, which is the graph's last input as a tensor; None where k matters."""
-
-    def unknown(*args: Tensor) -> Sequence[Tensor]:
-        return function(AnyStep(args[-1].item()), *args[:-1])
-
-    for kernels in (DECOMPOSITIONS, {}):
-        with suppress(Exception):  # whatever the function does with what is no number; its own faults come up in `trace`
-            return _traced(unknown, [*inputs, torch.tensor(0)], "fake", kernels)  # among values every number is known
-    return None
-
-
 def _traced(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Mode, kernels: Kernels
 ) -> fx.GraphModule:

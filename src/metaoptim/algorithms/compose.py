@@ -1,0 +1,100 @@
+"""A meta-optimizer from its choices: what every algorithm's builder calls, and anyone can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaoptim.core import trees
+from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
+from metaoptim.estimators import Unroll
+from metaoptim.learners import GradientLearner, Network
+
+Mask = Literal["all", "head", "body"] | Callable[[str], bool]
+"""Which weights: all of them, those of the head, all others, or a function of the name."""
+
+
+def compose(
+    net: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    rule: Rule,
+    steps: int = 1,
+    adapts: Mask = "all",
+    learns: Mask = "all",
+    estimator: Estimator = Unroll(),  # noqa: B008 - frozen
+    head: str | None = None,
+    batch_size: int | None = None,
+    prox: float = 0.0,
+    start: Callable[[Params, Batch], Params] | None = None,
+    normalisation: Normalisation = "transductive",
+    reduction: Literal["mean", "sum"] = "mean",
+    outer: Outer = Outer(),  # noqa: B008 - a NamedTuple
+    name: str = "custom",
+) -> MetaOptimizer:
+    """A meta-optimizer that adapts by the steps of a rule. Parameters that are frozen in `net` neither adapt nor are learnt.
+
+    Args:
+        net: the module that adapts.
+        loss: loss(output, target) -> scalar mean.
+        rule: how weights move in the inner loop.
+        steps: inner steps K in training.
+        adapts: which weights the inner loop moves.
+        learns: which weights the outer loop moves; the rule's own parameters ψ are always learnt.
+        estimator: how the meta-gradient is obtained.
+        head: the submodule that reads the features; by default the one called `head`, else the last linear layer.
+        batch_size, prox, start: see `GradientLearner`.
+        normalisation: whose statistics batch norms use on the query set.
+        reduction: how the tasks of a batch are put together.
+        outer: the outer optimizer.
+        name: what tables call it.
+    """
+    network = Network(net, loss, normalisation, head)
+    moves, learnt = mask(network, adapts), mask(network, learns)
+    weights = network.weights()
+    moving = trees.select(weights, moves)
+    if steps and network.learnt and not moving:
+        raise ValueError(
+            f"nothing adapts: of the {len(weights)} weights none is chosen by adapts={adapts!r} and has requires_grad=True; "
+            "choose others, free some, or take steps=0."
+        )
+    learner = GradientLearner(network, rule, steps, moves, prox, start, batch_size)
+    phi = MetaParams(weights, rule.start(moving, generator()) if moving else {})
+    return MetaOptimizer(learner, estimator, phi, learnt, reduction, outer, name)
+
+
+def mask(network: Network, which: Mask) -> Callable[[str], bool]:
+    """A mask as a function of the name, among the weights that the module itself wants trained."""
+    if callable(which):
+        chosen = which
+    elif which == "all":
+        return network.trainable
+    elif which in ("head", "body"):
+        head = network.head_name
+        inside = frozenset(n for n, _ in network.net.named_parameters() if network.in_head(n))
+        if not inside:
+            raise ValueError(f"the head `{head}` has no weights; name another submodule with head=.")
+        chosen = inside.__contains__ if which == "head" else lambda name: name not in inside
+    else:
+        raise ValueError(f"the mask {which!r} is unknown: choose all, head, body, or give a function of a weight's name.")
+    return Names(tuple(n for n, _ in network.net.named_parameters() if network.trainable(n) and chosen(n)))
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names as a mask; two of them are equal, and print alike in every process, where a closure or a set would not."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, name: str) -> bool:
+        return name in self.names
+
+
+def generator() -> torch.Generator:
+    """A generator that is seeded by torch's own, as `torch.manual_seed` has left it."""
+    source = torch.default_generator
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=source, device=source.device)))

@@ -1,0 +1,67 @@
+"""Prototypical networks.
+
+    c_n = mean of f_θ(x) over the support's examples x of class n
+    p(y = n | x) = softmax_n(−‖f_θ(x) − c_n‖²)        summed over the features, not averaged
+    θ ← θ − β ∇_θ mean_i L_i(−‖f_θ(·) − c‖²; Q_i)     no inner steps
+
+Paper: Snell, Swersky and Zemel 2017, https://arxiv.org/abs/1703.05175, eqs. 1 and 2.
+
+Deviations: support and query are normalised as the policy says, where the paper's code passes both through batch norm as one
+batch in training and uses running statistics at test; tasks are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metaoptim.algorithms.compose import mask
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, State
+from metaoptim.estimators import Unroll
+from metaoptim.learners import ClosedForm, Network
+
+
+def fit(network: Network, phi: MetaParams, support: Batch) -> State:
+    """Class means (N, D) of features, and how many examples each is the mean of (N)."""
+    x, y = support
+    if y.is_floating_point():
+        raise ValueError(f"prototypes are means of classes: the targets must be class numbers, such as int64; found {y.dtype}.")
+    member = y[:, None] == torch.arange(network.outputs, device=y.device)
+    z = network.features(phi.weights, x, None)
+    count = member.sum(0)
+    return {"means": member.to(z.dtype).mT @ z / count.clamp(min=1)[:, None], "count": count}
+
+
+def predict(network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
+    """Logits (B, N): minus the squared distance to each class mean; −∞ for classes that the support lacks."""
+    z = network.features(phi.weights, x, support)
+    distance = (z[:, None] - state["means"][None]).square().sum(-1)
+    return torch.where(state["count"] > 0, -distance, -math.inf)
+
+
+def protonet(
+    net: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    head: str | None = None,
+    normalisation: Normalisation = "transductive",
+) -> MetaOptimizer:
+    """Learns features in which a class is where the mean of its examples is.
+
+    Args:
+        head: the layer that is left out, whose inputs are the features and whose number of outputs is that of the classes;
+            none: the one called `head`, else the last linear layer.
+        normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
+            (the support's) or "frozen" (stored ones).
+    """
+    network = Network(net, loss, normalisation, head)
+    return MetaOptimizer(
+        ClosedForm(network, fit, predict),
+        Unroll(),
+        MetaParams(network.weights(), {}),
+        learns=mask(network, "body"),
+        name="protonet",
+    )

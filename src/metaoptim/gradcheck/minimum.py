@@ -1,0 +1,87 @@
+"""A learner whose run begins, and ends, at the minimum of the inner objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev
+
+from metaoptim.core import trees
+from metaoptim.core.gradients import held
+from metaoptim.core.inner_loop import inner_loop
+from metaoptim.core.types import Batch, Info, Learner, Loss, MetaParams, Params, State
+
+NEWTON = 12  # steps, from where the learner's own run ends
+MANY = 2000  # adapting numbers, whose Hessian is made in full
+LEAST = 1e-9  # of the gradient at the minimum, relative to that at the start
+
+
+@dataclass(frozen=True)
+class AtMinimum:
+    """s_0 is the minimum near which the learner's own run ends, by Newton's method with the Hessian in full; no steps."""
+
+    learner: Learner
+
+    @property
+    def steps(self) -> int:
+        return 0
+
+    def adapts(self, name: str) -> bool:
+        return self.learner.adapts(name)
+
+    def init(self, phi: MetaParams, support: Batch) -> State:
+        *_, (k, state) = inner_loop(self.learner, phi, support, held)
+        slope = torch.full((), torch.inf)
+        for _ in range(NEWTON):
+            f, x = self.learner.inner(phi, state, support, k)
+            if (size := sum(p.numel() for p in x.values())) > MANY:
+                raise ValueError(
+                    f"{size} numbers adapt, and the check of an implicit gradient takes {MANY} at most: take a smaller network."
+                )
+            value, flat = _flattened(f, x)
+            gradient, hessian = grad(value)(flat), jacrev(grad(value))(flat)
+            slope = gradient.norm() / (1 + flat.norm())
+            state = _replaced(state, x, flat - torch.linalg.solve(hessian, gradient))
+        if not slope <= LEAST:
+            raise ValueError(
+                "the inner objective has no minimum near where the run ends, so that there is no implicit gradient to compare "
+                "with; a larger prox gives it one."
+            )
+        return state
+
+    def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
+        return self.learner.inner(phi, state, support, k)
+
+    def apply(self, phi: MetaParams, state: State, grads: Params, loss: Tensor, k: Tensor) -> State:
+        return self.learner.apply(phi, state, grads, loss, k)
+
+    def loss(self, phi: MetaParams, state: State, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
+        return self.learner.loss(phi, state, support, batch, k)
+
+    def weights(self, phi: MetaParams, state: State) -> Params:
+        return self.learner.weights(phi, state)
+
+    def heritage(self, state: State) -> State:
+        return self.learner.heritage(state)
+
+    def inherit(self, state: State, heritage: State) -> State:
+        return self.learner.inherit(state, heritage)
+
+
+def _flattened(f: Loss, x: Params) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """f as a function of one vector, and the vector at x."""
+    return lambda flat: f(_parts(flat, x))[0], torch.cat([p.reshape(-1) for p in x.values()])
+
+
+def _parts(flat: Tensor, x: Params) -> Params:
+    pieces: tuple[Tensor, ...] = torch.split(flat, [p.numel() for p in x.values()])
+    return {n: piece.view(p.shape) for piece, (n, p) in zip(pieces, x.items(), strict=True)}
+
+
+def _replaced(state: State, x: Params, flat: Tensor) -> State:
+    """The state with other values for its tensors x."""
+    values = {id(x[n]): p for n, p in _parts(flat, x).items()}
+    return trees.map_tensors(lambda leaf: values.get(id(leaf), leaf), state)

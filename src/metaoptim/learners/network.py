@@ -1,0 +1,162 @@
+"""A module with a loss, as a function of its weights; it knows its head, and the features that the head reads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaoptim.core.types import Batch, Info, Learner, Normalisation, Params
+from metaoptim.nn import needs_written_out, refuse, statistics, written_out
+
+
+def nothing(name: str) -> bool:
+    """The mask that holds no weight."""
+    return False
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module with a loss, as a function of its weights.
+
+    Args:
+        net: the module.
+        loss: loss(output, target) -> scalar mean.
+        normalisation: whose statistics a batch is normalised by: its own ("transductive"), those of the support set that is
+            passed along ("inductive"), or the stored ones ("frozen").
+        head: the submodule that reads the features; by default the one called `head`, else the last linear layer.
+        per_step: names of weights that have a version for each of the states s_0 … s_K: these have a leading axis K+1,
+            which is indexed by k (beyond K: the last one). Antoniou 2019, section 4.
+        versions: K+1, where some weights are per step.
+    """
+
+    net: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    normalisation: Normalisation = "transductive"
+    head: str | None = None
+    per_step: Callable[[str], bool] = nothing
+    versions: int = 1
+    learnt: frozenset[str] = field(init=False, repr=False)  # a set's order differs in every process
+    unusual: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
+        learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
+        object.__setattr__(self, "learnt", learnt)
+        if self.normalisation not in get_args(Normalisation):
+            raise ValueError(
+                f"normalisation {self.normalisation!r} is unknown: choose among {', '.join(get_args(Normalisation))}."
+            )
+        if self.head is not None and self.head not in dict(self.net.named_modules()):
+            known = ", ".join(n for n, _ in self.net.named_children()) or "none"
+            raise ValueError(f"the network has no submodule `{self.head}` for its head; its own are: {known}.")
+        refuse(self.net, self.normalisation)
+        object.__setattr__(self, "unusual", needs_written_out(self.net))
+
+    def weights(self) -> Params:
+        """The module's weights as they are now, detached copies."""
+        own = {n: p.detach().clone() for n, p in self.net.named_parameters()}
+        return {n: torch.stack([p] * self.versions) if self.per_step(n) else p for n, p in own.items()}
+
+    def trainable(self, name: str) -> bool:
+        """Whether the module's own parameter of that name asked for a gradient."""
+        return name in self.learnt
+
+    def in_head(self, name: str) -> bool:
+        """Whether the weight of that name belongs to the head."""
+        return name.startswith(f"{self.head_name}.")
+
+    @property
+    def head_name(self) -> str:
+        """The head's name."""
+        if self.head is not None:
+            return self.head
+        linear = [n for n, m in self.net.named_modules() if isinstance(m, nn.Linear) and n]
+        if "head" in dict(self.net.named_children()):
+            return "head"
+        if not linear:
+            raise ValueError(
+                "this network has no submodule `head` and no linear layer to take for its head; name one with head=, or leave "
+                "out what needs it (baselines, closed forms)."
+            )
+        return str(linear[-1])
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the head has."""
+        layer = self.net.get_submodule(self.head_name)
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(f"the head `{self.head_name}` is {type(layer).__name__}; how many outputs it has isn't known.")
+        return layer.out_features
+
+    def at(self, weights: Params, k: Tensor) -> Params:
+        """The weights of the module itself after k steps."""
+        if not any(map(self.per_step, weights)):
+            return weights
+        row = k.clamp(max=self.versions - 1).reshape(1)
+        return {n: p.index_select(0, row).squeeze(0) if self.per_step(n) else p for n, p in weights.items()}
+
+    def __call__(self, weights: Params, batch: Batch, support: Batch | None, k: Tensor) -> tuple[Tensor, Info]:
+        """The mean loss on a batch (x, y) after k steps, and its accuracy where targets are classes.
+
+        support: the set whose statistics count under "inductive"; None while that set itself is fitted.
+        """
+        x, y = batch
+        return self.judge(self._run(self.net, self.at(weights, k), x, support), y)
+
+    def features(self, weights: Params, x: Tensor, support: Batch | None) -> Tensor:
+        """What the head reads (B, D) of inputs (B, …)."""
+        # Made anew each time, so that it has whatever the network's attributes have become.
+        *folders, name = self.head_name.split(".")
+        body = parent = _shallow(self.net)
+        for folder in folders:
+            child = _shallow(parent.get_submodule(folder))
+            parent._modules[folder] = child
+            parent = child
+        parent._modules[name] = nn.Identity()
+        found: Tensor = self._run(body, {n: p for n, p in weights.items() if not self.in_head(n)}, x, support)
+        return found
+
+    def judge(self, output: Any, y: Any) -> tuple[Tensor, Info]:
+        """The mean loss of an output, and its accuracy where targets are classes."""
+        loss = self.loss(output, y)
+        if loss.ndim:
+            raise ValueError(
+                f"the loss returned a tensor of shape {tuple(loss.shape)}; it must return a scalar, the mean over examples."
+            )
+        if output.ndim == y.ndim + 1 and not y.is_floating_point():
+            return loss, {"accuracy": (output.argmax(-1) == y).to(output.dtype).mean()}
+        return loss, {}
+
+    def _run(self, net: nn.Module, weights: Params, x: Tensor, support: Batch | None) -> Any:
+        given = support[0] if support is not None and self.normalisation == "inductive" else None
+        rows = None if given is None else given.shape[0]
+        with statistics(frozen=self.normalisation == "frozen", rows=rows), written_out(self.unusual):
+            if given is None:
+                return functional_call(net, weights, (x,))
+            return functional_call(net, weights, (torch.cat([given, x]),))[given.shape[0] :]
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """The same module, whose children can be replaced without a trace in the original."""
+    other = copy.copy(module)
+    other._modules = dict(module._modules)
+    return other
+
+
+def network_of(learner: Learner) -> Network | None:
+    """The network that a learner is built on; None where it is not built on one."""
+    model = getattr(learner, "model", None)
+    return model if isinstance(model, Network) else None
+
+
+def with_network(learner: Learner, network: Network) -> Learner:
+    """The same learner on another network."""
+    other: Any = learner
+    changed: Learner = replace(other, model=network)
+    return changed

@@ -1,0 +1,25 @@
+"""Gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from metaoptim.core.types import Params, State, Step
+
+
+@dataclass(frozen=True)
+class SGD:
+    """u = −lr · g."""
+
+    lr: float
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> State:
+        return {}
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        return {n: -self.lr * g for n, g in grads.items()}, state
