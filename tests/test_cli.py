@@ -105,6 +105,13 @@ def test_list_names_everything(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
         assert f"  {name} " in out
 
 
+def test_list_of_one_kind_is_one_line_each(cli: Cli) -> None:
+    code, out, _ = cli("list", "algorithms")
+    assert code == 0 and "omniglot-maml" not in out
+    rows = [line for line in out.splitlines() if line.startswith("  ") and line.strip()]
+    assert [row.split()[0] for row in rows] == list(ALGORITHMS) and all(len(row) <= 120 for row in rows)
+
+
 def test_list_shows_what_a_recipe_was_measured_to_reach() -> None:
     from metaoptim.cli.show import measured
 
@@ -213,7 +220,8 @@ BAD = [
     (["show", ""], ["unknown name ``", "expected one of: "]),
     (["show", "mamml"], ["unknown name `mamml`", "`maml`"]),
     (["show", "conv"], ["unknown name `conv`", "`conv4`"]),
-    (["list", "maml"], ["unexpected extra argument"]),
+    (["list", "maml"], ["unknown kind `maml`", "recipes, algorithms, tasks, models"]),
+    (["list", "algorithm"], ["did you mean `algorithms`?"]),
     (["evaluate"], ["Missing argument", "RUN"]),
     (["evaluate", "nowhere"], ["nowhere/recipe.toml", "metaoptim train"]),
     (["evaluate", "empty"], ["empty/recipe.toml"]),

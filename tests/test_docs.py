@@ -17,6 +17,7 @@ import torch
 from typer.main import get_command
 
 import metaoptim as mo
+from metaoptim.algorithms import ALGORITHMS
 from metaoptim.cli.main import app
 from metaoptim.cli.show import explain
 from metaoptim.recipes import recipe as config
@@ -203,3 +204,29 @@ def test_public_names_can_be_looked_up() -> None:
         assert all(getattr(mo, name) is not None for name in dir(mo))
     with pytest.raises(AttributeError, match="no attribute 'mamal'"):
         getattr(mo, "ma" + "mal")
+
+
+def row_of(page: str, name: str) -> str:
+    """The row of a page's tables whose first cell names something; a failure that says which page lacks it."""
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("|") and re.search(rf"[`\[]{name}[`\]]", line.split("|")[1]):
+            return line
+    pytest.fail(f"{page} has no row for `{name}`; add one to its table")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_tables_list_every_algorithm(name: str) -> None:
+    for page in ("README.md", "docs/index.md"):
+        assert f"algorithms/{name}.md" in row_of(page, name) or name.startswith("article_")
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_the_readme_states_what_a_recipe_has_measured(name: str) -> None:
+    expected = config.load(name).tables["expected"]
+    assert expected, f"the recipe {name} states no measured result"
+    scale, digits = (100, 1) if expected["metric"] == "accuracy" else (1, 2)
+    cell = f"{scale * expected['value']:.{digits}f} ± {scale * expected['interval']:.{digits}f}"
+    if name == "glyphs-maml":  # the demo has a table of its own
+        assert cell in (ROOT / "README.md").read_text(encoding="utf-8")
+    else:
+        assert f"**{cell}**" in row_of("README.md", name)

@@ -321,3 +321,45 @@ def test_torchs_own_mse_and_an_attribute_that_changes_are_right_by_default() -> 
         losses.append(module.backward(batch()).item())
         assert losses[-1] == mo.Engine(module.method, "loop", "graph", "eager")(module.phi(), batch()).loss.item()
     assert losses[0] != losses[1]
+
+
+# ---- Closed forms
+
+
+def proto_run(policy: Any = "transductive", ways: int = 3) -> Run:
+    torch.manual_seed(0)
+    method = mo.protonet(mo.nn.conv4(ways, size=8, filters=6), mo.losses.cross_entropy, normalisation=policy)
+    return mo.train(method, images(), iterations=2, tasks_per_step=2, progress=False, engine=LOOP)
+
+
+@pytest.mark.parametrize("policy", ["transductive", "inductive", "frozen"])
+def test_a_closed_form_is_evaluated_and_adapted_as_anything_else(policy: Any, tmp_path: Path) -> None:
+    run = proto_run(policy)
+    (xs, ys), (xq, yq) = images().sample("test", seed=0, start=0, count=1)
+    result = mo.evaluate(run, images(), episodes=3, progress=False, baselines=("untrained", "prototypes"))
+    assert [row.scores["accuracy"].shape for row in result.rows] == [(3, 1)] * 3
+    torch.testing.assert_close(result.rows[0].scores["accuracy"], result.rows[2].scores["accuracy"])
+    more = mo.evaluate(run, images(), episodes=3, progress=False, steps=2, baselines=())
+    assert torch.equal(more.rows[0].scores["loss"], result.rows[0].scores["loss"].expand(3, 3)), "no step changes it"
+    classify = run.adapt((xs[0], ys[0])).eval()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(classify(xq[0]), yq[0])
+    torch.testing.assert_close(loss, result.rows[0].scores["loss"][0, 0], rtol=1e-4, atol=1e-5)
+    safetensors.torch.save_file(classify.state_dict(), tmp_path / "fitted.safetensors")
+    other = run.adapt((xs[0].flip(-1), ys[0])).eval()
+    assert not torch.equal(other(xq[0]), classify(xq[0]))
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "fitted.safetensors"))
+    assert torch.equal(other(xq[0]), classify(xq[0])) and torch.equal(copy.deepcopy(classify)(xq[0]), classify(xq[0]))
+
+
+def test_prototypes_are_class_means_and_absent_classes_are_never_predicted() -> None:
+    run = proto_run(ways=5)
+    (xs, ys), (xq, _) = images().sample("test", seed=0, start=0, count=1)
+    logits = run.adapt((xs[0], ys[0]))(xq[0])
+    assert logits.shape == (len(xq[0]), 5) and logits[:, 3:].isneginf().all()
+    body = copy.deepcopy(run.network.net)
+    body.load_state_dict(run.phi.weights, strict=False)
+    body.add_module("head", nn.Identity())
+    z, q = body(xs[0]), body(xq[0])
+    for c in range(3):
+        torch.testing.assert_close(logits[:, c], -(q - z[ys[0] == c].mean(0)).square().sum(1), rtol=1e-4, atol=1e-5)

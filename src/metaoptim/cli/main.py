@@ -58,11 +58,15 @@ def top(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="One kind alone: recipes, algorithms, tasks or models.")
+    ] = None,
+) -> None:
     """List recipes and their results, algorithms, tasks, models."""
     from metaoptim.cli.show import overview
 
-    console().print(overview())
+    console().print(overview(kind))
 
 
 @app.command()

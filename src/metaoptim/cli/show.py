@@ -19,13 +19,23 @@ from metaoptim.recipes.schema import NONE, REQUIRED, nearest, spell
 _KINDS = {"algorithm": "algorithms", "tasks": "tasks", "model": "models"}
 
 
-def overview() -> RenderableType:
-    """Everything that has a name, by kind."""
-    recipes = [config.load(name) for name in config.names()]
-    parts = [_section("recipes", ([r.name, r.description, measured(r.tables["expected"])] for r in recipes))]
-    for kind, title in _KINDS.items():
-        parts.append(_section(title, ([n, _doc(b).partition("\n")[0]] for n, b in config.BUILDERS[kind].items())))
+def overview(kind: str | None = None) -> RenderableType:
+    """Everything that has a name, by kind, or one kind of it; a line each, cut to the terminal."""
+    titles = ["recipes", *_KINDS.values()]
+    if kind is not None and kind not in titles:
+        raise ValueError(f"unknown kind `{kind}`{nearest(kind, titles)}")
+    parts = [_lines(title) for title in titles if kind in (None, title)]
     return Group(*parts, Text("More about each: metaoptim show NAME"))
+
+
+def _lines(title: str) -> RenderableType:
+    if title == "recipes":
+        recipes = [config.load(name) for name in config.names()]
+        rows = [[r.name, r.description, measured(r.tables["expected"])] for r in recipes]
+    else:
+        kind = next(kind for kind, plural in _KINDS.items() if plural == title)
+        rows = [[n, _doc(b).partition("\n")[0]] for n, b in config.BUILDERS[kind].items()]
+    return _section(f"{title} ({len(rows)})", rows, cut=True)
 
 
 def explain(name: str) -> RenderableType:
@@ -88,10 +98,15 @@ def _title(kind: str, name: str) -> Text:
     return Text(f"{name} ({kind})", style="bold")
 
 
-def _section(title: str, rows: Iterable[list[str]], header: tuple[str, ...] = ()) -> RenderableType:
+def _section(title: str, rows: Iterable[list[str]], header: tuple[str, ...] = (), cut: bool = False) -> RenderableType:
+    """A table without lines; `cut`: one line a row, of which descriptions lose their end where there is no room."""
     table = Table(*header, box=None, show_header=bool(header), padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
+    for i, row in enumerate(rows):
+        if cut and i == 0:
+            for column in range(len(row)):
+                table.add_column(no_wrap=column != 1)  # what may wrap is what gives way
+        cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in row] if cut else row
+        table.add_row(*cells)
     return Group(Text(title, style="bold"), Padding(table, (0, 0, 1, 2), expand=False))
 
 

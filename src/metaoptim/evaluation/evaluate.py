@@ -25,6 +25,7 @@ from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import episodes_hash
 
 Baseline = Literal["untrained", "prototypes", "pretrained"]
+FINE_TUNING = 10  # steps of the pretrained baseline beside a method that takes none
 AT_ONCE = 50  # episodes sampled and adapted at a time
 
 ABOUT: dict[str, str] = {
@@ -84,6 +85,14 @@ def evaluate(
     def adapted(r: Run) -> Callable[[Task], dict[str, Tensor]]:
         return lambda batch: rollout(r.method, r.phi, batch, r.inherited, count, r.batching)
 
+    def fine_tuned(r: Run) -> Callable[[Task], dict[str, Tensor]]:
+        """As `adapted`; where the method takes no steps, after a few of its own."""
+        if count:
+            return adapted(r)
+        return lambda batch: {
+            m: x[:, -1:] for m, x in rollout(r.method, r.phi, batch, r.inherited, FINE_TUNING, r.batching).items()
+        }
+
     methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]] = {"method": [adapted(r) for r in runs]}
     classes = base.has_classes(tasks.sample(split, seed=seed, start=0, count=1))
     if "untrained" in baselines:
@@ -95,7 +104,7 @@ def evaluate(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 methods["pretrained"] = [
-                    adapted(base.pretrained(r, tasks, pretrain_iterations, max(count, 1), progress)) for r in runs
+                    fine_tuned(base.pretrained(r, tasks, pretrain_iterations, count or FINE_TUNING, progress)) for r in runs
                 ]
         scores = _score(methods, tasks, split, seed, episodes, runs[0].phi.device, progress)
     rows = tuple(_row(name, scores[name], runs[0].method.name if name == "method" else name) for name in methods)
