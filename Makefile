@@ -1,4 +1,5 @@
-# make demo: meta-train MAML on generated letters and judge it.   make test: every check.   Both set up .venv first.
+# make demo: meta-train MAML on generated letters and judge it.   make test: style, types and the fast tests.
+# make test-all: the exhaustive tests too.   All of them set up .venv first.
 # make bench: speed and memory beside other libraries, each in an environment of its own.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +7,7 @@ DEMO ?= runs/demo
 TRAIN ?=
 EVALUATE ?=
 
-.PHONY: setup demo test bench format clean
+.PHONY: setup demo lint test test-all bench format clean
 
 setup: .venv/ready
 
@@ -20,11 +21,16 @@ demo: .venv/ready
 	$(BIN)/metaoptim train glyphs-maml --out $(DEMO) $(TRAIN)
 	$(BIN)/metaoptim evaluate $(DEMO) $(EVALUATE)
 
-test: .venv/ready
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+test: lint
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest -n auto
 
 bench: .venv-bench/ready .venv-jax/ready
 	.venv-bench/bin/python benchmarks/speed.py

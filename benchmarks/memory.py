@@ -196,7 +196,7 @@ def draw(seen: Mapping[str, Mapping[int, list[Seen]]], path: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 5, 20, 50, 200])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), help=f"{', '.join(WAYS)}, or tasks/memory/runtime")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), help=f"{', '.join(WAYS)}, or batching/memory/runtime")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="intra-op threads; torch's own number where not given")
     parser.add_argument("--limit", type=float, default=16.0, help="GB above which a measurement is left out")

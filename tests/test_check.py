@@ -125,6 +125,7 @@ def smooth() -> list[str]:
     return [name for name, method in built.items() if method.estimator.claim != "implicit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("name", smooth())
 def test_healthy_nets_pass(name: str, net: str) -> None:
@@ -285,6 +286,7 @@ def with_rule(rule: Rule, estimator: Unroll) -> MetaOptimizer:
     return MetaOptimizer(GradientLearner(network, rule, 2), estimator, MetaParams(network.weights(), {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Unroll(), Unroll(first_order=True)])
 def test_what_a_rule_holds_on_purpose_is_no_fault(estimator: Unroll) -> None:
     optimizer = with_rule(rules.Adam(0.1), estimator)

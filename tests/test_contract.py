@@ -76,7 +76,7 @@ def leaves(estimate: Estimate) -> list[Tensor]:
 
 
 @every_algorithm
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [POLICIES[0], *(pytest.param(policy, marks=pytest.mark.slow) for policy in POLICIES[1:])])
 def test_every_way_gives_the_same_numbers(name: str, policy: Normalisation) -> None:
     if "normalisation" not in options(name):
         pytest.skip(f"{name} has no normalisation policy")

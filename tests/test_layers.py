@@ -299,6 +299,7 @@ def test_a_graph_sees_buffers_as_they_are_now(memory: str) -> None:
         next(net.buffers()).mul_(1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "mapping", "memory"), TRACED)
 def test_a_trace_gives_it_too(name: str, mapping: str, memory: str) -> None:

@@ -1,4 +1,4 @@
-"""The command `check`: the gradient doctor for an algorithm, a recipe, or a model of the user's own."""
+"""The command `check`: the gradient doctor for an algorithm, a recipe, or the user's own model."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check(
     all_: Annotated[bool, typer.Option("--all", help="Every execution mode, compiled ones too: takes minutes.")] = False,
     data: Data = None,
 ) -> None:
-    """Compare meta-gradients with central differences; name the layer that is off.
+    """Compare meta-gradients with central differences; name the layer at fault.
 
-    Exit code 0: right; 1: a fault was found; 2: wrong input.
+    Exit code 0: correct; 1: a fault was found; 2: wrong input.
     """
     if sum(given is not None for given in (name, recipe, model)) != 1:
         raise ValueError("say what to check: one of ALGORITHM, as in `metaoptim check maml`, --recipe or --model.")
@@ -113,7 +113,7 @@ def _known(kind: str, name: str) -> Any:
 
 
 def _module(spec: str, ways: int | None) -> nn.Module:
-    """The module that MODULE:NAME is, or builds; Python files of the current folder can be MODULE."""
+    """The module that MODULE:NAME is, or builds; MODULE may be a Python file in the current folder."""
     from torch import nn
 
     from metaoptim.recipes.schema import nearest

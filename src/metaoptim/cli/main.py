@@ -27,7 +27,7 @@ EXIT_CODES = (
     "2 wrong input (usage, recipe, data or path); 130 interrupted. METAOPTIM_DEBUG=1 shows the traceback of an error."
 )
 
-# Plain help without a terminal: where a CI system asks for colours, rich would send it control codes.
+# Help is plain without a terminal: if a CI system asks for colours, rich would send it control codes.
 app = typer.Typer(
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
     add_completion=False,
@@ -63,7 +63,7 @@ def list_(
         str | None, typer.Argument(metavar="[KIND]", help="One kind alone: recipes, algorithms, tasks or models.")
     ] = None,
 ) -> None:
-    """List recipes and their results, algorithms, tasks, models."""
+    """List recipes and their results, algorithms, tasks and models."""
     from metaoptim.cli.show import overview
 
     console().print(overview(kind))
@@ -87,7 +87,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder, to the same floats.")] = False,
     data: Data = None,
 ) -> None:
-    """Meta-train by a recipe."""
+    """Meta-train from a recipe."""
     from metaoptim import training
     from metaoptim.recipes import recipe as config
 
@@ -127,7 +127,7 @@ def plan(
     data: Data = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure what a recipe's meta-step costs in each way that the engine has.
+    """Measure what a recipe's meta-step costs in each of the engine's ways.
 
     Prints seconds and peak memory, and which way training takes. The memory budget is the recipe's engine.budget, in GiB:
     --set engine.budget=2.
@@ -162,9 +162,9 @@ def evaluate(
     ] = "best",
     data: Data = None,
 ) -> None:
-    """Judge trained runs on held-out episodes.
+    """Evaluate trained runs on held-out episodes.
 
-    An option that isn't given is the recipe's.
+    Options that aren't given come from the recipe.
     """
     from metaoptim import evaluation
     from metaoptim import runs as stored
@@ -214,7 +214,7 @@ def _recipe_of(run: Path) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns its exit code; the one place where errors become sentences."""
+    """Runs the command line and returns its exit code; the one place where errors become sentences."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -247,7 +247,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a disk is full, which is no fault of the input."""
+    """Whether a disk is full, which is not the input's fault."""
     return any(isinstance(e, OSError) and e.errno in (ENOSPC, EDQUOT) for e in (error, error.__cause__))
 
 

@@ -14,7 +14,7 @@ from metaoptim.recipes.recipe import Recipe
 
 
 def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Plan:
-    """The plan for the recipe's first batch, measured now, whatever is remembered; training then remembers this.
+    """The plan for the recipe's first batch, measured afresh, whatever is cached; training then finds this plan in the cache.
 
     say: is told which way is measured next.
     """
@@ -27,7 +27,7 @@ def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
 
 
 def table(plan: Plan, recipe: Recipe) -> RenderableType:
-    """One row for each way, in the order of their speed; then the choice and why."""
+    """One row for each way, fastest first; then the choice and the reason for it."""
     shown = Table(title=f"{recipe.name}: one meta-step of {recipe.tables['train']['tasks_per_step']} tasks")
     for name in ("batching", "memory", "runtime", "seconds", "peak memory, MiB", ""):
         shown.add_column(name, justify="right" if name.startswith(("seconds", "peak")) else "left", overflow="fold")
@@ -40,5 +40,5 @@ def table(plan: Plan, recipe: Recipe) -> RenderableType:
 
 
 def document(plan: Plan) -> dict[str, Any]:
-    """The same for programs."""
+    """The same in machine-readable form."""
     return {"choice": plan.choice._asdict(), "why": plan.why, "rows": [row._asdict() for row in plan.rows]}

@@ -1,4 +1,4 @@
-"""What several commands share: the option for data, and where they print."""
+"""What several commands share: the data option, and where they print."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Data = Annotated[
 
 
 def use(data: Path | None) -> None:
-    """Makes a folder the one where data sets are looked for."""
+    """Makes a folder the one in which data sets are looked for."""
     if data is not None:
         os.environ["METAOPTIM_DATA"] = str(data)
 
 
 def console(stderr: bool = False) -> Console:
-    """For results, or for progress on stderr; plain and 120 wide where it is no terminal."""
+    """For results, or for progress on stderr; plain and 120 columns wide if it is no terminal."""
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()

@@ -20,7 +20,7 @@ _KINDS = {"algorithm": "algorithms", "tasks": "tasks", "model": "models"}
 
 
 def overview(kind: str | None = None) -> RenderableType:
-    """Everything that has a name, by kind, or one kind of it; a line each, cut to the terminal."""
+    """Everything that has a name, by kind, or one kind alone; one line each, cut to the terminal's width."""
     titles = ["recipes", *_KINDS.values()]
     if kind is not None and kind not in titles:
         raise ValueError(f"unknown kind `{kind}`{nearest(kind, titles)}")
@@ -39,7 +39,7 @@ def _lines(title: str) -> RenderableType:
 
 
 def explain(name: str) -> RenderableType:
-    """All that is known of a name; a ValueError that names the nearest one if there is none."""
+    """Everything known about a name; if it is unknown, a ValueError that suggests the nearest one."""
     parts: list[RenderableType] = []
     if name in config.names():
         parts.append(_recipe(config.load(name)))
@@ -83,13 +83,13 @@ def _builder(kind: str, name: str) -> RenderableType:
     )
     parts: list[RenderableType] = [_title(kind, name), _prose(_doc(build).partition("\n\nArgs:")[0])]
     if kind == "algorithm":
-        # An algorithm's file is about one paper: its equation, the link and the deviations stand at the top.
+        # An algorithm's file is about one paper; its docstring has the equation, the link and the deviations.
         parts.append(_prose(inspect.cleandoc(sys.modules[build.__module__].__doc__ or "")))
     return Group(*parts, _section(f"options, in a recipe's [{kind}]", rows, ("", "value", "default", "meaning")))
 
 
 def _prose(doc: str) -> RenderableType:
-    """A docstring's paragraphs, fitted to the terminal; equations and lists as they are."""
+    """A docstring's paragraphs, fitted to the terminal; equations and lists stay as they are."""
     paragraphs = [p if p.startswith((" ", "-")) else p.replace("\n", " ") for p in doc.split("\n\n")]
     return Text("\n\n".join(paragraphs) + "\n")
 
@@ -99,12 +99,12 @@ def _title(kind: str, name: str) -> Text:
 
 
 def _section(title: str, rows: Iterable[list[str]], header: tuple[str, ...] = (), cut: bool = False) -> RenderableType:
-    """A table without lines; `cut`: one line a row, of which descriptions lose their end where there is no room."""
+    """A table without rules; `cut`: one line per row, with descriptions truncated where there is no room."""
     table = Table(*header, box=None, show_header=bool(header), padding=(0, 2, 0, 0))
     for i, row in enumerate(rows):
         if cut and i == 0:
             for column in range(len(row)):
-                table.add_column(no_wrap=column != 1)  # what may wrap is what gives way
+                table.add_column(no_wrap=column != 1)  # the column that may wrap is the one that rich shrinks
         cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in row] if cut else row
         table.add_row(*cells)
     return Group(Text(title, style="bold"), Padding(table, (0, 0, 1, 2), expand=False))

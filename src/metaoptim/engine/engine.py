@@ -17,7 +17,7 @@ SHARE = 0.7  # of the memory that is free, for a budget that was not given
 
 
 class Engine:
-    """Computes meta-gradients: `engine(phi, batch, carry, outer_step) -> Estimate` over T tasks.
+    """Computes meta-gradients: `engine(phi, batch, carry, outer_step) -> Estimate` over T tasks; no carry: of runs that begin.
 
     The loss and the gradient are put together as the meta-optimizer asks (mean or sum, always in the order of the
     tasks); the carry keeps its leading axis T; `info["losses"]` holds the T single losses, other entries are means.
@@ -63,8 +63,9 @@ class Engine:
         with explained(batch, self.method):
             return starts(self.method, phi, batch)
 
-    def __call__(self, phi: MetaParams, batch: Task, carry: Carry = (), outer_step: int = 0) -> Estimate:
+    def __call__(self, phi: MetaParams, batch: Task, carry: Carry | None = None, outer_step: int = 0) -> Estimate:
         count = check_tasks(batch)
+        carry = self.init(phi, batch) if carry is None else carry
         slots = {x.shape[0] for x in trees.flatten(carry)}
         if slots - {count}:
             raise ValueError(

@@ -136,13 +136,16 @@ def keys(count: int, device: torch.device) -> Tensor:
 
 
 def starts(method: MetaOptimizer, phi: MetaParams, batch: Task) -> Carry:
-    """The carry of T task slots before the first outer step."""
+    """The carry of T task slots before the first outer step; torch's generator is left as it is."""
     learnt, fixed = method.split(phi)
-    drawn = keys(count_tasks(batch), trees.device(batch))
-    return trees.stack([
-        method.estimator.init(Bound(method.learner, fixed, key), learnt, trees.index(batch, t), key)
-        for t, key in enumerate(drawn)
-    ])  # fmt: skip
+
+    def start(t: int) -> Carry:
+        return method.estimator.init(Bound(method.learner, fixed, drawn[t]), learnt, trees.index(batch, t), drawn[t])
+
+    with torch.random.fork_rng(devices=[]):
+        drawn = keys(count_tasks(batch), trees.device(batch))
+        first = start(0)
+        return trees.stack([first, *map(start, range(1, len(drawn)))]) if trees.flatten(first) else first
 
 
 def count_tasks(batch: Task) -> int:

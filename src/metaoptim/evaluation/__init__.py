@@ -1,4 +1,4 @@
-"""Judges runs on held-out episodes."""
+"""Evaluates runs on held-out episodes."""
 
 from metaoptim.evaluation.evaluate import evaluate
 from metaoptim.evaluation.result import Result

@@ -1,10 +1,10 @@
 """What a meta-learner must beat, on the same network and the same episodes.
 
-untrained   φ as it was before training, adapted in the same way: what the inner loop does by itself.
-prototypes  the trained features without an inner loop: each query goes to the nearest mean of the support's features
+untrained   φ as it was before training, adapted in the same way: what the inner loop achieves by itself.
+prototypes  the trained features without an inner loop: each query goes to the nearest class mean of the support's features
             (Snell, Swersky and Zemel 2017, https://arxiv.org/abs/1703.05175, squared Euclidean distance).
-pretrained  the same network trained as an ordinary classifier of all training classes (or, where tasks have no classes,
-            on all tasks pooled), then fine-tuned by SGD from a zero head, its step size chosen on the validation split.
+pretrained  the same network trained as an ordinary classifier of all training classes (or, if tasks have no classes, on
+            all tasks pooled), then fine-tuned by SGD from a zero head, with a step size chosen on the validation split.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from metaoptim.tasks import ImageTasks, TaskFamily
 
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 TUNING_EPISODES = 100
-EXAMPLES = 128  # in a pretraining step
+EXAMPLES = 128  # per pretraining step
 
 
 def untrained(run: Run) -> Run:
@@ -37,7 +37,7 @@ def untrained(run: Run) -> Run:
 
 
 def prototypes(run: Run, batch: Task) -> dict[str, Tensor]:
-    """Accuracy (T, 1) of the nearest mean of the support's features, in the features that the network's head reads."""
+    """Accuracy (T, 1) of the nearest class mean of the support, in the features that the network's head reads."""
     with torch.no_grad():
         tasks = [trees.index(batch, t) for t in range(count_tasks(batch))]
         return {"accuracy": torch.stack([_nearest_mean(run, task) for task in tasks])[:, None]}
@@ -71,7 +71,7 @@ def _fine_tuner(network: Network, phi: MetaParams, lr: float, steps: int) -> Met
 
 
 def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> Params:
-    """The weights of the run's network after ordinary training, from φ at the start; a classifier's head is zero."""
+    """The weights of the run's network after ordinary training from the initial φ; a classifier's head is zero."""
     net = copy.deepcopy(run.network.net).train()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -117,7 +117,7 @@ def _fit(
 
 
 def has_classes(batch: Task) -> bool:
-    """Whether the tasks are pairs of inputs and class numbers."""
+    """Whether the tasks are pairs of inputs and class labels."""
     match batch.query:
         case (Tensor(), Tensor() as y):
             return y.dtype == torch.int64

@@ -1,4 +1,4 @@
-"""Judges runs on held-out episodes, beside the baselines that they must beat."""
+"""Evaluates runs on held-out episodes, beside the baselines that they must beat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import episodes_hash
 
 Baseline = Literal["untrained", "prototypes", "pretrained"]
-FINE_TUNING = 10  # steps of the pretrained baseline beside a method that takes none
+FINE_TUNING = 10  # steps of the pretrained baseline if the method takes none
 AT_ONCE = 50  # episodes sampled and adapted at a time
 
 ABOUT: dict[str, str] = {
@@ -50,18 +50,18 @@ def evaluate(
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
-    """Scores after every inner step on the same episodes for every method.
+    """Scores every method after each inner step, on the same episodes.
 
     Args:
-        run: a run, or runs of the same recipe that differ in their seed (scores are averaged over them per episode).
-        tasks: where episodes come from.
-        split: of the task family.
+        run: a run, or runs of one recipe that differ in their seed (scores are averaged over them, episode by episode).
+        tasks: the task family that episodes come from.
+        split: the family's split to evaluate on.
         episodes: number of episodes E.
-        steps: inner steps K at test; as in training where not given.
-        normalisation: policy at test; as in training where not given.
-        baselines: rows beside the method's: "untrained", "prototypes" (of classes) and "pretrained" (which trains).
-        pretrain_iterations: steps of 128 examples for the "pretrained" row.
-        seed: of the episodes.
+        steps: inner steps K at test; as in training if not given.
+        normalisation: policy at test; as in training if not given.
+        baselines: rows beside the method's: "untrained", "prototypes" (needs classes) and "pretrained" (needs training).
+        pretrain_iterations: training steps for the "pretrained" row, of 128 examples each.
+        seed: seed of the episodes.
         progress: whether to show a progress bar.
 
     Raises:
@@ -86,7 +86,7 @@ def evaluate(
         return lambda batch: rollout(r.method, r.phi, batch, r.inherited, count, r.batching)
 
     def fine_tuned(r: Run) -> Callable[[Task], dict[str, Tensor]]:
-        """As `adapted`; where the method takes no steps, after a few of its own."""
+        """As `adapted`; if the method takes no steps, the baseline takes a few of its own."""
         if count:
             return adapted(r)
         return lambda batch: {
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def with_normalisation(run: Run, policy: Normalisation) -> Run:
-    """The run, judged under another normalisation policy."""
+    """The run, evaluated under another normalisation policy."""
     learner = with_network(run.method.learner, replace(run.network, normalisation=policy))
     return replace(run, method=replace(run.method, learner=learner))
 
@@ -135,7 +135,7 @@ def _score(
 
 
 def _row(method: str, scores: list[dict[str, Tensor]], name: str) -> Row:
-    """One method over its runs: per-episode means over the seeds, and each seed's own mean after the last step."""
+    """One method over its runs: scores per episode, averaged over the seeds, and each seed's own mean after the last step."""
     together = {m: torch.stack([s[m] for s in scores]).mean(0) for m in scores[0]}
     return Row(name, ABOUT[method], together, tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores))
 
@@ -161,7 +161,7 @@ def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: 
 
 
 def _recipe(run: Run) -> Path | None:
-    """The recipe in a run's directory, where it has one."""
+    """The recipe in a run's directory, if there is one."""
     path = run.path / "recipe.toml" if run.path else None
     return path if path is not None and path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""The record of an evaluation: what was measured, on what, and how sure it is."""
+"""The record of an evaluation: what was measured, on what, and how certain it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = (0, 1, 5, 10, 20)  # with the last one, as many columns as fit in 100 ch
 
 @dataclass(frozen=True)
 class Row:
-    """One method's scores on every episode: `scores` maps a metric to (E, K+1); `seeds` to the mean of each seed's run."""
+    """One method's scores on every episode: `scores` maps a metric to (E, K+1); `seeds` holds each run's means."""
 
     name: str
     about: str
@@ -25,7 +25,7 @@ class Row:
     seeds: tuple[Mapping[str, float], ...] = ()
 
     def mean(self, metric: str) -> list[float]:
-        """Mean over episodes after 0 … K steps."""
+        """The mean over episodes after 0 … K steps."""
         mean: list[float] = self.scores[metric].double().mean(0).tolist()
         return mean
 
@@ -34,21 +34,21 @@ class Row:
         return _half(self.scores[metric])
 
     def paired(self, other: Row, metric: str) -> tuple[float, float]:
-        """Mean of this row minus another, episode by episode, after the last step of each; half its 95 % interval."""
+        """The mean of this row minus another, episode by episode, after each one's last step; and half its 95 % interval."""
         gap = self.scores[metric][:, -1:].double() - other.scores[metric][:, -1:].double()
         return gap.mean().item(), _half(gap)[0]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The method's row first, then the baselines', and the facts that make the numbers mean something."""
+    """The method's row first, then the baselines', and the facts that give the numbers their meaning."""
 
     rows: tuple[Row, ...]
     facts: Mapping[str, Any]
 
     @property
     def metric(self) -> str:
-        """ "accuracy" (a fraction) where the tasks have classes, else "loss"."""
+        """ "accuracy" (a fraction) if the tasks have classes, else "loss"."""
         return "accuracy" if "accuracy" in self.rows[0].scores else "loss"
 
     @property
@@ -62,7 +62,7 @@ class Result:
         return self.rows[0].interval(self.metric)[-1]
 
     def table(self) -> Table:
-        """A row per method, a column per inner step."""
+        """One row per method, one column per inner step."""
         facts, percent = self.facts, self.metric == "accuracy"
         unit = "accuracy, %" if percent else "loss"
         steps = facts["steps"]
@@ -82,7 +82,7 @@ class Result:
         return table
 
     def json(self) -> str:
-        """Everything, for machines; enough to repeat the evaluation."""
+        """Everything in machine-readable form; enough to repeat the evaluation."""
         rows = [
             {
                 "name": row.name,
@@ -114,7 +114,7 @@ def _half(x: Tensor) -> list[float]:
 
 
 def _spread(values: list[float]) -> float | None:
-    """Standard deviation over seeds; None for fewer than two."""
+    """The standard deviation over seeds; None for fewer than two."""
     return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
 
 

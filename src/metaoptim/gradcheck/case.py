@@ -107,7 +107,7 @@ class Case:
         engine = Engine(replace(self.method, learner=learner or self.method.learner), *how, precision)
 
         def gradient(phi: MetaParams, batch: Task) -> Estimate:
-            return engine(phi, batch, engine.init(phi, batch) if carry is None else carry)
+            return engine(phi, batch, carry)
 
         if how[2] != "eager":
             self.run(gradient)  # traces, which would draw random numbers before the first run and not before others

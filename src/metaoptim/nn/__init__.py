@@ -1,4 +1,4 @@
-"""Models, and normalisation layers that are right under every function transform."""
+"""Models, and normalisation layers that are correct under every function transform."""
 
 from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp

@@ -1,4 +1,4 @@
-"""Attention, written out: torch's fused kernels have no second derivative, and draw their own dropout."""
+"""Attention, written out: torch's fused kernels have no second derivative, and draw their own dropout masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(Q Kᵀ / √E + mask) V for (…, L, E), (…, S, E) and (…, S, V); rows that see nothing are zero, as torch's are."""
+    """softmax(Q Kᵀ / √E + mask) V for (…, L, E), (…, S, E) and (…, S, V); rows that attend to nothing are zero, as in torch."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -43,7 +43,7 @@ def _never(tensors: Any) -> bool:
     return False
 
 
-# torch's function with three of the names that it looks up bound to others: all its masks and options, none of its kernels.
+# torch's own function with three of its globals rebound: it keeps all its masks and options, and uses none of its kernels.
 multi_head_attention = FunctionType(
     F.multi_head_attention_forward.__code__,
     vars(F) | {"scaled_dot_product_attention": scaled_dot_product_attention, "dropout": dropout, "has_torch_function": _never},

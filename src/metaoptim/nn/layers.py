@@ -1,4 +1,4 @@
-"""Sentences that name a layer: one that no inner loop can keep right, and the one that an error comes from."""
+"""Names the layer at fault in a sentence: one that no inner loop can handle correctly, or one whose forward pass failed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EMBEDDING = {
 
 
 def refuse(module: nn.Module, policy: str) -> None:
-    """Raises a ValueError that names the first layer which an inner loop could not keep right, and the fix."""
+    """Raises a ValueError that names the first layer that an inner loop can't handle correctly, and the fix."""
     for name, layer in module.named_modules():
         fault = _fault(layer, policy)
         if fault:
@@ -26,7 +26,7 @@ def refuse(module: nn.Module, policy: str) -> None:
 
 
 def _fault(layer: nn.Module, policy: str) -> str:
-    """What is wrong with a layer, and what to do; empty for nothing."""
+    """What is wrong with a layer, and what to do about it; empty if nothing is."""
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "has no weights before it has seen data; call the module once on an example"
     if isinstance(layer, _NormBase) and layer.track_running_stats:
@@ -48,7 +48,7 @@ def _fault(layer: nn.Module, policy: str) -> str:
 
 
 def held(module: nn.Module) -> dict[str, Tensor]:
-    """Where torch takes a weight for a constant whatever the loss says: masks by name, for the padding rows of embeddings."""
+    """Masks, by name, of weights that torch keeps constant whatever the loss says: the padding rows of embeddings."""
     masks = {}
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
@@ -59,7 +59,7 @@ def held(module: nn.Module) -> dict[str, Tensor]:
 
 
 def blame(error: BaseException, module: nn.Module) -> str | None:
-    """The layer of the module, by name and type, in whose forward pass an error was raised; None for any other error."""
+    """The layer, by name and type, whose forward pass raised an error; None for any other error."""
     names = {id(layer): name for name, layer in reversed(list(module.named_modules()))}
     found, frames = None, error.__traceback__
     while frames is not None:
@@ -72,6 +72,6 @@ def blame(error: BaseException, module: nn.Module) -> str | None:
 
 
 def named(name: str, layer: nn.Module) -> str:
-    """A layer in a sentence: its dotted name, and its type."""
+    """A layer as a sentence names it: its dotted name and its type."""
     kind = type(layer).__name__
     return f"layer `{name}` ({kind})" if name else f"the module itself ({kind})"

@@ -50,17 +50,17 @@ def conv4(
 ) -> nn.Module:
     """Four blocks of 3×3 convolution, norm and ReLU, then a linear head; (B, channels, size, size) -> (B, ways).
 
-    The network of Vinyals 2016, with strides in place of pooling as in the MAML paper's Omniglot runs.
+    The network of Vinyals 2016, with strides instead of pooling, as in the MAML paper's Omniglot runs.
 
     Args:
         ways: number of classes N.
         channels: colour channels of the images.
         size: height and width of the images, in pixels.
         filters: width of every convolution.
-        pool: 2×2 max-pooling in place of stride 2 (the mini-ImageNet network; about four times the work).
+        pool: 2×2 max-pooling instead of stride 2 (the mini-ImageNet network; about four times the work).
         norm: "batch" (see the normalisation policies), "layer" or "none".
-        features: what the head reads: the mean over positions ("mean", as the MAML paper's Omniglot code) or all of them
-            ("flatten").
+        features: what the head reads: the mean over positions ("mean", as in the MAML paper's Omniglot code) or all of
+            them ("flatten").
     """
     if ways < 2 or channels < 1 or filters < 1:
         raise ValueError(f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1.")
@@ -69,7 +69,7 @@ def conv4(
     smallest = 16 if pool else 1
     if size < smallest:
         raise ValueError(f"conv4: size={size} leaves no pixel after four halvings; images need >= {smallest} pixels.")
-    # A bias ahead of batch statistics cancels out; its gradient would be rounding noise, which Adam would amplify.
+    # A bias before a batch norm cancels out; its gradient would be rounding noise, which Adam would amplify.
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
     side, width = size, channels
     for i in range(4):

@@ -1,7 +1,7 @@
-"""Random draws as a function of a key: the same in a loop, under vmap, in a thread, and when a step is computed again.
+"""Random draws as a function of a key: the same in a loop, under vmap, in a thread, and when a step is recomputed.
 
-torch's own generator gives other numbers to another order of evaluation. Two ways to compute a meta-gradient would be two
-different gradients, and a step that is computed again on the way back would not be the step that was taken.
+torch's own generator gives other numbers in another order of evaluation. Two ways of computing a meta-gradient would then give
+two different gradients, and a step that is recomputed in the backward pass would not be the step that was taken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 Function = Callable[..., Any]
 Shape = Sequence[int]
 
-_SPAN = 1 << 31  # of keys and of draws
+_SPAN = 1 << 31  # keys and draws lie below this
 _SELU = 1.7580993408473766  # minus SELU's limit at minus infinity: alpha dropout puts that limit in place of what it drops
 
 _KEY: ContextVar[tuple[Tensor, int | Tensor] | None] = ContextVar("key", default=None)
@@ -29,11 +29,11 @@ _DRAWS: ContextVar[Iterator[int] | None] = ContextVar("draws", default=None)
 
 @contextmanager
 def noise(key: Tensor, stage: int | Tensor = 0) -> Iterator[None]:
-    """Inside, what a forward pass draws is a function of the key, of the stage, and of the draws before it in that pass.
+    """Inside, a draw depends only on the key, the stage, and how many draws came before it in the same forward pass.
 
     Args:
-        key: an int64 scalar, 0 <= key < 2^31: the task's; it may be mapped over.
-        stage: tells apart what draws anew from the same key, such as the inner steps.
+        key: the task's key, an int64 scalar with 0 <= key < 2^31; it may be mapped over.
+        stage: separates draws that share a key, such as those of different inner steps.
     """
     token = _KEY.set((key, stage))
     try:
@@ -44,7 +44,7 @@ def noise(key: Tensor, stage: int | Tensor = 0) -> Iterator[None]:
 
 @contextmanager
 def one_pass() -> Iterator[None]:
-    """A forward pass: inside, draws are counted from the first, so that the same pass draws the same again."""
+    """One forward pass: inside, draws are counted from zero, so that the same pass draws the same numbers again."""
     token = _DRAWS.set(count())
     try:
         yield
@@ -53,7 +53,7 @@ def one_pass() -> Iterator[None]:
 
 
 def draw(shape: Shape, device: torch.device) -> Tensor | None:
-    """Integers, uniform in 0 … 2^31 − 1; None outside of `noise` or of a pass, where torch's generator is the one to ask."""
+    """Uniform integers in 0 … 2^31 − 1; None outside `noise` or outside a pass, where torch's generator is to be used."""
     source, draws = _KEY.get(), _DRAWS.get()
     if source is None or draws is None:
         return None
@@ -63,7 +63,7 @@ def draw(shape: Shape, device: torch.device) -> Tensor | None:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """x modulo 2^31, scattered by a bijection; no product reaches 2^63."""
+    """x modulo 2^31, scrambled by a bijection; no product reaches 2^63."""
     x = x & (_SPAN - 1)
     x = (x ^ (x >> 16)) * 0x7FEB352D & (_SPAN - 1)
     x = (x ^ (x >> 15)) * 0xC2B2AE35 & (_SPAN - 1)
@@ -71,22 +71,22 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _elements(x: Tensor) -> Shape:
-    """The shape of a mask with an entry for every element."""
+    """The shape of a mask with one entry per element."""
     return x.shape
 
 
 def _channels(x: Tensor) -> Shape:
-    """The shape of a mask for whole channels of (B, C, …)."""
+    """The shape of a mask with one entry per channel of (B, C, …)."""
     return (*x.shape[:2], *(1 for _ in x.shape[2:]))
 
 
 def _channels_of_one(ndim: int) -> Callable[[Tensor], Shape]:
-    """The same, where inputs with `ndim` axes are one example (C, …)."""
+    """The same, except that an input with `ndim` axes is one example (C, …)."""
     return lambda x: (x.shape[0], *(1 for _ in x.shape[1:])) if x.ndim == ndim else _channels(x)
 
 
 def _dropping(torchs: Callable[..., Tensor], mask: Callable[[Tensor], Shape], alpha: bool = False) -> Callable[..., Tensor]:
-    """One of torch's dropout functions with its mask, of the given shape, drawn by `draw`."""
+    """One of torch's dropout functions, with its mask (of the given shape) drawn by `draw`."""
 
     def drop(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         drawn = draw(mask(x), x.device) if training and 0 < p < 1 else None
@@ -102,7 +102,7 @@ def _dropping(torchs: Callable[..., Tensor], mask: Callable[[Tensor], Shape], al
 
 
 def _uniform(like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-    """Numbers strictly between 0 and 1, in the shape of a tensor; 23 bits of them, which every float but a half can hold."""
+    """Numbers strictly between 0 and 1, in the shape of a tensor; they have 23 bits, which every float but a half can hold."""
     drawn = draw(like.shape, like.device)
     return None if drawn is None else ((drawn >> 8).to(dtype or like.dtype) + 0.5) / (1 << 23)
 
@@ -131,7 +131,7 @@ def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool
 
 
 def _unkeyed(name: str, torchs: Function) -> Function:
-    """A function of torch's that draws, refused where a key says what to draw."""
+    """One of torch's random functions, refused while a key determines what is drawn."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if _KEY.get() is not None:

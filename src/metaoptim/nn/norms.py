@@ -1,8 +1,8 @@
-"""Normalisation layers that are right under every function transform, and the policy that says whose statistics count.
+"""Normalisation layers that are correct under every function transform, and the policy that says whose statistics they use.
 
-torch's own layers keep running statistics, which no transform can update, and the batching rules of `batch_norm` and
-`layer_norm` give a wrong second derivative where the outer gradient is taken outside `vmap` (pytorch/functorch#534).
-These are written from primitives instead. Parameters and buffers have torch's names, so state dicts can be exchanged.
+torch's own layers keep running statistics, which no transform can update. And the batching rules of `batch_norm` and
+`layer_norm` give a wrong second derivative if the outer gradient is taken outside `vmap` (pytorch/functorch#534). The layers
+here are written from primitives instead. Parameters and buffers have torch's names, so state dicts are interchangeable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STATISTICS: ContextVar[_Statistics | None] = ContextVar("statistics", default=N
 
 @contextmanager
 def statistics(frozen: bool = False, rows: int | None = None) -> Iterator[None]:
-    """Inside, `BatchNorm` uses its stored statistics (`frozen`), or those of the batch: of its first `rows` examples."""
+    """Inside, `BatchNorm` uses its stored statistics (`frozen`), or those of the batch's first `rows` examples (None: all)."""
     token = _STATISTICS.set(_Statistics(frozen, rows))
     try:
         yield
@@ -36,10 +36,10 @@ def statistics(frozen: bool = False, rows: int | None = None) -> Iterator[None]:
 
 
 def centred(x: Tensor, axes: tuple[int, ...], rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """x − mean, the mean, and the biased variance, both of the first `rows` examples (None: of all), over axes that are kept.
+    """x − mean, the mean and the biased variance over some axes, which are kept; both of the first `rows` examples (None: all).
 
-    Written so that few passes over memory are made, backwards too: `torch.var_mean` is many times slower on a CPU, and the
-    derivatives of `mean` and of a subtraction divide and negate whole tensors where a sum would do.
+    Written to make few passes over memory, backwards too: `torch.var_mean` is many times slower on a CPU, and the derivatives
+    of `mean` and of a subtraction divide and negate whole tensors where a sum would do.
     """
     source = x if rows is None else x[:rows]
     part = 1 / prod(source.shape[axis] for axis in axes)
@@ -52,8 +52,8 @@ def centred(x: Tensor, axes: tuple[int, ...], rows: int | None = None) -> tuple[
 class BatchNorm(nn.Module):
     """y = (x − mean) / √(var + eps) · weight + bias, per channel, for inputs (B, C, …) of any number of axes.
 
-    Statistics are the batch's (biased variance), or the stored ones, which never change in a forward pass: inside of
-    `statistics` as that says; elsewhere where `stored` is set, as in an adapted module that `Run.adapt` returns.
+    Statistics are the batch's (biased variance), or the stored ones, which a forward pass never changes. `statistics` decides
+    which; outside it, the stored ones are used if `stored` is set, as in an adapted module that `Run.adapt` returns.
     """
 
     running_mean: Tensor
@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))  # never used: torch's state dicts bring it
+        self.register_buffer("num_batches_tracked", torch.tensor(0))  # never used, but torch's state dicts contain it
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """y = (x − mean) / √(var + eps) · weight + bias over the last axes, of the given shape, of each example."""
+    """y = (x − mean) / √(var + eps) · weight + bias over the last axes of each example, whose shape is given."""
 
     def __init__(self, shape: int | Sequence[int], eps: float = 1e-5, affine: bool = True, bias: bool = True) -> None:
         nn.Module.__init__(self)
@@ -118,10 +118,10 @@ def group_norm(
 
 
 def convert(module: nn.Module) -> nn.Module:
-    """The same module with its batch and layer norms swapped, in place, for those of this file.
+    """Replaces a module's batch and layer norms, in place, by those of this file.
 
     Weights are kept, as the same Parameter objects; running statistics are kept for the policy `frozen`. Returns the
-    module (a new one only where the module itself is a norm).
+    module (a new one only if the module itself is a norm).
     """
     for name, child in module._modules.items():  # named_children() would skip the second name of a shared norm
         if child is not None:
@@ -140,7 +140,7 @@ def convert(module: nn.Module) -> nn.Module:
 
 
 def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:
-    """Runs x through the module and freezes the batch statistics that its `BatchNorm` layers see; returns the module."""
+    """Runs x through the module and freezes its `BatchNorm` layers at the statistics that they see; returns the module."""
     norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     for layer in norms:
         layer.recording = True

@@ -1,7 +1,7 @@
-"""Max-pooling whose second derivative can be traced under `vmap`, as torch's own can't.
+"""Max-pooling whose second derivative can be traced under `vmap`; that of torch's own can't.
 
-With i the places of the windows' maxima, y = x[i]. Backwards, the slope of y is spread to i; the slope of what was spread is
-read at i again; and so on.
+With i the positions of the windows' maxima, y = x[i]. Backwards, the cotangent of y is scattered to i; the cotangent of the
+result is gathered at i again; and so on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def max_pool1d(
     input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1,
     ceil_mode: bool = False, return_indices: bool = False,
 ) -> Any:  # fmt: skip
-    """Windows of (…, L), as those of (…, 1, L)."""
+    """Windows of (…, L), computed as windows of (…, 1, L)."""
     (kernel,), (step,), (pad,), (gap,) = (_each(n, 1) for n in (kernel_size, stride or kernel_size, padding, dilation))
     found = max_pool2d(input.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), ceil_mode, return_indices)
     return (found[0].squeeze(-2), found[1].squeeze(-2)) if return_indices else found.squeeze(-2)
@@ -52,7 +52,7 @@ def adaptive_max_pool1d(input: Tensor, output_size: Sizes, return_indices: bool 
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """`output_size` windows of (…, H, W), None for as many as there are places."""
+    """`output_size` windows of (…, H, W); None keeps the size of an axis."""
     sizes = [own if size is None else size for size, own in zip(_each(output_size, 2), input.shape[-2:], strict=True)]
     found = _maxima(input, lambda x: _aten.adaptive_max_pool2d(x, sizes), _aten.adaptive_max_pool2d_backward, 2)
     return found if return_indices else found[0]
@@ -71,13 +71,13 @@ POOLING: Mapping[Any, Callable[..., Any]] = {
 
 
 def _each(size: Any, axes: int) -> list[Any]:
-    """One per axis."""
+    """One value per axis."""
     sizes = list(size) if isinstance(size, Sequence) else [size]
     return sizes * axes if len(sizes) == 1 else sizes
 
 
 def _maxima(x: Tensor, find: Callable[[Tensor], Any], spread: Callable[..., Tensor], axes: int) -> tuple[Tensor, Tensor]:
-    """(y, i) = find(x); spread(ȳ, x, i) is the slope of x; i counts over the last `axes` axes of x."""
+    """(y, i) = find(x); spread(ȳ, x, i) is the cotangent of x; i indexes the last `axes` axes of x, flattened."""
     apply: Callable[..., tuple[Tensor, Tensor]] = _Maxima.apply
     return apply(x, find, spread, axes)
 

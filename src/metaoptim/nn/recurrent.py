@@ -1,7 +1,7 @@
-"""torch's recurrent layers, written out: its own have no rule for vmap over the weights, and no second derivative on a GPU.
+"""torch's recurrent layers, written out: its kernels have no batching rule for weights, and no second derivative on a GPU.
 
-The functions take what `nn.LSTM`, `nn.GRU` and `nn.RNN` pass to torch's kernels: weights in the order of layers and, in a
-layer, of directions: input to hidden, hidden to hidden, their two biases, and an LSTM's projection, where there are any.
+The functions take what `nn.LSTM`, `nn.GRU` and `nn.RNN` pass to torch's kernels. Weights come layer by layer and, within a
+layer, direction by direction: input to hidden, hidden to hidden and, if present, the two biases and an LSTM's projection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from metaoptim.nn.noise import dropout
 
 State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, Tensor, State], State]
-"""(W x + b, V h + c, state) -> state, whose first part is h."""
+"""(W x + b, V h + c, state) -> the next state, whose first part is h."""
 
 
 def _lstm(x: Tensor, h: Tensor, state: State) -> State:
@@ -41,7 +41,7 @@ def _relu(x: Tensor, h: Tensor, state: State) -> State:
 
 
 def _scan(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], bias: bool, back: bool) -> tuple[Tensor, State]:
-    """One layer in one direction over (L, B, D) -> its outputs (L, B, H), and its last state."""
+    """One layer in one direction: (L, B, D) -> its outputs (L, B, H) and its last state."""
     b, c = weights[2:4] if bias else (None, None)
     projection = weights[4 if bias else 2 :]
     inputs, outputs = F.linear(x, weights[0], b).unbind(0), []
@@ -54,7 +54,7 @@ def _scan(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], bias: 
 
 
 def layers(cell: Cell, torchs: Callable[..., Any]) -> Callable[..., Any]:
-    """A stack of layers of a cell, with the signature of torch's own function, which takes over for packed sequences."""
+    """A stack of layers of one cell, with the signature of torch's own function, which still handles packed sequences."""
 
     def run(
         x: Tensor, hx: Any, weights: Any, bias: Any, num_layers: int, p: float, training: bool, both: bool, *batch_first: bool

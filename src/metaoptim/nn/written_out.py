@@ -1,4 +1,4 @@
-"""Functions of torch that a meta-gradient can't go through, replaced while a model runs by ones that it can."""
+"""While a model runs, replaces torch functions that a meta-gradient can't go through by ones that it can."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from metaoptim.nn.recurrent import RECURRENT
 
 @contextmanager
 def written_out(needed: bool = True) -> Iterator[None]:
-    """A forward pass, in which functions of torch run as they are written out in this package.
+    """A forward pass in which certain torch functions run as they are written out in this package.
 
-    torch's recurrent kernels have no batching rule for weights, its fused attention and its bags of embeddings have no second
-    derivative, those of its max-pooling and group norm can't be traced under `vmap`, its weight norm has a wrong one, and its
+    torch's recurrent kernels have no batching rule for weights. The second derivative of its fused attention and embedding bags
+    is missing, that of its max-pooling and group norm can't be traced under `vmap`, and that of its weight norm is wrong. Its
     dropout draws other numbers in another order of evaluation. Weights, names, modules and results stay torch's.
     """
     if not needed:
@@ -37,7 +37,7 @@ def written_out(needed: bool = True) -> Iterator[None]:
 
 
 def needs_written_out(module: nn.Module) -> bool:
-    """Whether `written_out` could change anything; it costs a little, and plain layers of torch's and ours do without it."""
+    """Whether `written_out` could change anything; plain layers, torch's and ours, are spared its small cost."""
     return any(
         isinstance(m, _CALLERS)
         or m._forward_pre_hooks
@@ -48,7 +48,7 @@ def needs_written_out(module: nn.Module) -> bool:
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g · v / ‖v‖, the norm taken over every axis but `dim` (−1: over all)."""
+    """g · v / ‖v‖, with the norm over every axis but `dim` (−1: over all)."""
     axes = [i for i in range(v.ndim) if dim == -1 or i != dim]
     return v * (g / v.square().sum(axes, keepdim=dim != -1).sqrt())
 
@@ -66,7 +66,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """The sum, mean or maximum of the embeddings (B, E) of bags (B, L), without those of `padding_idx`."""
+    """The sum, mean or maximum of the embeddings of bags (B, L), as (B, E), ignoring those of `padding_idx`."""
     if input.ndim != 2:
         raise ValueError("bags of embeddings that begin at offsets can't be mapped over; give bags (B, L), with a padding_idx.")
     x, counted = F.embedding(input, weight), torch.ones_like(input, dtype=torch.bool)

@@ -1,1 +1,1 @@
-"""Recipes: TOML files that say which algorithm, model and tasks, and how to train and to judge."""
+"""Recipes: TOML files that name an algorithm, a model and tasks, and say how to train and evaluate."""

@@ -1,7 +1,7 @@
-"""Recipes: TOML files that say which algorithm, model and tasks, and how to train and to judge.
+"""Recipes: TOML files that name an algorithm, a model and tasks, and say how to train and evaluate.
 
 The keyword arguments of the builders, of `train` and of `evaluate` ARE the schema: a new option can be
-used in a recipe, is checked, and is shown by the command line, with nothing else to touch.
+used in a recipe, is checked, and is shown by the command line, without any other change.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Recipe:
     tables: dict[str, dict[str, Any]]
 
     def text(self) -> str:
-        """The recipe as TOML, every option written out; reading it gives the same recipe."""
+        """The recipe as TOML, with every option written out; reading it gives the same recipe."""
         tables = {
             table: {key: NONE if value is None else value for key, value in keys.items()} for table, keys in self.tables.items()
         }
         return tomli_w.dumps({"name": self.name, "description": self.description, **tables})
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
-        """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch drew before."""
+        """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
         keys = {kind: dict(self.tables[kind]) for kind in BUILDERS}
         algorithm, model, tasks = (BUILDERS[kind][keys[kind].pop("name")] for kind in BUILDERS)
         loss = LOSSES[keys["algorithm"].pop("loss")]
@@ -77,9 +77,9 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe, by its name or from a TOML file; overrides replace options, as in `algorithm.steps=5`.
+    """Reads a recipe by its name or from a TOML file; overrides replace options, as in `algorithm.steps=5`.
 
-    The model's `ways`, where it has them, are those of the tasks unless given.
+    The model's `ways`, if it takes them, default to those of the tasks.
     Errors: ConfigError, for whatever is wrong with the name, the text or an option.
     """
     source = _find(str(name_or_path))
@@ -94,7 +94,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from TOML text, as `load`; `name` is for a text that doesn't state its own."""
+    """A recipe from TOML text, as in `load`; `name` is used if the text doesn't state one."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -109,7 +109,7 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def table_options(table: str, name: str = "") -> list[Option]:
-    """The options of a recipe's table; where a table chooses a builder by `name`, those of that builder."""
+    """The options of a recipe's table; if the table chooses a builder by `name`, those of that builder."""
     if table == "algorithm":
         loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
         return [loss, *options(ALGORITHMS[name], keyword_only=True)]

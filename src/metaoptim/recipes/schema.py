@@ -1,4 +1,4 @@
-"""What a recipe's table may hold, read from the signature of the function that its keys are passed to."""
+"""What a recipe's table may contain, read from the signature of the function that its keys are passed to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import ConfigDict, ValidationError, create_model
 
 NONE = "none"
-"""What a recipe writes for an option that may be absent: TOML has no null."""
+"""What a recipe writes to leave out an option that may be absent, because TOML has no null."""
 
 REQUIRED = inspect.Parameter.empty
 
@@ -28,11 +28,11 @@ _WORDS = {
 
 
 class ConfigError(ValueError):
-    """A recipe that can't be used, in one sentence."""
+    """Says in one sentence why a recipe can't be used."""
 
 
 class Option(NamedTuple):
-    """One key of a table; `default` is REQUIRED where it must be given."""
+    """One key of a table; `default` is REQUIRED if the key must be given."""
 
     name: str
     type: Any
@@ -41,7 +41,7 @@ class Option(NamedTuple):
 
 
 def options(build: Callable[..., Any], *, keyword_only: bool = False) -> list[Option]:
-    """The options of a function that TOML can spell, from its signature and the Args of its docstring."""
+    """The options of a function that TOML can express, from its signature and the Args of its docstring."""
     meanings = _meanings(inspect.getdoc(build) or "")
     return [
         Option(p.name, spelled, _plain(p.default), meanings.get(p.name, ""))
@@ -52,14 +52,14 @@ def options(build: Callable[..., Any], *, keyword_only: bool = False) -> list[Op
 
 
 def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict[str, Any]:
-    """The given values with all defaults filled in. Errors: ConfigError for the first that is wrong."""
+    """The given values, with all defaults filled in. Errors: ConfigError for the first one that is wrong."""
     fields: dict[str, Any] = {o.name: (o.type, ... if o.default is REQUIRED else o.default) for o in known}
     absent = {o.name for o in known if NoneType in get_args(o.type) and given.get(o.name) == NONE}
     values = {k: None if k in absent else v for k, v in given.items()}
     try:
         return dict(create_model(table, __config__=_STRICT, **fields).model_validate(values))
     except ValidationError as error:
-        # A mistyped key may also leave a required one missing: the typo is what to tell.
+        # A mistyped key may also leave a required one missing; the typo is the one to report.
         problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
@@ -74,7 +74,7 @@ def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the valid one that was probably meant, else all."""
+    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them."""
     lower = {v.lower(): v for v in valid}
     close = difflib.get_close_matches(word.lower(), lower, n=1)
     if close:
@@ -101,12 +101,12 @@ def found(value: Any) -> str:
 
 
 def _plain(default: Any) -> Any:
-    """A default as TOML would give it back."""
+    """A default as TOML would return it."""
     return [_plain(v) for v in default] if isinstance(default, tuple) else default
 
 
 def _toml_type(hint: Any) -> Any:
-    """The part of an annotation that TOML can spell; None where there is none (a function, a module)."""
+    """The part of an annotation that TOML can express; None if there is none (a function, a module)."""
     origin, args = get_origin(hint), get_args(hint)
     if hint in (bool, int, float, str) or origin is Literal:
         return hint

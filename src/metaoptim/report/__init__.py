@@ -1,4 +1,4 @@
-"""Figures of what was measured."""
+"""Figures of evaluation results."""
 
 from metaoptim.report.figures import draw
 

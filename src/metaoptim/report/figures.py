@@ -1,4 +1,4 @@
-"""One picture of an evaluation: the score after every inner step, beside episodes that it was measured on."""
+"""One picture per evaluation: the score after every inner step, beside some of the episodes it was measured on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metaoptim.evaluation import Result
 from metaoptim.runs import Run
 from metaoptim.tasks import TaskFamily
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart with any colour vision
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # distinguishable with any kind of colour vision
 EPISODES = 3
 
 
@@ -27,7 +27,8 @@ def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
     FigureCanvasAgg(figure)
     facts = result.facts
     batch = tasks.sample(facts["split"], seed=facts["episode_seed"], start=0, count=min(EPISODES, facts["episodes"]))
-    images, line = batch.query[0].ndim == 5, batch.query[0].shape[2:] == (1,)
+    shape = batch.query[0].shape if isinstance(batch.query, tuple) else ()  # a dict has no picture
+    images, line = len(shape) == 5, shape[2:] == (1,)
     if images or line:
         left, right = cast(list[SubFigure], figure.subfigures(1, 2, width_ratios=(1.05, 1)))
         _curves(left.subplots(), result)
@@ -58,7 +59,7 @@ def _curves(axes: Axes, result: Result) -> None:
 
 
 def _sheet(figure: SubFigure, batch: Task) -> None:
-    """Each episode: a row per class, its support left of the line and its query right of it."""
+    """For each episode, a row per class, with support left of the line and query right of it."""
     figure.suptitle("episodes: support | query, a row per class")
     for axes, e in zip(
         figure.subplots(1, batch.query[0].shape[0], squeeze=False)[0], range(batch.query[0].shape[0]), strict=True
@@ -76,7 +77,7 @@ def _strip(support: Tensor, query: Tensor) -> Tensor:
 
 
 def _fits(figure: SubFigure, run: Run, batch: Task, steps: int) -> None:
-    """Each episode of a regression on one input: support, truth, and the fit before and after adaptation."""
+    """For each episode of a regression on one input: support, truth, and the fit before and after adaptation."""
     all_axes = figure.subplots(batch.query[0].shape[0], 1, squeeze=False, sharex=True)[:, 0]
     for e, axes in enumerate(all_axes):
         (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)

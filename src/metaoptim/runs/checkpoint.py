@@ -1,7 +1,7 @@
 """What a checkpoint is, and the one self-contained safetensors file that holds it.
 
-Its metadata, all strings, are `step`, `state` (JSON) and `sha256`: the digest of the whole file but for the
-digest's own 64 digits, so that names, shapes, padding and metadata are covered as well as the tensors.
+Its metadata, all strings, are `step`, `state` (JSON) and `sha256`: the digest of the whole file except the
+digest's own 64 digits. So it covers names, shapes, padding and metadata as well as the tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-# No name or value can look like this: JSON puts a backslash before the quotes in them.
+# No name or value can look like this, because JSON escapes the quotes in them.
 _MARK = b'"sha256":"'
 _DIGITS = 64
 
@@ -25,7 +25,7 @@ LAST, PREVIOUS, BEST = "checkpoint.safetensors", "checkpoint.previous.safetensor
 
 
 class Checkpoint(NamedTuple):
-    """A moment of a run: outer steps completed, tensors by name (any dtype and shape), JSON-able state."""
+    """One moment of a run: outer steps completed, tensors by name (any dtype and shape), JSON-serialisable state."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader accepts: a float that is not finite becomes null."""
+    """JSON that every parser accepts: a float that is not finite becomes null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
@@ -48,8 +48,8 @@ def _finite(value: Any) -> Any:
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
-    """The checkpoint as a safetensors file's bytes; raises ValueError for complex128, which it can't hold."""
-    # Copies, because safetensors takes no strided tensors, none that share memory and no lazy conjugates.
+    """The checkpoint as the bytes of a safetensors file; raises ValueError for complex128, which it can't hold."""
+    # Copies, because safetensors takes no strided tensors, no shared memory and no lazy conjugates.
     tensors = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in checkpoint.tensors.items()
     }
@@ -68,7 +68,7 @@ def pack(checkpoint: Checkpoint) -> bytes:
 
 
 def unpack(data: bytes) -> Checkpoint:
-    """The checkpoint in these bytes, on the CPU; raises ValueError when even one bit isn't as written."""
+    """The checkpoint in these bytes, on the CPU; raises ValueError if even one bit differs from what was written."""
     mark = data.find(_MARK)
     start = mark + len(_MARK)
     if mark < 0 or data[start : start + _DIGITS] != _digest(data, start):
@@ -87,7 +87,7 @@ def _digest(data: bytes | bytearray, start: int) -> bytes:
 
 
 def newest(folder: Path, names: tuple[str, ...]) -> tuple[Checkpoint | None, str, list[str]]:
-    """The first intact checkpoint of these files, its name, and the names of the damaged ones before it."""
+    """The first intact checkpoint among these files, its file's name, and the names of the damaged ones before it."""
     damaged: list[str] = []
     for name in names:
         try:
@@ -100,7 +100,7 @@ def newest(folder: Path, names: tuple[str, ...]) -> tuple[Checkpoint | None, str
 
 
 def read(folder: Path, names: tuple[str, ...]) -> tuple[Checkpoint | None, list[str]]:
-    """As `newest`, but warns when it passed over damaged files, and raises ValueError when none is intact."""
+    """As `newest`, but warns if it skipped damaged files, and raises ValueError if none is intact."""
     found, name, damaged = newest(folder, names)
     if damaged and found is None:
         raise ValueError(

@@ -11,7 +11,7 @@ import metaoptim
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and threads."""
+    """Versions, machine and number of threads."""
     return {
         "metaoptim": metaoptim.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
         "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),

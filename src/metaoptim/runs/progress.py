@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+"""What the user sees while training runs: a progress bar on a terminal, a line now and then elsewhere; always on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUIET_SECONDS = 20.0
 
 
 def _console() -> Console:
-    # Asked of the stream itself: FORCE_COLOR would have rich take a pipe for a terminal and send it control codes.
+    # The stream itself is asked: with FORCE_COLOR, rich would take a pipe for a terminal and send it control codes.
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
 
 
@@ -51,14 +51,14 @@ class Reporter:
         self.bar.stop()
 
     def busy(self, text: str) -> None:
-        """What goes on before the first step."""
+        """Shows what is going on before the first step."""
         self.bar.update(self.task, text=text)
         if self.enabled and not self.console.is_terminal and time.monotonic() - self.spoken > QUIET_SECONDS:
             self.spoken = time.monotonic()
             self.say(text)
 
     def advanced(self, record: Mapping[str, Any]) -> None:
-        """One outer step is done."""
+        """Reports that an outer step is done."""
         now = time.monotonic()
         seconds, self.last = max(now - self.last, 1e-9), now
         self.done = record["step"]
@@ -76,12 +76,12 @@ class Reporter:
             self.say(f"step {self.done}/{self.total}  {text}  {left:.0f} s left")
 
     def validated(self, step: int, scores: Mapping[str, float], improved: bool) -> None:
-        """A validation is done."""
+        """Reports that a validation is done."""
         score = f"accuracy {100 * scores['accuracy']:.2f} %" if "accuracy" in scores else f"loss {scores['loss']:.4f}"
         self.say(f"step {step}: validation {score}{'  (best so far)' if improved else ''}")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a line of its own."""
         if self.enabled:
             self.console.print(text, highlight=False)
 

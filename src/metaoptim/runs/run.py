@@ -1,4 +1,4 @@
-"""A meta-trained φ, with all that is needed to adapt it, judge it and go on."""
+"""A meta-trained φ, with everything needed to adapt it, evaluate it and train it further."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from metaoptim.runs.store import load_checkpoint
 class Run:
     """What `train` and `load` return.
 
-    method holds φ at the start, phi is φ now; inherited is what a rule's state carries into a new task, by name; step counts
-    outer steps; selection says how this φ was chosen ("best" by the validation split, or "last"); batching is how the engine
-    mapped tasks; path is the run directory, where there is one.
+    method holds the initial φ, phi is the current one; inherited is what a rule's state carries into a new task, by name; step
+    counts outer steps; selection says how this φ was chosen ("best" on the validation split, or "last"); batching is how the
+    engine mapped tasks; path is the run directory, if there is one.
     """
 
     method: MetaOptimizer
@@ -48,15 +48,15 @@ class Run:
         return network
 
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
-        """A module that has adapted to a support set: an ordinary one, which shares nothing with the run.
+        """A module adapted to a support set: an ordinary one, which shares nothing with the run.
 
-        It is a copy of the network; of a closed form, one around it, which returns what the closed form predicts. Under the
-        policy "inductive" its batch norms keep the support's statistics; under "transductive" they go on using those of
-        whatever batch they are given.
+        It is a copy of the network or, for a closed form, a module around such a copy that returns what the closed form
+        predicts. Under the policy "inductive", its batch norms keep the support's statistics; under "transductive", they go
+        on using those of whatever batch they are given.
 
         Args:
             support: inputs (S, …) and targets (S, …) of one task.
-            steps: inner steps; as in training where not given.
+            steps: inner steps; as in training if not given.
         """
         count = self.method.learner.steps if steps is None else steps
         if count < 0:
@@ -85,7 +85,7 @@ class Run:
 
 
 class Fitted(nn.Module):
-    """A closed form that is fitted to a support set: inputs (B, …) -> what it predicts."""
+    """A closed form fitted to a support set: inputs (B, …) -> its predictions."""
 
     def __init__(self, learner: ClosedForm, rule: Params, state: State, support: Batch) -> None:
         nn.Module.__init__(self)
@@ -101,7 +101,7 @@ class Fitted(nn.Module):
 
 
 class _Tensors(nn.Module):
-    """A tree of tensors as buffers."""
+    """A tree of tensors, held as buffers."""
 
     def __init__(self, tree: Any) -> None:
         nn.Module.__init__(self)
@@ -114,7 +114,7 @@ class _Tensors(nn.Module):
 
 
 def _keep_statistics(network: Network, module: nn.Module, support: Batch) -> None:
-    """Has an adapted module use the statistics that the policy says, when it is called by itself."""
+    """Makes an adapted module use the policy's statistics when it is called on its own."""
     if network.normalisation == "inductive":
         with quiet(module):
             store_statistics(module, support[0])
@@ -126,7 +126,7 @@ def _keep_statistics(network: Network, module: nn.Module, support: Batch) -> Non
 
 @contextmanager
 def quiet(*nets: nn.Module) -> Iterator[None]:
-    """Modules without dropout, as in `eval()`, and as they were afterwards."""
+    """Inside, modules run without dropout, as after `eval()`; afterwards, each is in its former mode again."""
     modes = [(m, m.training) for net in nets for m in net.modules()]
     for m, _ in modes:
         m.training = False
@@ -138,9 +138,9 @@ def quiet(*nets: nn.Module) -> Iterator[None]:
 
 
 def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
-    """A run's φ around the meta-optimizer that it was trained with, built again by the caller.
+    """Loads a run: its φ, and the meta-optimizer that it was trained with, which the caller has rebuilt.
 
-    Raises ValueError where the checkpoint does not fit that meta-optimizer.
+    Raises ValueError if the checkpoint does not fit that meta-optimizer.
     """
     checkpoint = load_checkpoint(path, which)
     phi = unpack(checkpoint, method)
@@ -152,7 +152,7 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
 
 
 def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:
-    """φ, and what a new task inherits, as the tensors of a checkpoint."""
+    """φ and what a new task inherits, as the tensors of a checkpoint."""
     return {
         f"{name}/{n}": p
         for name, tensors in (("weights", phi.weights), ("rule", phi.rule), ("inherited", inherited))
@@ -166,7 +166,7 @@ def part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def unpack(checkpoint: Checkpoint, method: MetaOptimizer) -> MetaParams:
-    """φ of a checkpoint, on the device of the meta-optimizer's own φ."""
+    """A checkpoint's φ, on the device of the meta-optimizer's own φ."""
     found = MetaParams(part(checkpoint.tensors, "weights"), part(checkpoint.tensors, "rule"))
     for what, saved, expected in zip(("weights", "rule"), found, method.phi, strict=True):
         saved_shapes = {n: tuple(p.shape) for n, p in saved.items()}

@@ -1,9 +1,9 @@
-"""The run directory: all that a run writes; a kill at any moment or a damaged file loses next to nothing.
+"""The run directory: everything a run writes. A kill at any moment, or a damaged file, loses next to nothing.
 
     recipe.toml  environment.json  metrics.jsonl  tensorboard/  state.json (for people only: never read back)
     checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  .lock
 
-Nothing in it is a pickle: opening somebody's run can't run their code.
+Nothing in it is a pickle, so opening somebody else's run can't run their code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECIPE, METRICS = "recipe.toml", "metrics.jsonl"
 
 
 class RunDirectory:
-    """One run's folder, held by this process alone until `close`; make one with `create` or `reopen`."""
+    """One run's folder, locked by this process until `close`; get one from `create` or `reopen`."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
@@ -43,8 +43,8 @@ class RunDirectory:
     def create(cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any]) -> RunDirectory:
         """A new run, with its recipe (TOML text) and environment.
 
-        Raises ValueError when the folder holds a run already or another process works there, OSError when it
-        can't be made.
+        Raises ValueError if the folder holds a run already or another process works there, OSError if it
+        can't be created.
         """
         folder = Path(path)
         with _explained(f"create the run {folder}"):
@@ -68,9 +68,9 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """The run in that folder, to be continued: `load` it, then `rewind` it.
+        """Opens the run in that folder to continue it: `load` it next, then `rewind` it.
 
-        Raises ValueError when there is no run or another process holds it, OSError when it can't be opened.
+        Raises ValueError if there is no run or another process holds it, OSError if it can't be opened.
         """
         folder = Path(path)
         with _explained(f"open the run {folder}"):
@@ -83,12 +83,12 @@ class RunDirectory:
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
         """Writes the checkpoint, keeping the one before it; with `best`, writes it as the best too.
 
-        Floats in its state that aren't finite become None. Raises OSError when it can't be written; the
-        earlier checkpoints are intact then.
+        Floats in its state that aren't finite become None. Raises OSError if it can't be written; the earlier
+        checkpoints are still intact then.
         """
         data = pack(checkpoint)
-        # The best goes first: after a kill in between, the run comes back here and writes the same again. The
-        # other order would resume with a state that knows the new best score and a file with the old best.
+        # The best goes first: after a kill in between, the resumed run gets here again and writes the same files.
+        # In the other order, it would resume with a state that knows the new best score and a file with the old best.
         if best:
             write_atomic(self.path / BEST, data)
         write_atomic(self.path / LAST, data, keep=self.path / PREVIOUS)
@@ -98,12 +98,12 @@ class RunDirectory:
     def load(self) -> Checkpoint | None:
         """The newest intact checkpoint, or None before the first one; to be called before `save`.
 
-        Marks the run as running. Warns when it had to pass over damaged ones, which are set aside as
-        `*.damaged.safetensors`; raises ValueError when none is intact.
+        Marks the run as running. Warns if it had to skip damaged ones, which are set aside as
+        `*.damaged.safetensors`; raises ValueError if none is intact.
         """
         with _explained(f"read the run {self.path}"):
             found, damaged = read(self.path, (LAST, PREVIOUS, BEST))
-            # Set aside, or the next save would move the damaged one over the good one before it.
+            # Set aside; otherwise the next save would move the damaged one over the good one before it.
             for name in damaged:
                 os.replace(self.path / name, self.path / name.replace(".safetensors", ".damaged.safetensors"))
         if found is not None:
@@ -112,7 +112,7 @@ class RunDirectory:
         return found
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl and its numbers to TensorBoard; `record["step"]` is the outer step."""
+        """Appends a line to metrics.jsonl and its numbers to TensorBoard; `record["step"]` is the outer step."""
         step = record["step"]
         with _explained(f"write {self.path / METRICS}"):
             with open(self.path / METRICS, "a", encoding="utf-8") as file:
@@ -126,7 +126,7 @@ class RunDirectory:
                     self._writer.add_scalar(name, value, step)
 
     def rewind(self, step: int) -> None:
-        """Takes back what was logged after that step, and lines that a kill left torn.
+        """Removes what was logged after that step, and lines that a kill left incomplete.
 
         metrics.jsonl is rewritten; TensorBoard is told to forget those steps.
         """
@@ -144,11 +144,11 @@ class RunDirectory:
         self.write("state.json", strict_json(state, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """Writes a text file of that name, whole or not at all."""
+        """Writes a text file of that name, as a whole or not at all."""
         write_atomic(self.path / name, text.encode())
 
     def close(self) -> None:
-        """Lets go of the run; may be called twice."""
+        """Releases the run; may be called twice."""
         try:
             self._close_writer()
         finally:
@@ -162,10 +162,10 @@ class RunDirectory:
 
 
 def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", "last"] = "best") -> Checkpoint:
-    """A run's best or last checkpoint; takes no lock and changes nothing, so that the run may be in training.
+    """A run's best or last checkpoint; takes no lock and changes nothing, so the run may still be training.
 
-    A run that has no best yet gives its last. Warns when it had to pass over a damaged one; raises ValueError
-    when there is no run, no checkpoint, or none intact.
+    A run without a best one yet gives its last. Warns if it had to skip a damaged one; raises ValueError if
+    there is no run, no checkpoint, or none intact.
     """
     folder = Path(path_of_run)
     with _explained(f"read the run {folder}"):
@@ -177,10 +177,10 @@ def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", 
 
 
 def write_atomic(path: Path, data: bytes, *, keep: Path | None = None) -> None:
-    """Writes a file so that whatever happens, the old or the new one is there; the old one moves to `keep`.
+    """Writes a file so that, whatever happens, the old or the new one is there; the old one moves to `keep`.
 
-    A kill between the two renames leaves the old file under the name `keep` only. Raises OSError when it
-    can't be written.
+    A kill between the two renames leaves the old file under the name `keep` only. Raises OSError if it can't
+    be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(f"write {path}"):
@@ -221,7 +221,7 @@ def _require_run(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> FileLock:
-    """Takes the folder's lock, which the system gives back when the process ends, however it ends."""
+    """Takes the folder's lock, which the system releases when the process ends, however it ends."""
     lock = FileLock(folder / ".lock", blocking=False, thread_local=False)
     try:
         lock.acquire()
@@ -239,7 +239,7 @@ def _belongs(line: bytes, step: int) -> bool:
 
 @contextmanager
 def _explained(action: str) -> Iterator[None]:
-    """Turns an error of the system into one sentence; not to be nested."""
+    """Turns an operating system error into one sentence; not to be nested."""
     try:
         yield
     except OSError as error:

@@ -12,7 +12,7 @@ from metaoptim.tasks.omniglot import omniglot
 from metaoptim.tasks.sinusoid import sinusoid
 
 TASKS: dict[str, Callable[..., TaskFamily]] = {"sinusoid": sinusoid, "glyphs": glyphs, "omniglot": omniglot}
-"""The families that recipes name; the builders' keyword arguments are the keys of the table [tasks]."""
+"""The families that recipes can name; the builders' keyword arguments are the keys of the table [tasks]."""
 
 __all__ = [
     "TASKS",

@@ -1,4 +1,4 @@
-"""What a task family is, and the randomness that makes episode i of seed s the same everywhere."""
+"""The protocol of task families, and the randomness that makes episode i of seed s the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metaoptim.core.types import Task
 
 
 class TaskFamily(Protocol):
-    """A distribution of tasks, cut into splits that share no class."""
+    """A distribution of tasks, divided into splits that share no class."""
 
     @property
     def splits(self) -> tuple[str, ...]: ...
@@ -25,36 +25,36 @@ class TaskFamily(Protocol):
         ...
 
     def describe(self, split: str) -> dict[str, Any]:
-        """What an evaluation records to be repeatable, in JSON's types: family, options, split, classes."""
+        """What an evaluation records in order to be repeatable, in JSON types: family, options, split, classes."""
         ...
 
 
 def raw(seed: int, stream: str, start: int, count: int, words: int) -> NDArray[np.uint64]:
     """Random 64-bit words of items start … start+count−1 of a stream, [count, words].
 
-    Counter-based (Philox, whose raw stream NumPy guarantees): each item owns a fixed block of the counter, so
+    Counter-based (Philox, whose raw stream NumPy guarantees): each item owns a fixed block of the counter. So
     any range costs one call and gives the same bits in every process, on every machine, however the range is
-    cut.
+    divided.
     """
     check_seed(seed)
     if start < 0 or count < 1:
         raise ValueError(f"{count} episodes from number {start} were asked for; ask for 1 or more, from number 0 or later.")
-    blocks = -(-words // 4)  # one count of Philox gives four words
+    blocks = -(-words // 4)  # one counter value of Philox gives four words
     key = seed | zlib.crc32(stream.encode()) << 64
     bits = np.random.Philox(counter=start * blocks, key=key).random_raw(count * blocks * 4)
     return bits.reshape(count, blocks * 4)[:, :words]
 
 
 def uniforms(seed: int, stream: str, start: int, count: int, words: int) -> NDArray[np.float64]:
-    """The same as `raw`, as numbers in [0, 1) with 53 random bits, [count, words]."""
+    """As `raw`, but numbers in [0, 1) with 53 random bits, [count, words]."""
     return (raw(seed, stream, start, count, words) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def choose(keys: NDArray[np.float64], n: int) -> NDArray[np.intp]:
-    """Random choices without replacement: where the n smallest keys of the last axis are, smallest first."""
+    """Random choices without replacement: the indices of the n smallest keys along the last axis, smallest first."""
     if n == keys.shape[-1]:
         return np.argsort(keys, axis=-1)
-    # Sorted once more, because the order that argpartition leaves differs between versions and processors.
+    # Sorted again, because the order that argpartition leaves differs between versions and processors.
     few = np.argpartition(keys, n, axis=-1)[..., :n]
     return np.take_along_axis(few, np.argsort(np.take_along_axis(keys, few, axis=-1), axis=-1), axis=-1)
 
@@ -66,20 +66,20 @@ def check_seed(seed: int) -> None:
 
 
 def check_split(split: str, splits: tuple[str, ...]) -> None:
-    """Raises a ValueError that names the splits there are."""
+    """Raises a ValueError that lists the splits if `split` is none of them."""
     if split not in splits:
         raise ValueError(f"There is no split {split!r}; choose one of {', '.join(map(repr, splits))}.")
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError for the first count that is below 1; a count of None is one that isn't used."""
+    """Raises a ValueError for the first count below 1; a count of None isn't used."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; it must be 1 or more.")
 
 
 def episodes_hash(family: TaskFamily, split: str, *, seed: int, start: int, count: int, chunk: int = 64) -> str:
-    """The sha256 of the tensors of episodes start … start+count−1, whatever the chunk they are sampled in."""
+    """The sha256 of the tensors of episodes start … start+count−1, whatever the size of the chunks they are sampled in."""
     digest = hashlib.sha256()
     for first in range(start, start + count, chunk):
         task = family.sample(split, seed=seed, start=first, count=min(chunk, start + count - first))

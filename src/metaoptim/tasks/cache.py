@@ -1,4 +1,4 @@
-"""Where data that was made or downloaded is kept, and the bar that shows the making."""
+"""Keeps data that was generated or downloaded, and shows the progress of making it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def directory() -> Path:
-    """The cache, made where it's missing (OSError)."""
+    """The cache folder, created if it's missing; OSError where that fails."""
     return folder(folders.cache())
 
 
 def folder(path: Path) -> Path:
-    """Makes a folder for data, or raises an OSError that says what to do."""
+    """Creates a folder for data, or raises an OSError that says what to do."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -35,7 +35,7 @@ def folder(path: Path) -> Path:
 
 
 def read(path: Path) -> Arrays | None:
-    """The arrays of a cache file, or None where it is missing or damaged."""
+    """The arrays in a cache file, or None if it is missing or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -44,7 +44,7 @@ def read(path: Path) -> Arrays | None:
 
 
 def write(path: Path, arrays: Arrays) -> None:
-    """Writes a cache file at once or not at all; OSError where that is impossible."""
+    """Writes a cache file as a whole or not at all; OSError where that is impossible."""
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be making the same file
     try:
         with part.open("wb") as file:
@@ -59,7 +59,7 @@ def write(path: Path, arrays: Arrays) -> None:
 
 
 def progress(*columns: str | ProgressColumn) -> Progress:
-    """A progress bar on stderr, silent where stderr isn't a terminal."""
+    """A progress bar on stderr, silent unless stderr is a terminal."""
     console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # whatever FORCE_COLOR says
     return Progress(*columns, console=console, disable=not console.is_terminal)
 

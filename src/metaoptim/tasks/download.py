@@ -1,4 +1,4 @@
-"""Downloads that can stop at any moment: resumed, checksummed, and in place only when complete."""
+"""Downloads that may be interrupted at any moment: resumed, verified by checksum, and in place only when complete."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ELSEWHERE = "or fetch it by other means into a folder and name this folder with 
 
 
 def fetch(url: str, path: Path, md5: str, *, attempts: int = 3, timeout: float = 30.0) -> Path:
-    """The file of an address, downloaded unless it is there already; OSError where that fails.
+    """Downloads a file unless it is there already; OSError where that fails.
 
-    What has arrived waits in `path` + `.part`; a connection that breaks is taken up there, in this call or in
-    a later one.
+    What has arrived is kept in `path` + `.part`; a broken download resumes from there, in this call or in a
+    later one.
 
     Args:
         url: The address.
@@ -59,7 +59,7 @@ def fetch(url: str, path: Path, md5: str, *, attempts: int = 3, timeout: float =
 
 
 def _receive(url: str, part: Path, timeout: float) -> bool:
-    """Appends to `part` what is missing; whether the file is complete now."""
+    """Appends what is missing to `part`; returns whether the file is complete now."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -68,7 +68,7 @@ def _receive(url: str, part: Path, timeout: float) -> bool:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         error.close()
-        return True  # nothing is missing, or more is there than should be: the checksum tells
+        return True  # nothing is missing, or there is more than there should be: the checksum will tell
     with answer:
         if answer.status != http.client.PARTIAL_CONTENT:
             have = 0  # the server sends everything again

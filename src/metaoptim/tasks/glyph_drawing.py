@@ -1,4 +1,4 @@
-"""Handwriting from type: a letter's outline, thinned to its skeleton, bent, painted with a round brush."""
+"""Handwriting from type: a letter's outline is thinned to its skeleton, bent, and painted with a round brush."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FACES = (
 DRAWINGS, SIZE = 20, 28
 RASTER, MARGIN = 64, 4  # the outline is filled on RASTER pixels, of which MARGIN stay empty on each side
 CANVAS, REACH = 2 * SIZE, 2  # the brush paints on CANVAS pixels; a radius of 2.1 reaches 2 of them
-GREY = np.array([0, 64, 128, 191, 255], np.uint8)  # of a pixel, by how many of its four are painted
+GREY = np.array([0, 64, 128, 191, 255], np.uint8)  # of a pixel, by how many of its four canvas pixels are painted
 
 
 def outlines(letters: str) -> list[list[list[NDArray[np.float64]]]]:
-    """For each letter, for each type face that has it, its closed polygons [points, 2], in font units."""
+    """For each letter and each typeface that has it, its closed polygons [points, 2], in font units."""
     import matplotlib  # slow to import, and needed only when the glyphs are made
     from matplotlib.ft2font import FT2Font, LoadFlags
     from matplotlib.path import Path as Outline
@@ -32,7 +32,7 @@ def outlines(letters: str) -> list[list[list[NDArray[np.float64]]]]:
     for code in map(ord, letters):
         found.append([])
         for font in (f for f in fonts if f.get_char_index(code)):
-            # As designed, in font units: neither hinting nor rounding that another release might change.
+            # As designed, in font units: no hinting or rounding, which another release might change.
             font.load_char(code, flags=LoadFlags.NO_SCALE)
             found[-1].append([np.asarray(p) for p in Outline(*font.get_path()).to_polygons(closed_only=True)])
         if not found[-1]:
@@ -73,7 +73,7 @@ REMOVABLE = _removable()
 
 
 def thin(shapes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The skeletons of shapes [n, H, W] that keep off the border (Zhang and Suen 1984)."""
+    """The skeletons of shapes [n, H, W], which must not touch the border (Zhang and Suen 1984)."""
     width = shapes.shape[-1]
     around = (-width, 1 - width, 1, width + 1, width, width - 1, -1, -width - 1)
     flat = shapes.reshape(-1).astype(np.uint8)
@@ -92,7 +92,7 @@ def thin(shapes: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def draw(skeletons: NDArray[np.bool_], stream: str) -> NDArray[np.uint8]:
-    """DRAWINGS pictures of one letter, each of a random face: uint8 [DRAWINGS, SIZE, SIZE], ink 255."""
+    """DRAWINGS pictures of one letter, each from a random typeface: uint8 [DRAWINGS, SIZE, SIZE], ink 255."""
     u = uniforms(0, stream, 0, DRAWINGS, 7 + 32)
     style = (u[:, 0] * len(skeletons)).astype(np.int64)
     angle, scale, shear = np.radians(24 * u[:, 1] - 12), 0.8 + 0.28 * u[:, 2], 0.5 * u[:, 3] - 0.25
@@ -103,7 +103,7 @@ def draw(skeletons: NDArray[np.bool_], stream: str) -> NDArray[np.uint8]:
     i, row, column = np.nonzero(skeletons[style])  # i: the drawing that a point belongs to
     x, y = (np.stack([column, row]) + 0.5 - RASTER / 2) / (RASTER / 2 - MARGIN)  # -1 ... 1
     near = [np.clip(1 - np.abs((1.5 * c + 1.5)[:, None] - np.arange(4)), 0, 1) for c in (x, y)]
-    weight_x, weight_y = (w * w * (3 - 2 * w) for w in near)  # no corner where two cells meet
+    weight_x, weight_y = (w * w * (3 - 2 * w) for w in near)  # smoothstep: no kink where two cells meet
     bend = np.einsum("pa,pb,pabc->pc", weight_y, weight_x, field[i])
     x, y = x + shear[i] * y + bend[:, 0], y + bend[:, 1]
     x, y = x * np.cos(angle)[i] - y * np.sin(angle)[i], x * np.sin(angle)[i] + y * np.cos(angle)[i]

@@ -1,7 +1,7 @@
 """The letters of the glyphs: 711 code points, pinned, because fonts change between releases.
 
-Letters without composed ones, that at least 8 of 16 type faces have, and of which no two look alike (a
-correlation of .93 or more between the size-normalised pictures); of two look-alikes the first was kept.
+No composed letters; only letters that at least 8 of 16 typefaces have, and no two that look alike (a
+correlation of .93 or more between the size-normalised pictures). Of two look-alikes, the first was kept.
 """
 
 from __future__ import annotations
@@ -24,4 +24,4 @@ LETTERS = {
         "ღყშჩცძწჭხჯჰჱჲჳჴჵჶჷჸჹჺⴀⴁⴂⴃⴄⴅⴆⴇⴈⴉⴊⴋⴌⴍⴎⴏⴐⴑⴒⴓⴔⴕⴖⴗⴘⴙⴚⴛⴜⴝⴞⴟⴠⴡⴢⴣⴤⴥ"
     ),
 }
-"""The letters of each script, in the order of their code points."""
+"""The letters of each script, in code point order."""

@@ -1,4 +1,4 @@
-"""Letters of six scripts, drawn from the type faces that matplotlib brings: images without a download."""
+"""Letters of six scripts, drawn from the typefaces that come with matplotlib: images without a download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metaoptim.tasks.glyph_letters import LETTERS
 from metaoptim.tasks.images import ImageTasks
 
 SPLITS = {"train": ("Latin", "Greek", "Cyrillic"), "val": ("Armenian",), "test": ("Georgian", "Lao")}
-"""No script is in two splits; 502 letters to train on, 61 to validate with and 148 to test with."""
+"""No script is in two splits: 502 letters for training, 61 for validation and 148 for testing."""
 SHA256 = "2b1f21fc77ce508b39ee80c816a92f65969c9d9c173c8cfc37aea2c13e0d5a09"
 """The images that published scores were measured on."""
 
@@ -26,17 +26,17 @@ def glyphs(
 ) -> ImageTasks:
     """711 letters, each drawn 20 times, as 28×28 images, ink = 1: x [T, N·S, 1, 28, 28].
 
-    Every drawing is a type face's letter thinned to its skeleton, randomly turned, sheared and bent, and
+    Every drawing is a typeface's letter, thinned to its skeleton, randomly rotated, sheared and bent, and
     painted with a round brush. The splits share no script: train is Latin, Greek and Cyrillic, val Armenian,
-    test Georgian and Lao. The drawings are made once (some seconds) and cached; a warning tells if they
-    differ from those of the published scores, as they may where matplotlib's fonts have changed.
+    test Georgian and Lao. The drawings are made once (in a few seconds) and cached. A warning says if they
+    differ from those of the published scores, as they may when matplotlib's fonts have changed.
 
     Args:
         ways: Letters per episode.
         shots: Support drawings per letter.
         queries: Query drawings per letter.
-        train_shots: Support drawings per letter in the split `train`, where it differs.
-        root: The folder to keep the drawings in; the cache where it isn't given.
+        train_shots: Support drawings per letter in the split `train`, if different.
+        root: The folder to keep the drawings in; the cache if not given.
     """
     images = _load(cache.folder(Path(root).expanduser()) if root else cache.directory())
     names = [f"{script}/U+{ord(letter):04X}" for script, letters in LETTERS.items() for letter in letters]
@@ -48,7 +48,7 @@ def glyphs(
 
 
 def _load(folder: Path) -> NDArray[np.uint8]:
-    version = importlib.metadata.version("matplotlib")  # other fonts, other drawings
+    version = importlib.metadata.version("matplotlib")  # other fonts make other drawings
     path = folder / f"glyphs-{SHA256[:8]}-matplotlib-{version}.npz"
     kept = (cache.read(path) or {}).get("images")
     if kept is None:
@@ -64,7 +64,7 @@ def _load(folder: Path) -> NDArray[np.uint8]:
 
 
 def generate(letters: str) -> NDArray[np.uint8]:
-    """All drawings of some letters, always the same ones: uint8 [letters, DRAWINGS, SIZE, SIZE]."""
+    """All drawings of some letters, the same ones every time: uint8 [letters, DRAWINGS, SIZE, SIZE]."""
     images = np.empty((len(letters), DRAWINGS, SIZE, SIZE), np.uint8)
     faces = outlines(letters)
     for place, letter in enumerate(cache.tracked(letters, "drawing the glyphs, once")):

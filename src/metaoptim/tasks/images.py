@@ -20,10 +20,10 @@ from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
 class ImageTasks:
     """Few-shot classification of images: uint8 [classes, drawings, H, W], or with channels before H.
 
-    An episode draws N classes of a split, gives them the labels 0 … N−1 at random, and S support and Q query
-    images of each, which never overlap: x float32 in [0, 1], [T, N·S, channels, H, W] and [T, N·Q, channels,
-    H, W]; y int64. The support is shuffled, because learners take minibatches of it in turn; the query is
-    sorted by label.
+    An episode draws N classes of a split, labels them 0 … N−1 at random, and draws S support and Q query images
+    of each, which never overlap: x float32 in [0, 1], [T, N·S, channels, H, W] and [T, N·Q, channels, H, W];
+    y int64. The support is shuffled, because learners take minibatches from it in order; the query is sorted by
+    label.
 
     Args:
         name: The family's name, for records.
@@ -33,8 +33,8 @@ class ImageTasks:
         ways: Classes per episode.
         shots: Support images per class.
         queries: Query images per class.
-        rotations: Whether each class, turned by 0, 90, 180 and 270 degrees, counts as four classes.
-        train_shots: Support images per class in the split `train`, where it differs.
+        rotations: Whether each class, rotated by 0, 90, 180 and 270 degrees, counts as four classes.
+        train_shots: Support images per class in the split `train`, if different.
         options: Further options of the family, for records.
     """
 
@@ -91,7 +91,7 @@ class ImageTasks:
         return tuple(self.members)
 
     def classes(self, split: str) -> int:
-        """How many classes a split has, rotations counted."""
+        """The number of classes in a split, counting rotations."""
         check_split(split, self.splits)
         return len(self.members[split]) * (4 if self.rotations else 1)
 
@@ -126,7 +126,7 @@ class ImageTasks:
         return Task(self._batch(split, *support), self._batch(split, *query))
 
     def batch(self, split: str, *, seed: int, start: int, count: int) -> Batch:
-        """Images start … start+count−1 of a stream (seed, split), for training an ordinary classifier.
+        """Images start … start+count−1 of the stream (seed, split), for training an ordinary classifier.
 
         Drawn uniformly from a split's classes: x [count, channels, H, W], y [count] in 0 … classes(split)−1.
         """
@@ -135,7 +135,7 @@ class ImageTasks:
         return self._batch(split, picks[:, 0], picks[:, 1], picks[:, 0])
 
     def describe(self, split: str) -> dict[str, Any]:
-        """Family, options, split, how many classes it has, and the sha256 of their names, one a line."""
+        """Family, options, split, its number of classes, and the sha256 of their names, one per line."""
         names = "\n".join(self.class_names(split))
         fields = ("ways", "shots", "queries", "rotations", "train_shots")
         return {

@@ -30,11 +30,11 @@ MD5 = {
 }
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS, SIZE = 20, 28
-# How much of each of 105 pixels lies in each of 28, in quarters of a pixel, so that float32 sums are exact.
+# How much of each of 105 pixels lies in each of 28, in whole quarters of a pixel, so that float32 sums are exact.
 AREAS = np.repeat(np.eye(SIZE, dtype=np.float32), 15, axis=1).reshape(SIZE, 105, 4).sum(2)
 PNG, ZIP = (OSError, SyntaxError, ValueError), (zipfile.BadZipFile, zlib.error, RuntimeError)
 DAMAGE = (*PNG, *ZIP, EOFError, struct.error)
-"""All that zipfile and Pillow raise on damaged files."""
+"""Everything that zipfile and Pillow raise on damaged files."""
 VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 """The validation alphabets of the Vinyals split; all of them lie in the background part."""
 
@@ -51,14 +51,14 @@ def omniglot(
     """Omniglot as 28×28 images (area averages of the 105×105 originals), ink = 1: x [T, N·S, 1, 28, 28].
 
     The data come from `root`, else from the folder that METAOPTIM_DATA names (or its subfolder `omniglot`),
-    as the two official archives or unpacked; else the archives are downloaded. ValueError or OSError where
-    data are incomplete, damaged or out of reach.
+    either as the two official archives or unpacked. If neither is given, the archives are downloaded. ValueError
+    or OSError if the data are incomplete, damaged or out of reach.
 
     Splits of the 1,623 characters into train / val / test; rotations make four times as many classes:
 
     - `vinyals`, 1028 / 172 / 423, as in Matching Networks (Vinyals et al. 2016): val is five alphabets, test
-      the last 423 characters of the evaluation part, which cuts one alphabet, Gurmukhi.
-    - `random`, 1100 / 100 / 423, shuffled once for all.
+      the last 423 characters of the evaluation part, which splits one alphabet, Gurmukhi.
+    - `random`, 1100 / 100 / 423, shuffled once and for all.
     - `background`, 792 / 172 / 659: test is the official evaluation part, val the same five alphabets of the
       background part, so that no alphabet is in two splits.
 
@@ -66,9 +66,9 @@ def omniglot(
         ways: Characters per episode.
         shots: Support drawings per character.
         queries: Query drawings per character.
-        split: How characters are dealt to train, val and test: `vinyals`, `random` or `background`.
-        rotations: Whether a character turned by 90, 180 and 270 degrees counts as three further classes.
-        train_shots: Support drawings per character in the split `train`, where it differs.
+        split: How characters are divided into train, val and test: `vinyals`, `random` or `background`.
+        rotations: Whether a character rotated by 90, 180 and 270 degrees counts as three further classes.
+        train_shots: Support drawings per character in the split `train`, if different.
         root: The folder with the two archives, or with both unpacked.
     """
     images, names = load(_sources(root))
@@ -94,7 +94,7 @@ def _members(split: str, names: list[str]) -> dict[str, NDArray[np.int64]]:
 
 
 def _sources(root: str | None) -> list[Path]:
-    """The two parts, each an archive or a folder; downloaded where no folder is named."""
+    """The two parts, each an archive or a folder; downloaded if no folder is named."""
     named = root or os.environ.get("METAOPTIM_DATA")
     if not named:
         folder = cache.directory()
@@ -113,7 +113,7 @@ def _sources(root: str | None) -> list[Path]:
 
 
 def load(sources: list[Path]) -> tuple[NDArray[np.uint8], list[str]]:
-    """All characters, uint8 [1623, 20, 28, 28], and their names `Alphabet/characterNN`; decoded once."""
+    """All characters, uint8 [1623, 20, 28, 28], and their names `Alphabet/characterNN`; decoded once, then cached."""
     key = hashlib.sha256("".join(map(_fingerprint, sources)).encode()).hexdigest()[:16]
     path = cache.directory() / f"omniglot-{SIZE}-{key}.npz"
     arrays = cache.read(path)
@@ -128,7 +128,7 @@ def load(sources: list[Path]) -> tuple[NDArray[np.uint8], list[str]]:
 
 
 def decode(source: Path, characters: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """One part, an archive or a folder: uint8 [characters, 20, 28, 28] and sorted names; or a ValueError."""
+    """One part, an archive or a folder: uint8 [characters, 20, 28, 28] and sorted names; ValueError if it is damaged."""
     again = f"fetch it again from {URL}/{source.stem}.zip"
     with contextlib.ExitStack() as stack:
         try:
@@ -155,7 +155,7 @@ def decode(source: Path, characters: int) -> tuple[NDArray[np.uint8], list[str]]
 
 
 def _files(source: Path, stack: contextlib.ExitStack) -> dict[tuple[str, ...], Callable[[], bytes]]:
-    """How to read each drawing, by (alphabet, character, file)."""
+    """A reader for each drawing, by (alphabet, character, file)."""
     if source.is_dir():
         return {file.parts[-3:]: file.read_bytes for file in source.glob("*/*/*.png")}
     archive = stack.enter_context(zipfile.ZipFile(source))
@@ -164,7 +164,7 @@ def _files(source: Path, stack: contextlib.ExitStack) -> dict[tuple[str, ...], C
 
 
 def _picture(png: bytes) -> NDArray[np.uint8]:
-    """uint8 [28, 28], the share of ink from 0 to 255; the files are 1-bit with 0 = ink."""
+    """uint8 [28, 28], the share of ink from 0 to 255; the files are 1-bit, with 0 = ink."""
     with Image.open(io.BytesIO(png)) as image:
         if image.size != (105, 105):
             raise ValueError(f"it has {image.width}x{image.height} pixels instead of 105x105")
@@ -174,7 +174,7 @@ def _picture(png: bytes) -> NDArray[np.uint8]:
 
 
 def _fingerprint(source: Path) -> str:
-    """What tells a part's content: an archive's bytes; a folder's names, sizes and times, which is fast."""
+    """Identifies a part's content: an archive by its bytes, a folder by names, sizes and times, which is fast."""
     digest = hashlib.sha256()
     try:
         if source.is_file():

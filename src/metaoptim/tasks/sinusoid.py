@@ -1,4 +1,4 @@
-"""Regression of sine waves, the toy problem of the MAML paper (Finn et al. 2017, arXiv 1703.03400, §5.1)."""
+"""Sine wave regression, the toy problem of the MAML paper (Finn et al. 2017, arXiv 1703.03400, §5.1)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def sinusoid(
 ) -> Sinusoid:
     """Sine waves y = A sin(x − φ), A ~ U[0.1, 5], φ ~ U[0, π], x ~ U[−5, 5]: x, y [T, S, 1], [T, Q, 1].
 
-    What needs no adaptation, as mean squared error: the zero function has 4.25; the best function that knows
-    no task is −1.623 cos x with 3.00 for phases up to π, and zero itself, with 4.25, for phases up to 2π. A
-    meta-learner has to beat these before adaptation gets any credit.
+    Mean squared errors without adaptation: the zero function has 4.25. The best function that doesn't know the
+    task is −1.623 cos x, with 3.00, for phases up to π, and zero itself, with 4.25, for phases up to 2π. A
+    meta-learner has to beat these before adaptation deserves any credit.
 
-    Every task is drawn afresh, so the splits differ in their random streams only. Reptile's variant (Nichol,
-    Achiam and Schulman 2018) trains on all of 50 fixed points and is judged on them: `sinusoid(shots=10,
+    Every task is drawn afresh, so the splits differ only in their random streams. Reptile's variant (Nichol,
+    Achiam and Schulman 2018) trains on all of 50 fixed points and is evaluated on them: `sinusoid(shots=10,
     queries=50, phase="2pi", train_shots=50, grid=50)`.
 
     Args:
         shots: Support points per task.
         queries: Query points per task.
         phase: The largest phase: `pi` as in the MAML paper, or `2pi`.
-        train_shots: Support points in the split `train`, where it differs.
-        grid: How many evenly spaced points of [−5, 5] support and query are each drawn from, none twice.
+        train_shots: Support points per task in the split `train`, if different.
+        grid: How many evenly spaced points of [−5, 5] support and query are each drawn from, without replacement.
     """
     return Sinusoid(shots, queries, phase, train_shots, grid)
 

@@ -89,8 +89,6 @@ class _Stepper:
 
     def __call__(self, batch: Task) -> float:
         phi = MetaParams({n: p.detach() for n, p in self.weights.items()}, {n: p.detach() for n, p in self.rule.items()})
-        if self.carry is None:
-            self.carry = self.engine.init(phi, batch)
         estimate = self.engine(phi, batch, self.carry, self.outer_step)
         self.carry, self.outer_step = estimate.carry, self.outer_step + 1
         self.optimizer.zero_grad()

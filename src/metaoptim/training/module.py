@@ -47,10 +47,7 @@ class MetaModule(nn.Module):
 
     def estimate(self, batch: Task) -> Estimate:
         """The meta-gradient of a batch of T tasks, with nothing changed but the estimator's carry and the count of steps."""
-        phi = self.phi()
-        if self.carry is None:
-            self.carry = self.engine.init(phi, batch)
-        estimate = self.engine(phi, batch, self.carry, self.outer_step)
+        estimate = self.engine(self.phi(), batch, self.carry, self.outer_step)
         self.carry = estimate.carry
         self.outer_step += 1
         return estimate

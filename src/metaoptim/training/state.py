@@ -74,8 +74,7 @@ class Training:
 
         def again(phi: MetaParams) -> Estimate:
             with _seeded(self.seed, step):
-                start = self.module.engine.init(phi, batch) if carry is None else carry
-                return self.module.engine(phi, batch, start, step)
+                return self.module.engine(phi, batch, carry, step)
 
         self.module.assign(self.outer_step(phi, estimate, again))
         scalars = {n: x.item() for n, x in estimate.info.items() if n != "losses"}

@@ -1,1 +1,1 @@
-"""Which way to compute a meta-gradient is the fastest here, within a memory budget."""
+"""The autotuner: finds the fastest way to compute a meta-gradient here, within a memory budget."""

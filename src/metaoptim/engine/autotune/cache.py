@@ -1,4 +1,4 @@
-"""What was measured for the same work on the same machine, kept between processes."""
+"""Keeps measurements between processes, for the same work on the same machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metaoptim.engine.autotune.search import Row
 
 
 def key(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[str]) -> str:
-    """Names the work and the machine: shapes, types, learner, estimator, settings, torch, processor and threads."""
+    """Identifies the work and the machine: shapes, dtypes, learner, estimator, settings, torch, processor and threads."""
     work = [[str(tuple(x.shape)), str(x.dtype), str(x.device)] for x in trees.flatten((phi, batch))]
     facts = [
         work,
@@ -37,11 +37,11 @@ def key(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[
 
 
 def _address_free(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", text)  # a function's address differs in every process
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # a function's address differs between processes
 
 
 def read(key: str) -> list[Row] | None:
-    """The rows that were measured; None where there are none, or none that can be read."""
+    """The measured rows; None if there are none, or none that can be read."""
     try:
         return [Row(*row) for row in json.loads(_path(key).read_text())] or None
     except (OSError, ValueError, TypeError):
@@ -49,7 +49,7 @@ def read(key: str) -> list[Row] | None:
 
 
 def write(key: str, rows: Sequence[Row]) -> None:
-    """Keeps the rows, in one move."""
+    """Stores the rows atomically."""
     path = _path(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def write(key: str, rows: Sequence[Row]) -> None:
             json.dump(rows, file)
         os.replace(file.name, path)
     except OSError:
-        return  # a cache that can't be written costs a second measurement, nothing else
+        return  # a cache that can't be written costs another measurement, nothing else
 
 
 def _path(key: str) -> Path:

@@ -1,4 +1,4 @@
-"""The peak of memory while something runs."""
+"""Measures peak memory while something runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def of(run: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
-    """What run() returns, and the bytes by which memory grew at its peak; None where the system doesn't tell.
+    """What run() returns, and by how many bytes memory grew at its peak; None where the system doesn't report it.
 
-    On a CUDA device what torch allocated there; else the resident memory of the process (Linux).
+    On a CUDA device this is what torch allocated there; elsewhere it is the resident memory of the process (Linux).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -24,7 +24,7 @@ def of(run: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
         return found, torch.cuda.max_memory_allocated(device) - before
     _give_back()
     try:
-        _RESET.write_text("5")  # the high-water mark starts anew
+        _RESET.write_text("5")  # resets the high-water mark
         start = _resident("VmRSS")
     except OSError:
         return run(), None
@@ -33,7 +33,7 @@ def of(run: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
 
 
 def free(device: torch.device) -> int | None:
-    """Bytes that are free; None where the system doesn't tell."""
+    """Free memory in bytes; None where the system doesn't report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -54,7 +54,7 @@ def _field(path: Path, name: str) -> int:
 
 
 def _give_back() -> None:
-    """Hands memory that is free inside the allocator back to the system, so that using it again shows."""
+    """Returns the allocator's free memory to the system; otherwise using it again would not show as growth."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""What each way of computing a meta-gradient costs, measured on the real batch; and the fastest one within a memory budget."""
+"""Times ways of computing a meta-gradient on the real batch, and chooses the fastest one within a memory budget."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from metaoptim.core.types import MetaOptimizer
 from metaoptim.engine.autotune import peak
 from metaoptim.engine.options import RUNTIMES, Choice, cut
 
-ROUNDS = 3  # timed runs of a way
-ENOUGH = 1.0  # seconds after which fewer will do
-SHORT = 0.3  # seconds that quick ways are run again and again for
+ROUNDS = 3  # timed runs per way
+ENOUGH = 1.0  # seconds after which fewer runs will do
+SHORT = 0.3  # seconds for which fast ways are run again and again
 HOPELESS = 3.0  # a way this many times slower than the best in its first timed run is not timed again
 UNKNOWN = 1000  # outer steps to come, where nobody said
-TRACING = 300  # outer steps that tracing must be used for: it takes about as long as a hundred of them
-COMPILING = 40.0  # times the seconds of tracing: what compiling must be able to win back, which is twice what it takes
-GAIN = 0.5  # the part of a step that compiling is expected to win
-FEW = 8  # tasks below which a quarter of them is not tried
+TRACING = 300  # outer steps that must be to come for tracing to be tried: it takes about as long as a hundred of them
+COMPILING = 40.0  # times the seconds of tracing: what compiling must be able to save, which is twice what it takes
+GAIN = 0.5  # the share of a step's time that compiling is expected to save
+FEW = 8  # tasks below which a quarter of them at a time is not tried
 
 Build = Callable[[Choice], Callable[[], Any]]
 
 
 class Row(NamedTuple):
-    """One way: seconds per meta-step and bytes at its peak above the start; or, in `note`, why it was not measured."""
+    """One way: seconds per meta-step, and peak bytes above the start; or, in `note`, why it was not measured."""
 
     batching: str
     memory: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything that was measured, what is taken, and why."""
+    """Everything that was measured, the choice, and the reason for it."""
 
     rows: tuple[Row, ...]
     choice: Choice
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 def offered(method: MetaOptimizer, compiled: bool = False) -> list[tuple[str, str, str]]:
-    """All combinations (batching, memory, runtime) that are worth a check; compiled ones, which take long, if asked for."""
+    """All combinations (batching, memory, runtime) worth checking; compiled ones, which take long, only if asked for."""
     return [
         (batching, memory, runtime)
         for runtime in RUNTIMES
@@ -57,17 +57,17 @@ def offered(method: MetaOptimizer, compiled: bool = False) -> list[tuple[str, st
 
 
 class Search:
-    """Times ways on one batch, the promising ones first.
+    """Times ways on one batch, promising ones first.
 
     Args:
-        build: gives what computes the meta-gradient in one way.
-        rest: has all that were built give back what they hold. say: is told which way is measured next.
-        settings: batching, memory and runtime as they were given, "auto" where they are open.
-        memories: the memory modes that the estimator has.
+        build: returns the function that computes the meta-gradient in a given way.
+        rest: makes everything that was built give back the memory and threads it holds. say: is told what is measured next.
+        settings: batching, memory and runtime as given; "auto" leaves one open.
+        memories: the estimator's memory modes.
         count: tasks T in the batch; steps: inner steps K.
-        single: bytes at the peak of one task that keeps its states alone, by which others' are foretold (0: unknown).
-        budget: bytes at the peak, on the device.
-        horizon: outer steps to come: what takes long to build is tried where it can pay.
+        single: peak bytes of one task that keeps its states alone, from which other peaks are predicted (0: unknown).
+        budget: peak bytes allowed on the device.
+        horizon: outer steps to come; ways that take long to build are tried only where they can pay.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Search:
         self.count, self.steps, self.single = count, steps, single
         self.budget, self.device, self.horizon = budget, device, horizon
         self.batching = None if settings[0] == "auto" else settings[0]
-        # Forward mode, which "mixed" needs, is refused by some of torch's functions, and can end the process when traced.
+        # "auto" leaves "mixed" out: some of torch's functions have no forward mode, and tracing it can end the process.
         open_ = [m for m in memories if m != "mixed"]
         self.kept = open_ if settings[1] == "auto" else [settings[1]]
         self.runtimes = [r for r in RUNTIMES if settings[2] in ("auto", r)]
@@ -89,7 +89,7 @@ class Search:
         self.building: dict[tuple[str, str, str], float] = {}  # seconds of the first call, which traces
 
     def run(self) -> Plan:
-        """First how tasks are mapped; for the best mapping, what is kept; last, where it can pay, compiling."""
+        """Tries mappings of the tasks first, then memory modes for the best mapping, and last, where it can pay, compiling."""
         quick = [r for r in self.runtimes if r == "eager" or (r == "trace" and self.horizon >= TRACING)]
         for runtime in quick or self.runtimes:
             for batching in self.mappings(runtime):
@@ -105,7 +105,7 @@ class Search:
         return self.conclusion()
 
     def rivals(self, best: Row) -> list[Row]:
-        """The two fastest traced ways, of different mappings, that compiling could make the best one."""
+        """The two fastest traced ways, with different mappings, that could become the fastest once compiled."""
         limit = (best.seconds or 0.0) * (1 + GAIN)
         traced = [row for row in self.rows if row.runtime == "trace" and row.seconds is not None and row.seconds <= limit]
         found: dict[str, Row] = {}
@@ -122,34 +122,34 @@ class Search:
         if self.single * self.count > self.budget > self.single:
             found.append(f"vmap:{self.budget // self.single}")
         elif runtime == "trace" and self.count >= FEW:
-            found.append(f"vmap:{self.count // 4}")  # whose values may stay in the processor's cache
+            found.append(f"vmap:{self.count // 4}")  # the values of so few tasks may stay in the processor's cache
         if runtime == "trace" and threads > 1 and self.count > 1:
             found += [f"workers:{threads}", f"workers:{threads}:{-(-self.count // threads)}"]
         return found
 
     def foretold(self, batching: str, memory: str) -> int:
-        """Bytes at the peak, roughly, from those of one task and one step at a time."""
+        """The peak in bytes, roughly, predicted from that of one task and one step at a time."""
         how = cut(batching)
         at_once = min(self.count, (self.count if how.size is None else how.size) * how.workers)
         return self.single * at_once * (max(1, self.steps) if memory == "graph" else 1)
 
     def measure(self, batching: str, memory: str, runtime: str) -> None:
-        """Adds a row, unless there is one."""
+        """Adds a row for this way, unless there is one already."""
         if any(row[:3] == (batching, memory, runtime) for row in self.rows):
             return
         if (expected := self.foretold(batching, memory)) > self.budget:
             self.rows.append(Row(batching, memory, runtime, None, expected, "not tried: above the memory budget"))
             return
         try:
-            self.rest()
+            self.rest()  # idle threads of the previous way would slow this one down (docs/log.md)
             self.say(f"measuring {batching}, {memory}, {runtime}")
             run = self.build(Choice(batching, memory, runtime))
             start = self.clock()
             run()  # traces, compiles, warms up
             self.building[batching, memory, runtime] = self.clock() - start
-            self.rest()
+            self.rest()  # buffers kept from the first call would not show in the peak
             _, used = peak.of(run, self.device)
-        except Exception as error:  # whatever torch can say, as of a layer that vmap has no rule for
+        except Exception as error:  # torch can raise anything, as for a layer without a batching rule
             self.errors.append(error)
             self.rows.append(Row(batching, memory, runtime, note=" ".join(str(error).split())))
             return
@@ -163,7 +163,7 @@ class Search:
         self.rows.append(Row(batching, memory, runtime, best, used))
 
     def best(self) -> Row | None:
-        """The fastest within the budget; where nothing keeps to it, the one with the lowest peak."""
+        """The fastest within the budget; if none keeps to it, the one with the lowest peak."""
         timed = [row for row in self.rows if row.seconds is not None]
         within = [row for row in timed if (row.bytes or 0) <= self.budget]
         if within:
@@ -171,7 +171,7 @@ class Search:
         return min(timed, key=lambda row: row.bytes or 0, default=None)
 
     def conclusion(self) -> Plan:
-        """The plan that the rows speak for. The first error where every way was refused."""
+        """The plan that follows from the rows. Raises the first error if every way was refused."""
         best, limit = self.best(), f"{self.budget / 2**30:.2g} GiB"
         if best is None and self.errors:
             raise self.errors[0]

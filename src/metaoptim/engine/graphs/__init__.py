@@ -1,1 +1,1 @@
-"""Functions of tensors as graphs: the only place that uses private or unstable API of torch."""
+"""Runs functions of tensors as graphs: the only place that uses private or unstable APIs of torch."""

@@ -1,7 +1,8 @@
-"""Large results are written into memory that a graph needs no longer, or that the last one left.
+"""Memory planning for traced graphs: large results go into memory that is dead, or that an earlier graph left behind.
 
-Systems hand out large pieces of memory page by page at the first touch, which can take ten times as long as what is then
-computed in them (docs/log.md). The numbers are the same to the bit. Devices with an allocator of torch's own need none of this.
+When a large block is freed, glibc returns it to the system, which hands it out again page by page at the first touch. That can
+take ten times as long as the arithmetic that follows (docs/log.md, docs/decisions/0017). Results stay the same to the bit.
+Devices for which torch has an allocator of its own need none of this.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from metaoptim.engine.graphs.trace import is_view, layout, writes
 
 _aten = torch.ops.aten
 
-LARGE = 2**20  # bytes; what is smaller stays with the allocator and in the processor's cache
+LARGE = 2**20  # bytes; smaller results stay with the allocator and in the processor's cache
 
-_ELEMENTWISE: dict[Any, Any] = {  # where an operand itself may be written into
+_ELEMENTWISE: dict[Any, Any] = {  # the result may overwrite an operand
     _aten.add.Tensor: _aten.add.out,
     _aten.sub.Tensor: _aten.sub.out,
     _aten.mul.Tensor: _aten.mul.out,
@@ -39,7 +40,7 @@ _ELEMENTWISE: dict[Any, Any] = {  # where an operand itself may be written into
     _aten.relu.default: _aten.clamp_min.out,
     _aten.threshold_backward.default: _aten.threshold_backward.grad_input,
 }
-_OTHERS: dict[Any, Any] = {
+_OTHERS: dict[Any, Any] = {  # the result may go into a given buffer, but not over an operand
     _aten.mm.default: _aten.mm.out,
     _aten.bmm.default: _aten.bmm.out,
     _aten.gather.default: _aten.gather.out,
@@ -50,18 +51,18 @@ _INTO = _ELEMENTWISE | _OTHERS
 
 
 Kind = tuple[int, torch.dtype, torch.device]
-"""What makes one piece of memory as good as another: number of elements, their type, device."""
+"""What makes two pieces of memory interchangeable: number of elements, dtype, device."""
 
 
 class Scratch:
-    """Memory that graphs hand on to each other; several threads may."""
+    """Memory that graphs pass on to each other; several threads may share it."""
 
     def __init__(self) -> None:
         self.free: dict[Kind, list[Tensor]] = defaultdict(list)
 
     @contextmanager
     def lent(self, kinds: Sequence[Kind]) -> Iterator[list[Tensor]]:
-        """A piece of memory of each kind, with anything in it."""
+        """Lends one piece of memory of each kind, its contents undefined."""
         pieces = [self._piece(*kind) for kind in kinds]
         try:
             yield pieces
@@ -70,7 +71,7 @@ class Scratch:
                 self.free[kind].append(piece)
 
     def give_back(self) -> None:
-        """Lets go of the pieces that nobody uses."""
+        """Drops the pieces that are not lent out."""
         self.free.clear()
 
     def _piece(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -82,7 +83,7 @@ class Scratch:
 
 @dataclass(eq=False)
 class _Buffer:
-    """Memory that a node makes: the node that stands for all of it, and the place of the last one that reads it."""
+    """Memory that a node makes: the node that stands for all of it, and the position of the last node that reads it."""
 
     node: fx.Node
     last: int
@@ -90,14 +91,15 @@ class _Buffer:
 
 
 def recycle(module: fx.GraphModule) -> list[Kind]:
-    """Has a graph reuse large buffers; returns the kinds of the pieces of memory that it then takes as its last inputs.
+    """Makes a graph reuse large buffers; returns the kinds of the scratch pieces that it now takes as its last inputs.
 
-    `meta["val"]` of its nodes must be what tracing noted.
+    `meta["val"]` of its nodes must be what tracing recorded.
     """
     nodes = list(module.graph.nodes)
     targets = {node.target for node in nodes if node.op == "call_function"} - {getitem}
     known = all(isinstance(target, torch._ops.OpOverload) for target in targets) and not any(writes(node) for node in nodes)
-    found = _buffers(nodes) if known else {}  # else: who knows what lies in whose memory
+    # With a write, or an operator of undeclared aliasing, any value may lie in any memory: then the graph is left as it is.
+    found = _buffers(nodes) if known else {}
     inputs = [node for node in nodes if node.op == "placeholder"]
     kinds: list[Kind] = []
     free: dict[Kind, list[fx.Node]] = defaultdict(list)
@@ -108,10 +110,10 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
         own = found.get(node)
         if own is not None and own.node is node and _can_write(node):
             if (operand := _operand(node, found, now)) is not None:
-                old = found[operand]
+                old = found[operand]  # if its memory is a lent piece, the result takes the piece over
                 own.lent, old.lent = old.lent, False
             else:
-                if not free[_kind(node)]:
+                if not free[_kind(node)]:  # as many pieces as are in use at once, and no more
                     with module.graph.inserting_after(*inputs[-1:]):
                         inputs.append(module.graph.placeholder(f"piece_{len(kinds)}"))
                     free[_kind(node)].append(inputs[-1])
@@ -120,14 +122,14 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
             own.node = _written(node, operand)
             found[own.node] = own
         for buffer in dying[now]:
-            if buffer.lent:
+            if buffer.lent:  # pieces alone are reused; other memory goes back to the allocator
                 free[_kind(buffer.node)].append(buffer.node)
     module.recompile()
     return kinds
 
 
 def _can_write(node: fx.Node) -> bool:
-    """Whether it pays to tell an operator where to write its result, and is possible."""
+    """Whether an operator can be told where to write its result, and whether that pays."""
     on_cpu = node.meta["val"].device.type == "cpu"
     return on_cpu and _bytes(node) >= LARGE and node.target in _INTO
 
@@ -143,7 +145,7 @@ def _kind(node: fx.Node) -> Kind:
 
 
 def _buffers(nodes: list[fx.Node]) -> dict[fx.Node, _Buffer]:
-    """The buffer in which the value of a node lies, for those that the graph makes."""
+    """Maps each node to the buffer that holds its value, for the buffers that the graph makes itself."""
     places = {node: i for i, node in enumerate(nodes)}
     found: dict[fx.Node, _Buffer] = {}
     for node in nodes:
@@ -152,7 +154,7 @@ def _buffers(nodes: list[fx.Node]) -> dict[fx.Node, _Buffer]:
             continue
         last = max([places[user] for user in node.users], default=places[node])
         if is_view(node):
-            for buffer in inputs:  # there is but one, as a rule
+            for buffer in inputs:  # usually just one; while a view is alive, so is its buffer
                 buffer.last = max(buffer.last, last)
                 found[node] = buffer
         elif isinstance(value, Tensor) and _dense(value):
@@ -161,7 +163,7 @@ def _buffers(nodes: list[fx.Node]) -> dict[fx.Node, _Buffer]:
 
 
 def _dense(value: Tensor) -> bool:
-    """Whether the elements fill the memory from its start, in some order."""
+    """Whether the elements fill the memory from its start without gaps, in whatever order."""
     expected = 1
     for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
         if size != 1:
@@ -172,18 +174,19 @@ def _dense(value: Tensor) -> bool:
 
 
 def _operand(node: fx.Node, found: dict[fx.Node, _Buffer], now: int) -> fx.Node | None:
-    """An operand that nobody reads afterwards, element for element where the result will be."""
+    """An operand that is not read afterwards, and that has each element where the result will have it."""
     for operand in node.all_input_nodes if node.target in _ELEMENTWISE else []:
         buffer = found.get(operand)
         if buffer is not None and buffer.last == now and _bytes(buffer.node) == _bytes(node):
             sharing = [x for x in node.all_input_nodes if found.get(x) is buffer]
+            # Through a view of another layout, an element could be overwritten before it is read.
             if all(layout(x) == layout(node) for x in sharing):
                 return operand
     return None
 
 
 def _written(node: fx.Node, into: fx.Node) -> fx.Node:
-    """The operator again, in the form that writes its result into the memory of another node."""
+    """Replaces the operator by its `out` variant, which writes the result into another node's memory."""
     graph, value = node.graph, node.meta["val"]
     with graph.inserting_before(node):
         if into.meta.get("val") is None or layout(into) != layout(node):

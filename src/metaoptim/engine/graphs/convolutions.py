@@ -1,8 +1,9 @@
-"""Convolutions as traced graphs run them on a CPU: channels last, and small ones as matrix products.
+"""Convolutions in traced graphs on a CPU: channels last, and small ones as matrix products.
 
-torch's own kernels are slow for images of few channels, for weight gradients, and in the default layout; see docs/log.md for
-what was measured. Other devices keep theirs. These replace `aten` operators below autograd, so they need no derivative; sums
-are taken in another order, which changes results by rounding alone.
+torch's own kernels are slow for images of few channels, for weight gradients, and in the default layout; docs/log.md has the
+measurements. Other devices keep torch's kernels. These functions replace `aten` operators below autograd, so they need no
+derivatives. They sum in another order, so results differ by rounding. Sizes alone decide which way is taken, never a
+measurement, so that every process builds the same graph (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
-FEW = 32  # numbers under a kernel's window: such products are always the faster way
+FEW = 32  # numbers under the kernel's window up to which a matrix product is always faster
 FORWARD = 2**18  # elements of the column matrix up to which a product is faster than the kernel
-WEIGHTS = 2**22  # the same, for the gradient of the weights
+WEIGHTS = 2**22  # the same, for the weight gradient
 
 
 def convolution(
     x: Tensor, w: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Any:  # fmt: skip
-    """`aten.convolution`; NotImplemented where torch's kernel is the one to take, as it is."""
+    """`aten.convolution`; NotImplemented where torch's kernel should run unchanged."""
     if not _ours(x, w, transposed):
         return NotImplemented
     rows, window = _sizes(x, w, stride, padding, dilation, groups)
@@ -42,7 +43,7 @@ def convolution_backward(
     g: Tensor, x: Tensor, w: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, mask: Sequence[bool],
 ) -> Any:  # fmt: skip
-    """`aten.convolution_backward`; NotImplemented where torch's kernel is the one to take, as it is."""
+    """`aten.convolution_backward`; NotImplemented where torch's kernel should run unchanged."""
     if not _ours(x, w, transposed):
         return NotImplemented
     rest = (bias_sizes, stride, padding, dilation, False, output_padding, groups)
@@ -68,14 +69,17 @@ def _ours(x: Tensor, w: Tensor, transposed: bool) -> bool:
 
 
 def _channels_last(kernel: Callable[..., Any], tensors: Sequence[Tensor], *rest: Any) -> Any:
-    """The kernel on tensors of that layout; NotImplemented if they have it already."""
+    """The kernel on channels-last tensors; NotImplemented if they have that layout already.
+
+    Tracing decomposes the inner call too, so it arrives here once more; NotImplemented ends the recursion.
+    """
     if all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors):
         return NotImplemented
     return kernel(*(x.contiguous(memory_format=torch.channels_last) for x in tensors), *rest)
 
 
 def _extent(x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
-    """Height and width of what comes out."""
+    """Height and width of the output."""
     high, wide = ((x.shape[2 + i] + 2 * padding[i] - dilation[i] * (w.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
     return high, wide
 
@@ -83,14 +87,14 @@ def _extent(x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int],
 def _sizes(
     x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> tuple[int, int]:
-    """Rows of the column matrix of one group, and the numbers under the window."""
+    """Rows of one group's column matrix, and how many numbers lie under the window."""
     return x.shape[0] * prod(_extent(x, w, stride, padding, dilation)), prod(w.shape[1:])
 
 
 def columns(
     x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
-    """(groups, rows, window): what lies under the window at each place, channels last."""
+    """The column matrix (im2col), (groups, rows, window): what lies under the window at each position, channels last."""
     (count, channels), (high, wide) = x.shape[:2], _extent(x, w, stride, padding, dilation)
     down, right = padding
     x = _aten.constant_pad_nd(x.permute(0, 2, 3, 1), [0, 0, right, right, down, down]).contiguous()
@@ -104,5 +108,5 @@ def columns(
 
 
 def matrix(w: Tensor, groups: int) -> Tensor:
-    """(groups, window, outputs)."""
+    """The weights as (groups, window, outputs)."""
     return w.reshape(groups, -1, *w.shape[1:]).permute(0, 3, 4, 2, 1).flatten(1, 3)

@@ -1,7 +1,7 @@
-"""Runs functions of tensors as graphs that were traced once, or by those graphs compiled.
+"""Runs functions of tensors as graphs that are traced once, and compiled if so asked.
 
-A graph belongs to the shapes, strides, types and devices of its inputs, to their structure, and to what decides a module's
-own branches (training or not): anything else is traced anew.
+A graph is specific to the shapes, strides, dtypes and devices of its inputs, to their structure, and to what a module's own
+branches depend on (training or not). Anything else is traced afresh.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Function = Callable[..., tuple[Sequence[Tensor], Any]]
 
 
 class _Graph(NamedTuple):
-    """What runs, on tensors and memory of these kinds; what it returns beside tensors; whether it draws random numbers."""
+    """What runs, on tensors and scratch memory of these kinds; what it returns besides tensors; whether it draws at random."""
 
     run: Callable[..., Any]
     kinds: Sequence[Kind]
@@ -31,11 +31,11 @@ class _Graph(NamedTuple):
 
 
 class Graphs:
-    """Pure functions of tensors, run as graphs; random numbers are drawn anew in every run.
+    """Runs pure functions of tensors as graphs; random numbers are drawn afresh in every run.
 
     Args:
-        owner: whose modules' modes (`training`) belong to a graph.
-        compiled: whether graphs go through Inductor.
+        owner: holds the modules whose mode (`training`) a graph depends on.
+        compiled: whether Inductor compiles the graphs.
     """
 
     def __init__(self, owner: Any, compiled: bool = False) -> None:
@@ -45,7 +45,7 @@ class Graphs:
         self.scratch = Scratch()
 
     def __call__(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
-        """function(*inputs): tensors, and whatever it returned beside them. name: equal for equal functions."""
+        """function(*inputs): its tensors, and whatever else it returned. name: equal for equal functions."""
         key = self.key(name, inputs)
         if key not in self.graphs:
             self.graphs[key] = self._build(function, inputs)
@@ -53,31 +53,32 @@ class Graphs:
         with self.scratch.lent(graph.kinds) as pieces:
             with torch.inference_mode():
                 outputs = graph.run(*inputs, *pieces)
-            return [x.clone() for x in outputs], graph.beside  # ordinary tensors again, in memory of their own
+            # Ordinary tensors again, not inference tensors; in their own memory, because the next graph writes into the pieces.
+            return [x.clone() for x in outputs], graph.beside
 
     def key(self, name: Hashable, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
-        """Equal where the same graph runs."""
+        """Equal keys mean the same graph."""
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
         return name, shapes, tuple(m.training for m in self.modules)
 
     @property
     def draws(self) -> bool:
-        """Whether a graph draws random numbers by torch's generator."""
+        """Whether any graph draws from torch's generator."""
         return any(graph.draws for graph in self.graphs.values())
 
     def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
         flat = _Flat(function)
-        self.scratch.give_back()  # tracing runs the graph once, in memory of its own
+        self.scratch.give_back()  # tracing tries the graph once, in its own memory; idle pieces would add to that peak
         with torch.no_grad():
             module = trace(flat, inputs)
         found = any(draws(node) for node in module.graph.nodes)
-        kinds = [] if self.compiled else recycle(module)
+        kinds = [] if self.compiled else recycle(module)  # Inductor plans its buffers itself
         bare(module)
         return _Graph(_compile(module, inputs) if self.compiled else module.forward, kinds, flat.beside, found)
 
 
 class _Flat:
-    """A function for tracing, which knows nothing but tensors."""
+    """A function in the form that tracing needs: it returns tensors alone, and keeps the rest in `beside`."""
 
     def __init__(self, function: Function) -> None:
         self.function, self.beside = function, None
@@ -88,15 +89,15 @@ class _Flat:
 
 
 def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """The graph through Inductor, whose results stay on disk between processes; the graph itself where that can't be had."""
-    # Called from C++ its kernels don't hold Python's lock, for which several threads would wait.
+    """The graph compiled by Inductor, which caches its results on disk; the traced graph itself where compiling fails."""
+    # Called from Python, Inductor's kernels hold the GIL while they compute, and threads take turns. `cpp_wrapper` releases it.
     run = torch.compile(module, fullgraph=True, dynamic=False, options={"fallback_random": True, "cpp_wrapper": True})
     try:
         with torch.inference_mode(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of the compiler are not about the user's work
+            warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
             run(*inputs)
-    except Exception as error:  # whatever a compiler can say
-        said = str(error).partition("Set TORCH")[0]  # what follows is for torch's developers
+    except Exception as error:  # a compiler can raise anything
+        said = str(error).partition("Set TORCH")[0]  # the rest is meant for torch's developers
         reason = " ".join(said.split()).partition(". ")[0][:200]
         warnings.warn(f'runtime="compile" is not to be had here ({reason}); the traced graph runs instead.', stacklevel=2)
         return module.forward
@@ -104,7 +105,7 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
 
 
 def modules(owner: Any) -> Iterator[nn.Module]:
-    """The modules among the fields of a dataclass, at any depth."""
+    """The modules in the fields of a dataclass, at any depth."""
     if isinstance(owner, nn.Module):
         yield owner
     elif is_dataclass(owner) and not isinstance(owner, type):

@@ -1,4 +1,4 @@
-"""The parts of an inner run as graphs."""
+"""Runs the parts of an inner run, such as one step forward or back, as graphs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from metaoptim.engine.graphs.graphs import Graphs
 
 @dataclass(frozen=True)
 class Parts:
-    """A `Call`: parts of an inner run as graphs, which all its steps share, for the number of the step is a tensor.
+    """A `Call` that runs parts as graphs. All steps share one graph per part, because the step number is a tensor.
 
-    Called under `vmap`, a part is traced with the map inside, so that the graph holds the operators for all tasks at once.
-    A tensor that comes in twice goes in once, and one that goes through comes out as the same object.
+    Under `vmap`, a part is traced with the map inside, so that the graph holds the operators for all tasks at once.
+    A tensor that is passed twice becomes one input; one that is passed through comes back as the same object.
     """
 
     graphs: Graphs
@@ -39,7 +39,7 @@ class Parts:
 
 @dataclass
 class _Call:
-    """A part; its arguments have a structure around the inputs at the given places."""
+    """A part and its arguments: their structure, and for each tensor in it the index of its input."""
 
     graphs: Graphs
     part: Callable[..., Any]
@@ -49,7 +49,7 @@ class _Call:
     beside: Any = None
 
     def run(self, axes: Sequence[int | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The new tensors that the part returns, for every task, if an input has an axis of tasks."""
+        """The new tensors that the part returns; if an input has a task axis, those of every task."""
         device = inputs[0].device.type
         half = torch.is_autocast_enabled(device)
 
@@ -66,14 +66,14 @@ class _Call:
                 return alone(*inputs), self.beside
             return vmap(alone, tuple(axes), randomness="different")(*inputs), self.beside
 
-        with torch.autocast(device, enabled=False):  # it is in the graph
+        with torch.autocast(device, enabled=False):  # its casts are traced into the graph
             name = (self.part, self.structure, tuple(self.places), tuple(axes), half)
             outputs, self.beside = self.graphs(name, function, inputs)
         return tuple(outputs)
 
 
 class _Across(torch.autograd.Function):
-    """Takes a call through `vmap`, to where tensors have their axis of tasks."""
+    """Takes a call through `vmap`, to the level where tensors show their task axis."""
 
     @staticmethod
     def forward(call: _Call, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -81,7 +81,7 @@ class _Across(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is differentiated through a part."""
+        """Saves nothing, because a part is never differentiated through."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: _Call, *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

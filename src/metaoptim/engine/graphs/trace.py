@@ -1,4 +1,4 @@
-"""A function of tensors as a graph of torch's operators, without what does nothing."""
+"""Traces a function of tensors into a graph of torch's operators, and removes those that do nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LINEAR = {  # in their first argument
     *(_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.permute.default, _aten.t.default),
     *(_aten._to_copy.default, _aten.clone.default, _aten.neg.default, _aten.sum.dim_IntList, _aten.mul.Scalar),
 }
-_RETURNING = {  # for what writes into its first argument: torch does in forward mode, into what it has just made
+_RETURNING = {  # for operators that write into their first argument; torch's forward mode does so, into tensors just made
     _aten.copy_.default: _aten.copy.default,
     _aten.div_.Tensor: _aten.div.Tensor,
     _aten.relu_.default: _aten.relu.default,
@@ -41,14 +41,14 @@ _MANNERS: Sequence[tuple[Mode, Kernels]] = (("fake", DECOMPOSITIONS), ("real", D
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The operators that the function runs on such inputs, cleaned. A RuntimeError where values decide what it does.
+    """The operators that the function runs on such inputs, cleaned up. RuntimeError if the function branches on values.
 
-    Tracing goes by shapes alone, which takes no memory to speak of; by values only where torch's rules for shapes fall short,
-    as forward mode under vmap does in torch 2.13. Convolutions of our own return another layout than torch's; where the
-    function asks for torch's, as `view` can, it has its own.
+    Tracing goes by shapes alone, which takes hardly any memory. It goes by values only where torch's shape rules fall short,
+    as they do for forward mode under vmap in torch 2.13. Our own convolutions return another layout than torch's. A function
+    that relies on torch's layout, as `view` can, is traced with torch's convolutions.
     """
     for mode, kernels in _MANNERS[:-1]:
-        with suppress(Exception):  # whatever torch can say; a fault of the function itself comes up once more below
+        with suppress(Exception):  # torch can raise anything; an error of the function itself is raised once more below
             return _traced(function, inputs, mode, kernels)
     return _traced(function, inputs, *_MANNERS[-1])
 
@@ -56,15 +56,16 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
 def _traced(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], mode: Mode, kernels: Kernels
 ) -> fx.GraphModule:
-    def made(function: Callable[..., Any]) -> fx.GraphModule:  # from tensors beside the inputs too, such as a module's buffers
+    def made(function: Callable[..., Any]) -> fx.GraphModule:  # tensors besides the inputs are allowed: a module's buffers
         return make_fx(function, decomposition_table=kernels, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs)
 
     module = made(function)
     for node in module.graph.nodes:
         _return(node)
-    if any(writes(node) for node in module.graph.nodes):
+    if any(writes(node) for node in module.graph.nodes):  # `clean` can't touch a graph that writes
         module = made(functionalize(module))
     clean(module)
+    # What shapes predicted is checked by one real run. A graph that still writes is not tried, because trying it would write.
     if mode == "fake" and not any(writes(node) for node in module.graph.nodes):
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             _Trial(module).run(*inputs)
@@ -72,9 +73,10 @@ def _traced(
 
 
 class _Trial(fx.Interpreter):
-    """Raises a RuntimeError where an operator's result has other strides than its rule for shapes foretold.
+    """Runs a graph; RuntimeError where a result has other strides than the operator's shape rule predicted.
 
-    A few of torch's rules are wrong about them, and what comes later may count on them: a view, or our convolutions.
+    A few of torch's rules get strides wrong, and later nodes may rely on them: a view, or our convolutions. A `reshape` traced
+    as a view would then fail, and an `as_strided` would silently read other numbers (docs/decisions/0018).
     """
 
     def run_node(self, n: fx.Node) -> Any:
@@ -87,7 +89,7 @@ class _Trial(fx.Interpreter):
 
 
 def _return(node: fx.Node) -> None:
-    """Has an operator return its result that writes it into a value of the graph which nobody else knows."""
+    """Makes an in-place operator return its result instead, if nothing else uses the value that it overwrites."""
     if node.target in _RETURNING:
         into: Any = node.args[0]
         if isinstance(into.target, torch._ops.OpOverload) and len(into.users) == 1 and not is_view(into):
@@ -95,7 +97,7 @@ def _return(node: fx.Node) -> None:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the value lies in the memory of an input."""
+    """Whether the value shares memory with an input of its operator."""
     source: Any = node
     while source.target is getitem:
         source = source.args[0]
@@ -103,13 +105,13 @@ def is_view(node: fx.Node) -> bool:
 
 
 def clean(module: fx.GraphModule) -> fx.GraphModule:
-    """Takes out operators that return what they were given, that repeat another one, or whose result nobody reads.
+    """Removes operators that return their input unchanged, common subexpressions, and dead code.
 
-    Forward mode makes many zeros, which are neither multiplied nor added.
+    Forward mode makes many zero tensors; multiplying and adding those goes too.
     """
     graph = module.graph
     if any(writes(node) for node in graph.nodes):
-        return module  # a value that changes in place can be neither shared nor left out
+        return module  # a value that is changed in place can be neither shared nor dropped
     seen: dict[Any, fx.Node] = {}
     zeros: set[fx.Node] = set()
     for node in list(graph.nodes):
@@ -129,7 +131,7 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def bare(module: fx.GraphModule) -> fx.GraphModule:
-    """Without what tracing noted of every value, which is more than the graph itself."""
+    """Removes what tracing recorded about every value, which takes more memory than the graph itself."""
     for node in module.graph.nodes:
         node.meta.clear()
     return module
@@ -141,19 +143,19 @@ def draws(node: fx.Node) -> bool:
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether an operator changes a tensor that it is given."""
+    """Whether an operator mutates one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
-    """Whether every element is 0 whatever the inputs are (finite, that is)."""
+    """Whether every element is 0, whatever the inputs are (as long as they are finite)."""
     if node.target == _aten.mul.Tensor:
         return any(x in zeros for x in node.args)
     return node.target in _ZEROS or (node.target in _LINEAR and node.args[0] in zeros)
 
 
 def _unchanged(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
-    """What a node returns as it is."""
+    """The input that a node returns unchanged, if there is one."""
     if node.target == _aten.add.Tensor:
         left = [x for x in node.args if x not in zeros]
         source = left[0] if len(left) == 1 and not node.kwargs else None
@@ -169,13 +171,13 @@ def _unchanged(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
 
 
 def layout(node: fx.Node) -> Any:
-    """Shape, strides, type and device of the value."""
+    """Shape, strides, dtype and device of the value."""
     value = node.meta["val"]
     return value.shape, value.stride(), value.dtype, value.device
 
 
 def _signature(node: fx.Node) -> Any:
-    """Equal for nodes that compute the same."""
+    """Equal for nodes that compute the same value."""
     return node.target, _frozen(node.args), _frozen(node.kwargs)
 
 
