@@ -47,6 +47,10 @@ def adapt(x: Tensor, y: Tensor, meta: Any = None, **options: Any) -> nn.Module:
     return mo.Run(meta, meta.phi).adapt((x, y), **options)
 
 
+def compose(**options: Any) -> Any:
+    return mo.compose(mlp(), mo.losses.mse, **{"rule": mo.rules.SGD(0.1)} | options)
+
+
 def meta_train(loader: Any, net: nn.Module | None = None, optimizer: Any = None, **options: Any) -> list[float]:
     net = net or mlp()
     optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.1)
@@ -122,6 +126,24 @@ TABLE: dict[str, Bad] = {
         lambda p: maml(nn.BatchNorm1d(2, track_running_stats=False), normalisation="inductive"), ("`inductive`", "convert")
     ),
     "nothing is learnt": Bad(lambda p: maml(frozen_net()), ("nothing is learnt", "requires_grad=False")),
+    "a class for a network": Bad(lambda p: maml(nn.Linear), ("must be a torch.nn.Module", "not its class")),  # type: ignore[arg-type]
+    "a word for a loss": Bad(lambda p: mo.maml(mlp(), "mse"), ("loss='mse'", "a function of (output, target)")),  # type: ignore[arg-type]
+    "a class for a rule": Bad(lambda p: compose(rule=mo.rules.SGD), ("rule=", "mo.rules.SGD(0.1)")),
+    "an optimizer for a rule": Bad(
+        lambda p: compose(rule=torch.optim.SGD(mlp().parameters(), 0.1)), ("rule=SGD", "mo.rules.SGD")
+    ),
+    "a word for an estimator": Bad(lambda p: compose(estimator="pes"), ("estimator='pes'", "mo.estimators.Unroll()")),
+    "unknown reduction": Bad(lambda p: compose(reduction="avg"), ("'avg'", "mean or sum")),
+    "unknown mask": Bad(lambda p: compose(adapts="top"), ("'top'", "all, head, body")),
+    "unknown solver": Bad(lambda p: mo.imaml(mlp(), mo.losses.mse, solver="gmres"), ("'gmres'", "cg or neumann")),  # type: ignore[arg-type]
+    "unknown judged set": Bad(
+        lambda p: compose(estimator=mo.estimators.Unroll(judged_on="val")),
+        ("'val'", "query or support"),  # type: ignore[arg-type]
+    ),
+    "an objective of another length": Bad(
+        lambda p: compose(estimator=mo.estimators.Unroll(objective=lambda steps, outer_step: [1.0] * steps)),
+        ("gave 1 weights for 1 inner steps", "s_0 … s_1"),
+    ),
     "no parameters": Bad(lambda p: maml(nn.ReLU()), ("nothing is learnt", "there is none")),
     "one width": Bad(lambda p: mlp(3), ("sizes=[3]", "input and an output")),
     "one way": Bad(lambda p: mo.nn.conv4(ways=1), ("ways=1", "ways >= 2")),
@@ -162,6 +184,17 @@ TABLE: dict[str, Bad] = {
     "unknown schedule": Bad(lambda p: train(schedule="step", out=p / "r"), ("'step'", "constant, linear or cosine")),
     "negative clip": Bad(lambda p: train(clip=-1.0), ("clip=-1.0", "positive")),
     "negative validation steps": Bad(lambda p: train(validate_steps=-1), ("validate_steps=-1", "negative")),
+    "no tasks": Bad(
+        lambda p: mo.train(maml(), lambda g, s: None, iterations=1), ("task family", "found MetaOptimizer and function")
+    ),
+    "the wrong way round": Bad(lambda p: mo.train(SINUSOID, maml(), iterations=1), ("a meta-optimizer, such as mo.maml",)),
+    "a method to evaluate": Bad(lambda p: evaluate(run=maml()), ("found MetaOptimizer", "mo.Run(method, phi)")),
+    "a word for baselines": Bad(lambda p: evaluate(baselines="untrained"), ("baselines='untrained'", "a list of names")),
+    "a batch that is a dict": Bad(
+        lambda p: mo.MetaModule(maml()).backward(Task({"x": torch.rand(2, 3, 1)}, {"x": torch.rand(2, 3, 1)})),
+        ("batches (x, y)", "found a dict of 1"),
+    ),
+    "another checkpoint": Bad(lambda p: mo.load(small_run(p), maml(), "bst"), ("'bst'", "best or last")),
     "negative seed": Bad(lambda p: train(seed=-1), ("seed is -1", "2**64")),
     "resume without a folder": Bad(lambda p: train(resume=True), ("out=",)),
     "resume nothing": Bad(lambda p: train(out=p / "none", resume=True), ("no run in", "check the path")),

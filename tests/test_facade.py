@@ -363,3 +363,23 @@ def test_prototypes_are_class_means_and_absent_classes_are_never_predicted() -> 
     z, q = body(xs[0]), body(xq[0])
     for c in range(3):
         torch.testing.assert_close(logits[:, c], -(q - z[ys[0] == c].mean(0)).square().sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_is_an_embedding_keeps_its_last_layer() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Linear(8, 4))
+    method = mo.protonet(net, nn.functional.cross_entropy, ways=3)
+    assert method.learns("3.weight")
+    run = mo.train(method, images(), iterations=1, tasks_per_step=2, progress=False, engine=LOOP)
+    (xs, ys), (xq, _) = images().sample("test", seed=0, start=0, count=1)
+    z, q = (torch.func.functional_call(net, run.phi.weights, (x[0],)) for x in (xs, xq))
+    expected = -torch.cdist(q, torch.stack([z[ys[0] == c].mean(0) for c in range(3)])).square()
+    torch.testing.assert_close(run.adapt((xs[0], ys[0]))(xq[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_printed_is_short_and_has_no_tensors() -> None:
+    run = proto_run()
+    result = mo.evaluate(run, images(), episodes=2, progress=False, baselines=())
+    assert "protonet" in str(result) and "accuracy" in str(result)
+    for shown in (str(result), repr(run), repr(run.method)):
+        assert "tensor(" not in shown and len(shown) < 3000

@@ -132,6 +132,13 @@ def test_a_closed_form(memory: str) -> None:
     check_same(run(optimizer, "vmap", memory, "eager"), run(optimizer, "loop", "graph", "eager"))
 
 
+def test_a_function_without_forward_mode_is_refused_by_mixed_alone() -> None:
+    optimizer = maml(mlp((3, 4, 2)), nn.functional.mse_loss, steps=2)
+    check_same(run(optimizer, "vmap", "steps", "trace"), run(optimizer, "loop", "graph", "eager"))
+    with pytest.raises(ValueError, match=r'no forward mode in torch, which memory="mixed" needs: use memory="steps"'):
+        run(optimizer, "vmap", "mixed", "eager")
+
+
 # --- How it is run ------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaoptim import nn, rules
 from metaoptim.algorithms.meta_sgd import StepSizes
-from metaoptim.algorithms.protonet import fit, predict
+from metaoptim.algorithms.protonet import Prototypes
 from metaoptim.core import objectives
 from metaoptim.core.gradients import exact
 from metaoptim.core.inner_loop import one_step
@@ -263,5 +263,5 @@ def test_closed_forms_are_differentiated_exactly(first_order: bool, policy: Norm
     meta = MetaParams({n: w for n, w in net.weights().items() if not net.in_head(n)}, {"lam": torch.tensor(0.5)})
     check_gradient(ClosedForm(net, ridge, ridge_outputs), Unroll(first_order), meta, task, h=1e-6)
     labelled = Task((task.support[0], torch.arange(6) % 2), (task.query[0], torch.arange(5) % 2))
-    classifier = Network(torch_net, cross_entropy, policy)
-    check_gradient(ClosedForm(classifier, fit, predict), Unroll(first_order), meta._replace(rule={}), labelled, h=1e-6)
+    proto = ClosedForm(Network(torch_net, cross_entropy, policy), Prototypes().fit, Prototypes().predict)
+    check_gradient(proto, Unroll(first_order), meta._replace(rule={}), labelled, h=1e-6)

@@ -324,3 +324,18 @@ def test_a_constant_schedule_may_be_prolonged(tmp_path: Path) -> None:
     resume(stopped, iterations=12)
     mo.train(build(), mo.tasks.sinusoid(), **{**OPTIONS, "iterations": 12}, out=tmp_path / "longer")
     check_same(stopped, tmp_path / "longer")
+
+
+def test_another_method_is_refused(tmp_path: Path) -> None:
+    def train(resume: bool = False, steps: int = 2, rule: Any = mo.rules.Momentum(0.01)) -> mo.Run:  # noqa: B008 - frozen
+        torch.manual_seed(0)
+        method = mo.compose(mo.nn.mlp([1, 8, 1]), mo.losses.mse, rule=rule, steps=steps)
+        engine = {"batching": "vmap", "memory": "graph", "runtime": "eager"}
+        return mo.train(method, mo.tasks.sinusoid(), iterations=2, tasks_per_step=2, out=tmp_path / "run", resume=resume,
+                        engine=engine, progress=False)  # fmt: skip
+
+    train()
+    assert train(resume=True).step == 2
+    for changed in ({"steps": 3}, {"rule": mo.rules.Momentum(0.02)}, {"rule": mo.rules.SGD(0.01)}):
+        with pytest.raises(ValueError, match=r"was trained with another method: its network, rule, steps or estimator differ"):
+            train(resume=True, **changed)

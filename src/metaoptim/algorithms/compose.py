@@ -53,6 +53,11 @@ def compose(
         outer: the outer optimizer.
         name: what tables call it.
     """
+    for what, value, method in (("rule", rule, "update"), ("estimator", estimator, "lasts")):
+        if isinstance(value, type) or not hasattr(value, method):
+            example = "mo.rules.SGD(0.1)" if what == "rule" else "mo.estimators.Unroll()"
+            shown = repr(value) if isinstance(value, str | type) else type(value).__name__
+            raise ValueError(f"{what}={shown}: it must be an object such as {example}, from mo.{what}s or of your own.")
     network = Network(net, loss, normalisation, head)
     moves, learnt = mask(network, adapts), mask(network, learns)
     weights = network.weights()

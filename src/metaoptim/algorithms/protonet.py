@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +25,31 @@ from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, Network
 
 
-def fit(network: Network, phi: MetaParams, support: Batch) -> State:
-    """Class means (N, D) of features, and how many examples each is the mean of (N)."""
-    x, y = support
-    if y.is_floating_point():
-        raise ValueError(f"prototypes are means of classes: the targets must be class numbers, such as int64; found {y.dtype}.")
-    member = y[:, None] == torch.arange(network.outputs, device=y.device)
-    z = network.features(phi.weights, x, None)
-    count = member.sum(0)
-    return {"means": member.to(z.dtype).mT @ z / count.clamp(min=1)[:, None], "count": count}
+@dataclass(frozen=True)
+class Prototypes:
+    """ways: the number of classes, where the network's output is the features; None: its head tells, and is left out."""
 
+    ways: int | None = None
 
-def predict(network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
-    """Logits (B, N): minus the squared distance to each class mean; −∞ for classes that the support lacks."""
-    z = network.features(phi.weights, x, support)
-    distance = (z[:, None] - state["means"][None]).square().sum(-1)
-    return torch.where(state["count"] > 0, -distance, -math.inf)
+    def fit(self, network: Network, phi: MetaParams, support: Batch) -> State:
+        """Class means (N, D) of features, and how many examples each is the mean of (N)."""
+        x, y = support
+        if y.is_floating_point():
+            raise ValueError(f"prototypes are means of classes: targets must be class numbers, such as int64; found {y.dtype}.")
+        member = y[:, None] == torch.arange(self.ways or network.outputs, device=y.device)
+        z, count = self.features(network, phi, x, None), member.sum(0)
+        return {"means": member.to(z.dtype).mT @ z / count.clamp(min=1)[:, None], "count": count}
+
+    def predict(self, network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
+        """Logits (B, N): minus the squared distance to each class mean; −∞ for classes that the support lacks."""
+        z = self.features(network, phi, x, support)
+        distance = (z[:, None] - state["means"][None]).square().sum(-1)
+        return torch.where(state["count"] > 0, -distance, -math.inf)
+
+    def features(self, network: Network, phi: MetaParams, x: Tensor, support: Batch | None) -> Tensor:
+        """(B, D)."""
+        read = network.output if self.ways else network.features
+        return read(phi.weights, x, support)
 
 
 def protonet(
@@ -47,6 +57,7 @@ def protonet(
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     head: str | None = None,
+    ways: int | None = None,
     normalisation: Normalisation = "transductive",
 ) -> MetaOptimizer:
     """Learns features in which a class is where the mean of its examples is.
@@ -54,14 +65,15 @@ def protonet(
     Args:
         head: the layer that is left out, whose inputs are the features and whose number of outputs is that of the classes;
             none: the one called `head`, else the last linear layer.
+        ways: the number of classes, for a network whose output (B, D) is the features: nothing is left out then.
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    network = Network(net, loss, normalisation, head)
+    network, prototypes = Network(net, loss, normalisation, head), Prototypes(ways)
     return MetaOptimizer(
-        ClosedForm(network, fit, predict),
+        ClosedForm(network, prototypes.fit, prototypes.predict),
         Unroll(),
         MetaParams(network.weights(), {}),
-        learns=mask(network, "body"),
+        learns=mask(network, "all" if ways else "body"),
         name="protonet",
     )

@@ -20,6 +20,16 @@ def counts(weight: Weight) -> bool:
     return isinstance(weight, Tensor) or weight != 0
 
 
+def weights_of(objective: Objective, steps: int, outer_step: Tensor) -> list[Weight]:
+    """The K + 1 weights; a ValueError for another number of them."""
+    found = list(objective(steps, outer_step))
+    if len(found) != steps + 1:
+        raise ValueError(
+            f"the objective gave {len(found)} weights for {steps} inner steps: give {steps + 1}, for s_0 … s_{steps}."
+        )
+    return found
+
+
 def last(steps: int, outer_step: Tensor) -> tuple[float, ...]:
     """The loss after the last step (MAML)."""
     return (0.0,) * steps + (1.0,)

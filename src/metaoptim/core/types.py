@@ -222,16 +222,21 @@ class MetaOptimizer:
 
     learner: Learner
     estimator: Estimator
-    phi: MetaParams
+    phi: MetaParams = field(repr=False)
     learns: Callable[[str], bool] = everything
     reduction: Literal["mean", "sum"] = "mean"
     outer: Outer = field(default=Outer())
     name: str = "custom"
 
     def __post_init__(self) -> None:
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction {self.reduction!r} is unknown: choose mean or sum.")
         learnt, _ = self.split(self.phi)
         if not learnt.weights and not learnt.rule:
-            raise ValueError("nothing is learnt: every weight has requires_grad=False, or there is none; free some of them.")
+            raise ValueError(
+                "nothing is learnt: every weight has requires_grad=False or is left out by `learns`, or there is none; free "
+                "some of them."
+            )
         self.estimator.check(self.learner, learnt)
 
     @property

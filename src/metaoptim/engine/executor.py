@@ -194,6 +194,11 @@ def explained(data: Any, owner: Any) -> Iterator[None]:
                 f"{who} branches on a value (an `if` on a tensor, int(), .item()), which a graph can't hold: use torch.where "
                 'or indexing there, or runtime="eager".'
             ) from error
+        if any(sign in str(error) for sign in _FORWARD):
+            raise ValueError(
+                f"{layers[0] if layers else 'the model or the loss'} uses a function that has no forward mode in torch, which "
+                'memory="mixed" needs: use memory="steps", with the same numbers.'
+            ) from error
         found = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ValueError(
@@ -202,6 +207,9 @@ def explained(data: Any, owner: Any) -> Iterator[None]:
             "its outputs."
         ) from error
 
+
+_FORWARD = ("ZeroTensors are immutable", "forward AD")
+"""What torch says where a function has no derivative in forward mode."""
 
 _VALUES = ("value out of a tracing tensor", "data-dependent", "data dependent", "aten._local_scalar_dense")
 """What torch says where a function that is traced asks for a value."""

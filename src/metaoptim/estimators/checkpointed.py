@@ -29,7 +29,7 @@ from torch.func import grad, jvp, vjp
 from metaoptim.core import trees
 from metaoptim.core.gradients import exact, held
 from metaoptim.core.inner_loop import one_step
-from metaoptim.core.objectives import Objective, Weight, counts, last
+from metaoptim.core.objectives import Objective, Weight, counts, last, weights_of
 from metaoptim.core.types import (
     Batch,
     Call,
@@ -75,10 +75,10 @@ class Checkpointed(Plain):
         return Checkpointed(self.first_order, self.objective, self.judged_on, memory == "mixed", call)
 
     def check(self, learner: Learner, learnt: MetaParams) -> None:
-        self.objective(learner.steps, torch.tensor(0))
+        weights_of(self.objective, learner.steps, torch.tensor(0))
 
     def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Carry, clock: Clock) -> Estimate:
-        weights = self.objective(learner.steps, clock.outer_step)
+        weights = weights_of(self.objective, learner.steps, clock.outer_step)
         batch = task.query if self.judged_on == "query" else task.support
         end = max(k for k, weight in enumerate(weights) if counts(weight))  # nothing after it has a cotangent
         numbers = [torch.tensor(k, device=clock.key.device) for k in range(end + 1)]

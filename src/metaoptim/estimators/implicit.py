@@ -54,6 +54,8 @@ class Implicit(Plain):
     claim: ClassVar[Claim] = "implicit"
 
     def check(self, learner: Learner, learnt: MetaParams) -> None:
+        if self.solver not in ("cg", "neumann"):
+            raise ValueError(f"solver {self.solver!r} is unknown: choose cg or neumann.")
         if self.iterations < 0 or self.damping < 0:
             raise ValueError(f"iterations={self.iterations}, damping={self.damping}: neither may be negative.")
         if learnt.rule:

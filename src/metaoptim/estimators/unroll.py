@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metaoptim.core.gradients import exact, held, outermost
 from metaoptim.core.inner_loop import inner_loop
-from metaoptim.core.objectives import Objective, Weight, counts, last
+from metaoptim.core.objectives import Objective, counts, last, weights_of
 from metaoptim.core.types import (
     Call,
     Carry,
@@ -59,10 +59,12 @@ class Unroll(Plain):
         return Checkpointed(self.first_order, self.objective, self.judged_on, memory == "mixed", call)
 
     def check(self, learner: Learner, learnt: MetaParams) -> None:
-        self.objective(learner.steps, torch.tensor(0))
+        if self.judged_on not in ("query", "support"):
+            raise ValueError(f"judged_on {self.judged_on!r} is unknown: choose query or support.")
+        weights_of(self.objective, learner.steps, torch.tensor(0))
 
     def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Carry, clock: Clock) -> Estimate:
-        weights: list[Weight] = list(self.objective(learner.steps, clock.outer_step))
+        weights = weights_of(self.objective, learner.steps, clock.outer_step)
         batch = task.query if self.judged_on == "query" else task.support
         gradient = held if self.first_order else exact
 

@@ -67,7 +67,10 @@ def evaluate(
     Raises:
         ValueError: an unknown split or baseline, no episode, no run.
     """
-    runs = [run] if isinstance(run, Run) else list(run)
+    given: list[Any] = list(run) if isinstance(run, list | tuple) else [run]
+    runs = [r for r in given if isinstance(r, Run)]
+    if len(runs) < len(given):
+        raise ValueError(f"evaluate takes runs; found {type(given[0]).__name__}: mo.Run(method, phi) makes one of any φ.")
     if not runs:
         raise ValueError("evaluate needs a run; the list is empty.")
     if episodes < 1 or (steps is not None and steps < 0) or pretrain_iterations < 1:
@@ -75,6 +78,8 @@ def evaluate(
             f"episodes={episodes}, steps={steps}, pretrain_iterations={pretrain_iterations}: needs at least one episode "
             "and one iteration, and no negative number of steps."
         )
+    if isinstance(baselines, str):
+        raise ValueError(f"baselines={baselines!r}: it must be a list of names, such as [{baselines!r}].")
     for name in baselines:
         if name not in get_args(Baseline):
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")

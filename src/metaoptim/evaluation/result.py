@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -21,7 +23,7 @@ class Row:
 
     name: str
     about: str
-    scores: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor] = field(repr=False)
     seeds: tuple[Mapping[str, float], ...] = ()
 
     def mean(self, metric: str) -> list[float]:
@@ -60,6 +62,11 @@ class Result:
     def interval(self) -> float:
         """Half the width of its 95 % interval over episodes."""
         return self.rows[0].interval(self.metric)[-1]
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=120)
+        console.print(self.table())
+        return cast(io.StringIO, console.file).getvalue().rstrip()
 
     def table(self) -> Table:
         """One row per method, one column per inner step."""

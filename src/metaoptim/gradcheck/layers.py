@@ -89,7 +89,7 @@ def culprits(network: Network, weights: Params, batch: Batch, *, twice: bool, ma
     sentences: list[str] = []
     blamed: list[str] = []
     x, y = batch
-    with seeded(x.device):
+    with seeded(trees.device(x)):
         seen = layers(network, weights, batch)
     for layer in seen:
         if any(path == layer.path or path.startswith(f"{layer.path}." if layer.path else "") for path in blamed):

@@ -76,7 +76,7 @@ def forward(method: MetaOptimizer, x: Tensor) -> Tensor:
     """What a copy of the model makes of one batch; a ValueError where it can't."""
     network = network_of(method.learner)
     net = copy.deepcopy(network.net) if network else nn.Identity()
-    with explained(x, method), seeded(x.device), torch.no_grad(), written_out():
+    with explained(x, method), seeded(trees.device(x)), torch.no_grad(), written_out():
         try:
             output = functional_call(net, trees.map_tensors(torch.clone, method.phi.weights), (x,))
         except TypeError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, State
-from metaoptim.learners.network import Network
+from metaoptim.learners.network import Network, pair
 
 
 def _no_objective(x: Params) -> tuple[Tensor, Info]:
@@ -44,7 +44,7 @@ class ClosedForm:
         return state
 
     def loss(self, phi: MetaParams, state: State, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
-        x, y = batch
+        x, y = pair(batch)
         return self.model.judge(self.predict(self.model, phi, state, support, x), y)
 
     def weights(self, phi: MetaParams, state: State) -> Params:

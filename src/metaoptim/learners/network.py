@@ -45,6 +45,10 @@ class Network:
     unusual: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        given: Any = self.net  # by somebody whose type checker is off
+        if not isinstance(given, nn.Module) or not callable(self.loss):
+            what = f"loss={self.loss!r}" if isinstance(given, nn.Module) else f"net={given!r}"
+            raise ValueError(f"{what}: net must be a torch.nn.Module (not its class), loss a function of (output, target).")
         # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
         learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
         object.__setattr__(self, "learnt", learnt)
@@ -106,8 +110,12 @@ class Network:
 
         support: the set whose statistics count under "inductive"; None while that set itself is fitted.
         """
-        x, y = batch
-        return self.judge(self._run(self.net, self.at(weights, k), x, support), y)
+        x, y = pair(batch)
+        return self.judge(self.output(self.at(weights, k), x, support), y)
+
+    def output(self, weights: Params, x: Any, support: Batch | None) -> Any:
+        """What the module makes of inputs."""
+        return self._run(self.net, weights, x, support)
 
     def features(self, weights: Params, x: Tensor, support: Batch | None) -> Tensor:
         """What the head reads (B, D) of inputs (B, …)."""
@@ -129,7 +137,8 @@ class Network:
             raise ValueError(
                 f"the loss returned a tensor of shape {tuple(loss.shape)}; it must return a scalar, the mean over examples."
             )
-        if output.ndim == y.ndim + 1 and not y.is_floating_point():
+        both = isinstance(output, Tensor) and isinstance(y, Tensor)
+        if both and output.ndim == y.ndim + 1 and not y.is_floating_point():
             return loss, {"accuracy": (output.argmax(-1) == y).to(output.dtype).mean()}
         return loss, {}
 
@@ -140,6 +149,17 @@ class Network:
             if given is None:
                 return functional_call(net, weights, (x,))
             return functional_call(net, weights, (torch.cat([given, x]),))[given.shape[0] :]
+
+
+def pair(batch: Batch) -> tuple[Any, Any]:
+    """(x, y); a ValueError for a batch of another kind."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        found = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else "")
+        raise ValueError(
+            f"a network reads batches (x, y), of which x may be a tree of tensors; found {found}. For other batches give "
+            "GradientLearner a model of your own: a function of (weights, batch, support, k)."
+        )
+    return batch[0], batch[1]
 
 
 def _shallow(module: nn.Module) -> nn.Module:

@@ -31,8 +31,8 @@ class Run:
     """
 
     method: MetaOptimizer
-    phi: MetaParams
-    inherited: Params = field(default_factory=dict)
+    phi: MetaParams = field(repr=False)
+    inherited: Params = field(default_factory=dict, repr=False)
     step: int = 0
     selection: Literal["best", "last"] = "last"
     seed: int = 0
@@ -142,6 +142,8 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
 
     Raises ValueError if the checkpoint does not fit that meta-optimizer.
     """
+    if which not in ("best", "last"):
+        raise ValueError(f"which={which!r} is unknown: choose best or last.")
     checkpoint = load_checkpoint(path, which)
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
@@ -177,4 +179,5 @@ def unpack(checkpoint: Checkpoint, method: MetaOptimizer) -> MetaParams:
                 f"the checkpoint does not fit this meta-optimizer: {what} `{name}` is {saved_shapes.get(name, 'missing')} "
                 f"in the checkpoint and {shapes.get(name, 'missing')} here; build the same model and algorithm."
             )
-    return trees.to(found, method.phi.device)
+    ordered = MetaParams(*({n: saved[n] for n in own} for saved, own in zip(found, method.phi, strict=True)))
+    return trees.to(ordered, method.phi.device)

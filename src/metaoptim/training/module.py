@@ -13,6 +13,8 @@ class MetaModule(nn.Module):
     """φ as parameters: `weights.NAME` (learnt weights; those that are not learnt are buffers) and `rule.NAME`.
 
     `backward(batch)` adds the meta-gradient to `.grad`, as `loss.backward()` does; any optimizer then takes the step.
+    `Run(method, module.phi())` adapts and evaluates the φ that it has learnt. An estimator that goes through a long run window
+    by window (`Truncated`, `pes`, …) wants the same batch in `method.estimator.lasts(method.learner)` calls after one another.
 
     Args:
         method: what an algorithm's builder returned.

@@ -157,12 +157,17 @@ class Training:
         for name, value in self.facts.items():
             outer = state.get("outer", {})
             longer = name == "iterations" and outer.get("schedule") == "constant" and self.iterations >= checkpoint.step
-            if state.get(name) != value and not longer:
+            if name != "method" and state.get(name) != value and not longer:
                 raise ValueError(
                     f"the run in {directory.path} was trained with {name}={state.get(name)}, not {value}: resume with the "
                     "same value, or start a new run in another folder."
                 )
         phi = unpack(checkpoint, self.method)
+        if state.get("method") != self.facts["method"]:
+            raise ValueError(
+                f"the run in {directory.path} was trained with another method: its network, rule, steps or estimator differ; "
+                "resume with the same one, or start a new run in another folder."
+            )
         self.module.assign(phi)
         self.module.outer_step = checkpoint.step
         self.module.carry = self.carry(checkpoint, phi)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from typing import Any, Literal, cast
 
 from metaoptim.core.types import MetaOptimizer, Outer
 from metaoptim.engine import SETTINGS
+from metaoptim.engine.autotune.cache import description
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import Reporter
 from metaoptim.runs.run import Run, load
@@ -96,6 +98,11 @@ def train(
         raise ValueError(f"validate_steps={validate_steps}: it must not be negative.")
     if resume and out is None:
         raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
+    if not isinstance(method, MetaOptimizer) or not (tasks is None or hasattr(tasks, "sample")):
+        raise ValueError(
+            "train takes a meta-optimizer, such as mo.maml(net, loss), and a task family, such as mo.tasks.sinusoid() or "
+            f"mo.tasks.from_function(sample); found {type(method).__name__} and {type(tasks).__name__}."
+        )
     if tasks is None and source is None:
         raise ValueError("train needs tasks, or a source of them.")
     wanted = method.outer
@@ -114,7 +121,7 @@ def train(
         outer_step or OptimizerStep(module, outer, iterations, clip),
         iterations,
         seed,
-        {"tasks_per_step": tasks_per_step},
+        {"tasks_per_step": tasks_per_step, "method": hashlib.sha256(description(method).encode()).hexdigest()[:16]},
         check,
     )
     validates = tasks is not None and validate_every > 0 and "val" in tasks.splits

@@ -25,8 +25,7 @@ def key(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[
         work,
         sorted(phi.weights),
         method.learner.steps,
-        _address_free(repr(method.estimator)),
-        _address_free(repr(method.learner)),
+        description(method),
         list(settings),
         torch.__version__,
         platform.processor() or platform.machine(),
@@ -34,6 +33,11 @@ def key(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[
         torch.get_num_threads(),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def description(method: MetaOptimizer) -> str:
+    """Learner and estimator in words that are the same in every process."""
+    return _address_free(f"{method.estimator!r} {method.learner!r} {method.reduction}")
 
 
 def _address_free(text: str) -> str:
