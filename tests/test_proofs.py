@@ -37,6 +37,7 @@ from metaoptim.gradcheck.claims import over_a_run
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.nn import BatchNorm, mlp
 from metaoptim.rules import SGD, Momentum
+from metaoptim.runs.store import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 
@@ -315,17 +316,27 @@ def test_maml_learns_bandits_by_a_policy_gradient(tmp_path: Any) -> None:
     report = check(method, source(0, phi), modes=[("loop", "graph", "eager"), ("vmap", "steps", "trace")])
     assert report.ok, report
 
-    def train(folder: str, iterations: int, resume: bool = False) -> mo.Run:
-        return mo.train(method, None, source=source, outer_step=LineSearch(), iterations=iterations, tasks_per_step=20,
+    def train(folder: str, source: Any = source, resume: bool = False) -> mo.Run:
+        return mo.train(method, None, source=source, outer_step=LineSearch(), iterations=60, tasks_per_step=20,
                         out=tmp_path / folder, resume=resume, progress=False, engine={"runtime": "eager", "memory": "graph"},
                         checkpoint_every=10, log_every=1)  # fmt: skip
 
-    run = train("whole", 60)
+    run = train("whole")
     reward = [source(step, run.phi).query["reward"].mean().item() for step in range(100, 120)]
     before = [source(step, phi).query["reward"].mean().item() for step in range(100, 120)]
     assert sum(reward) / 20 > 0.5 > 0.35 > sum(before) / 20
-    checkpoint = mo.load(tmp_path / "whole", method, "last")
-    assert torch.equal(checkpoint.phi.weights["logits"], run.phi.weights["logits"])
+
+    def stopping(outer_step: int, phi: MetaParams) -> Task:
+        if outer_step == 35:
+            raise KeyboardInterrupt
+        return source(outer_step, phi)
+
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stopping)
+    again = train("stopped", resume=True)
+    assert torch.equal(again.phi.weights["logits"], run.phi.weights["logits"])
+    tries = [load_checkpoint(tmp_path / folder, "last").state["scalars"] for folder in ("whole", "stopped")]
+    assert tries[0] == tries[1] and tries[0]["outer/tries"] >= 60
 
 
 # --- Weights for each inner step ----------------------------------------------------------------------------------------
