@@ -331,8 +331,8 @@ SCHEDULES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap"])
-@pytest.mark.parametrize("memory", ["steps", "mixed"])
+@pytest.mark.parametrize("batching", [pytest.param("loop", marks=pytest.mark.slow), "vmap"])
+@pytest.mark.parametrize("memory", ["steps", pytest.param("mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_steps_that_differ_by_their_number_share_a_graph(name: str, memory: str, batching: str) -> None:
     optimizer = build(Scheduled(SCHEDULES[name]), 5, Unroll())

@@ -95,7 +95,7 @@ class StepSizePerStep:
         return {n: -lr * g for n, g in grads.items()}, state
 
 
-@pytest.mark.parametrize("runtime", ["eager", "trace"])
+@pytest.mark.parametrize("runtime", [pytest.param("eager", marks=pytest.mark.slow), "trace"])
 def test_a_run_of_a_thousand_steps_is_carried_and_one_graph_serves_all_of_them(runtime: str) -> None:
     window, steps = 10, 1000
     method = mo.compose(

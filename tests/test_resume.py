@@ -124,7 +124,7 @@ METHODS: dict[str, tuple[str, bool, str, int]] = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "name", [name if name in ("maml", "truncated") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+    "name", [name if name == "truncated" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 )
 def test_killed_again_and_again_and_still_the_same_bits(tmp_path: Path, name: str) -> None:
     method, letters, tensors, kills = METHODS[name]

@@ -9,6 +9,7 @@ import pickletools
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         run.log({"step": step, "loss": float(step), "accuracy": None, "phase": "train"})
     run.close()
+    time.sleep(1.1)  # event files are told apart by the second, and by a count that is no number for those who sort them
     run = RunDirectory.reopen(run.path)
     run.rewind(2)
     for step in (3, 4):
