@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import metaoptim as mo
 from metaoptim.core.types import Task
 from metaoptim.evaluation import Result, baselines
 from metaoptim.evaluation.evaluate import phi_hash, with_normalisation
+from metaoptim.evaluation.result import Row
+from metaoptim.report import figures
 from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks, episodes_hash
 
@@ -252,3 +255,12 @@ def test_the_table_shows_every_row_and_step(run: Run) -> None:
     assert [w for w in next(line for line in text.splitlines() if "inner steps" in line).split() if w.isdigit()] == list(
         "01234"
     )
+
+
+def test_a_method_without_steps_is_drawn_as_bars() -> None:
+    scores = {"accuracy": torch.rand(9, 1)}
+    facts = {"steps": 0, "tasks": {"family": "noise"}, "split": "test", "episodes": 9}
+    axes = Figure().subplots()
+    figures._curves(axes, Result((Row("proto", "", scores), Row("untrained", "", scores)), facts))
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([100 * scores["accuracy"].mean().item()] * 2)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["proto", "untrained"]

@@ -126,7 +126,7 @@ def _under_vmap(order: Order, at: Params) -> str | None:
     gap = distance(inside, trees.stack([order.gradient(row) for row in rows]))
     if gap <= TOLERANCE:
         return None
-    return f'its {order.name} derivative under vmap is off by {percent(gap)}; map the tasks with tasks="loop"'
+    return f'its {order.name} derivative under vmap is off by {percent(gap)}; map the tasks with batching="loop"'
 
 
 def _outside_vmap(f: Scalar, at: Params) -> str | None:
@@ -196,5 +196,5 @@ def _fix(error: Exception) -> str:
     if "once_differentiable" in text:
         return "drop @once_differentiable and write the backward with differentiable operations"
     if "vmap" in text or "batching" in text:
-        return 'write it with operations that vmap knows, or map the tasks with tasks="loop"'
+        return 'write it with operations that vmap knows, or map the tasks with batching="loop"'
     return "write it with operations that torch.func can differentiate twice"

@@ -39,23 +39,30 @@ def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
 
 
 def _curves(axes: Axes, result: Result) -> None:
+    """Scores against inner steps; where there are none, a bar for each row."""
     percent = result.metric == "accuracy"
-    scale = 100 if percent else 1
+    scale, metric = (100 if percent else 1), "query accuracy, %" if percent else "query loss"
     steps = np.arange(result.facts["steps"] + 1)
-    for colour, row in zip(COLOURS, result.rows, strict=False):
+    for i, (colour, row) in enumerate(zip(COLOURS, result.rows, strict=False)):
         mean, half = (scale * np.array(v) for v in (row.mean(result.metric), row.interval(result.metric)))
+        if len(steps) == 1:
+            axes.bar(i, mean[-1], 0.6, yerr=half[-1], color=colour, alpha=0.8, capsize=6)
+            continue
         mean, half = (np.broadcast_to(v, steps.shape) if len(v) == 1 else v for v in (mean, half))
         style = "--" if len(row.mean(result.metric)) == 1 else "-"
         axes.plot(steps, mean, style, color=colour, label=row.name, marker="o" if style == "-" else "")
         axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("inner steps")
-    axes.set_xticks(steps if len(steps) <= 12 else steps[:: len(steps) // 10])
-    axes.set_ylabel("query accuracy, %" if percent else "query loss")
+    if len(steps) == 1:
+        axes.set_xticks(range(len(result.rows)), [row.name for row in result.rows])
+    else:
+        axes.set_xlabel("inner steps")
+        axes.set_xticks(steps if len(steps) <= 12 else steps[:: len(steps) // 10])
+        axes.legend()
+    axes.set_ylabel(metric)
     axes.set_title(
-        f"{result.facts['tasks']['family']}, {result.facts['split']}: {result.facts['episodes']} episodes, 95 % bands"
+        f"{result.facts['tasks']['family']}, {result.facts['split']}: {result.facts['episodes']} episodes, 95 % intervals"
     )
     axes.grid(alpha=0.3)
-    axes.legend()
 
 
 def _sheet(figure: SubFigure, batch: Task) -> None:
