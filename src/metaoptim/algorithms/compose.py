@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +11,7 @@ from torch import Tensor, nn
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll
-from metaoptim.learners import GradientLearner, Network
-
-Mask = Literal["all", "head", "body"] | Callable[[str], bool]
-"""Which weights: all of them, those of the head, all others, or a function of the name."""
+from metaoptim.learners import GradientLearner, Mask, Network, mask
 
 
 def compose(
@@ -70,33 +66,6 @@ def compose(
     learner = GradientLearner(network, rule, steps, moves, prox, start, batch_size)
     phi = MetaParams(weights, rule.start(moving, generator()) if moving else {})
     return MetaOptimizer(learner, estimator, phi, learnt, reduction, outer, name)
-
-
-def mask(network: Network, which: Mask) -> Callable[[str], bool]:
-    """A mask as a function of the name, among the weights that the module itself wants trained."""
-    if callable(which):
-        chosen = which
-    elif which == "all":
-        return network.trainable
-    elif which in ("head", "body"):
-        head = network.head_name
-        inside = frozenset(n for n, _ in network.net.named_parameters() if network.in_head(n))
-        if not inside:
-            raise ValueError(f"the head `{head}` has no weights; name another submodule with head=.")
-        chosen = inside.__contains__ if which == "head" else lambda name: name not in inside
-    else:
-        raise ValueError(f"the mask {which!r} is unknown: choose all, head, body, or give a function of a weight's name.")
-    return Names(tuple(n for n, _ in network.net.named_parameters() if network.trainable(n) and chosen(n)))
-
-
-@dataclass(frozen=True)
-class Names:
-    """Names as a mask; two of them are equal, and print alike in every process, where a closure or a set would not."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, name: str) -> bool:
-        return name in self.names
 
 
 def generator() -> torch.Generator:

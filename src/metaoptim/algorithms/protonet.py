@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metaoptim.algorithms.compose import mask
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, State
 from metaoptim.estimators import Unroll
-from metaoptim.learners import ClosedForm, Network
+from metaoptim.learners import ClosedForm, Network, mask
 
 
 @dataclass(frozen=True)
