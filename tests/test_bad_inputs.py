@@ -126,8 +126,8 @@ TABLE: dict[str, Bad] = {
         lambda p: maml(nn.BatchNorm1d(2, track_running_stats=False), normalisation="inductive"), ("`inductive`", "convert")
     ),
     "nothing is learnt": Bad(lambda p: maml(frozen_net()), ("nothing is learnt", "requires_grad=False")),
-    "a class for a network": Bad(lambda p: maml(nn.Linear), ("must be a torch.nn.Module", "not its class")),  # type: ignore[arg-type]
-    "a word for a loss": Bad(lambda p: mo.maml(mlp(), "mse"), ("loss='mse'", "a function of (output, target)")),  # type: ignore[arg-type]
+    "a class for a network": Bad(lambda p: maml(nn.Linear), ("must be a torch.nn.Module", "not its class")),
+    "a word for a loss": Bad(lambda p: mo.maml(mlp(), "mse"), ("loss='mse'", "a function of (output, target)")),
     "a class for a rule": Bad(lambda p: compose(rule=mo.rules.SGD), ("rule=", "mo.rules.SGD(0.1)")),
     "an optimizer for a rule": Bad(
         lambda p: compose(rule=torch.optim.SGD(mlp().parameters(), 0.1)), ("rule=SGD", "mo.rules.SGD")
@@ -135,10 +135,10 @@ TABLE: dict[str, Bad] = {
     "a word for an estimator": Bad(lambda p: compose(estimator="pes"), ("estimator='pes'", "mo.estimators.Unroll()")),
     "unknown reduction": Bad(lambda p: compose(reduction="avg"), ("'avg'", "mean or sum")),
     "unknown mask": Bad(lambda p: compose(adapts="top"), ("'top'", "all, head, body")),
-    "unknown solver": Bad(lambda p: mo.imaml(mlp(), mo.losses.mse, solver="gmres"), ("'gmres'", "cg or neumann")),  # type: ignore[arg-type]
+    "unknown solver": Bad(lambda p: mo.imaml(mlp(), mo.losses.mse, solver="gmres"), ("'gmres'", "cg or neumann")),
     "unknown judged set": Bad(
         lambda p: compose(estimator=mo.estimators.Unroll(judged_on="val")),
-        ("'val'", "query or support"),  # type: ignore[arg-type]
+        ("'val'", "query or support"),
     ),
     "an objective of another length": Bad(
         lambda p: compose(estimator=mo.estimators.Unroll(objective=lambda steps, outer_step: [1.0] * steps)),

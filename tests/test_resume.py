@@ -327,9 +327,9 @@ def test_a_constant_schedule_may_be_prolonged(tmp_path: Path) -> None:
 
 
 def test_another_method_is_refused(tmp_path: Path) -> None:
-    def train(resume: bool = False, steps: int = 2, rule: Any = mo.rules.Momentum(0.01)) -> mo.Run:  # noqa: B008 - frozen
+    def train(resume: bool = False, steps: int = 2, rule: Any = None) -> mo.Run:
         torch.manual_seed(0)
-        method = mo.compose(mo.nn.mlp([1, 8, 1]), mo.losses.mse, rule=rule, steps=steps)
+        method = mo.compose(mo.nn.mlp([1, 8, 1]), mo.losses.mse, rule=rule or mo.rules.Momentum(0.01), steps=steps)
         engine = {"batching": "vmap", "memory": "graph", "runtime": "eager"}
         return mo.train(method, mo.tasks.sinusoid(), iterations=2, tasks_per_step=2, out=tmp_path / "run", resume=resume,
                         engine=engine, progress=False)  # fmt: skip

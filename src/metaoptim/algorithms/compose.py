@@ -13,6 +13,8 @@ from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, No
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Mask, Network, mask
 
+EXACT, ADAM = Unroll(), Outer()
+
 
 def compose(
     net: nn.Module,
@@ -22,14 +24,14 @@ def compose(
     steps: int = 1,
     adapts: Mask = "all",
     learns: Mask = "all",
-    estimator: Estimator = Unroll(),  # noqa: B008 - frozen
+    estimator: Estimator = EXACT,
     head: str | None = None,
     batch_size: int | None = None,
     prox: float = 0.0,
     start: Callable[[Params, Batch], Params] | None = None,
     normalisation: Normalisation = "transductive",
     reduction: Literal["mean", "sum"] = "mean",
-    outer: Outer = Outer(),  # noqa: B008 - a NamedTuple
+    outer: Outer = ADAM,
     name: str = "custom",
 ) -> MetaOptimizer:
     """A meta-optimizer that adapts by the steps of a rule. Parameters that are frozen in `net` neither adapt nor are learnt.

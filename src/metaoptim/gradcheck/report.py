@@ -57,6 +57,8 @@ class Report:
         if self.ok:
             worst = max(row.error or 0.0 for row in (*right, *self.tensors))
             ways = f"{len(right)} execution modes agree" if len(right) > 1 else "it agrees"
+            if any(row.limit != TOLERANCE for row in right):
+                return f"right: {self.name}, {self.claim}: {ways} with the exact gradient to {worst:.1f} of them."
             return f"right: {self.name}, {self.claim}: {ways} with central differences to {worst:.0e}."
         off = [row for row in self.modes if row.verdict == "off"]
         what = f"{len(off)} of {len(self.modes)} execution modes are off" if off else "see below"
