@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim.core import trees
+from metaoptim.core.gradients import autograd
 from metaoptim.core.types import Carry, Clock, Estimate, MetaOptimizer, MetaParams, Params, Task, directly
 from metaoptim.engine.bound import Bound
 from metaoptim.engine.graphs.graphs import Graphs, modules
@@ -42,6 +43,7 @@ class Executor:
             )
         self.method, self.batching, self.cut, self.half = method, batching, cut(batching), precision == "bf16"
         self.graphs = Graphs(method, compiled=runtime == "compile")
+        self.by_autograd = runtime == "eager" and not self.cut.vmapped
         self.whole = runtime != "eager" and memory == "graph"
         self.estimator = estimator.keeping(memory, directly if runtime == "eager" else Parts(self.graphs))
         self.ready: set[Any] = set()
@@ -114,7 +116,7 @@ class Executor:
         self, learnt: MetaParams, fixed: Params, outer_step: Tensor, batch: Task, carry: Carry, keys: Tensor
     ) -> Estimate:
         """Losses, carry and info stacked over the tasks of a piece; gradients summed."""
-        with torch.autocast(trees.device(batch).type, torch.bfloat16, enabled=self.half):
+        with self.precision(batch), autograd(self.by_autograd):
             if not self.cut.vmapped:
                 alone = self._one(learnt, fixed, outer_step, *trees.index((batch, carry, keys), 0))
                 loss, after, info = trees.map_tensors(lambda x: x[None], (alone.loss, alone.carry, alone.info))
@@ -122,6 +124,10 @@ class Executor:
             mapped = vmap(self._one, in_dims=(None, None, None, 0, 0, 0), randomness="different")
             stacked: Estimate = mapped(learnt, fixed, outer_step, batch, carry, keys)
         return stacked._replace(grad=trees.map_tensors(lambda g: g.sum(0), stacked.grad))
+
+    def precision(self, batch: Task) -> AbstractContextManager[Any]:
+        """The autocast that was asked for; a surrounding one stays in force where none was."""
+        return torch.autocast(trees.device(batch).type, torch.bfloat16) if self.half else nullcontext()
 
     def _one(self, learnt: MetaParams, fixed: Params, outer_step: Tensor, task: Task, carry: Carry, key: Tensor) -> Estimate:
         bound = Bound(self.method.learner, fixed, key)

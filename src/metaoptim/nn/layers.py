@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 _CONVERT = "call metaoptim.nn.convert(module), which swaps such layers for ours and keeps the weights"
+_FROZEN = ", or use the stored statistics by normalisation='frozen'"
 _EMBEDDING = {
     "max_norm": "by which a forward pass changes the weights that it is given",
     "sparse": "and sparse gradients have no second derivative",
@@ -29,8 +30,10 @@ def _fault(layer: nn.Module, policy: str) -> str:
     """What is wrong with a layer, and what to do about it; empty if nothing is."""
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "has no weights before it has seen data; call the module once on an example"
+    if isinstance(layer, _BatchNorm) and layer.track_running_stats and policy == "frozen":
+        return ""  # stored statistics are what that policy means
     if isinstance(layer, _NormBase) and layer.track_running_stats:
-        fix = _CONVERT if isinstance(layer, _BatchNorm) else "build it with track_running_stats=False"
+        fix = _CONVERT + _FROZEN if isinstance(layer, _BatchNorm) else "build it with track_running_stats=False"
         return f"keeps running statistics, which an inner loop would mix across tasks and no transform can update; {fix}"
     if isinstance(layer, _BatchNorm) and policy != "transductive":
         return f"knows only its batch's statistics, which the policy `{policy}` forbids; {_CONVERT}"

@@ -106,6 +106,34 @@ class LayerNorm(nn.Module):
         return f"{self.shape}, eps={self.eps}, affine={self.weight is not None}"
 
 
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """torch's batch norm on the batch's own statistics, or on stored ones, which it leaves as they are."""
+    policy = _STATISTICS.get() or _Statistics()
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    if running_mean is not None and running_var is not None and (policy.frozen or not training):
+        mean, var = running_mean.view(shape), running_var.view(shape)
+        gap = input - mean
+    elif running_mean is not None:
+        raise ValueError(
+            "a batch norm in training mode would mix its running statistics across tasks: call the model's eval(), or convert "
+            "it by metaoptim.nn.convert(module)."
+        )
+    else:
+        gap, mean, var = centred(input, (0, *range(2, input.ndim)))
+    scale = (var + eps).rsqrt()
+    y = gap * (scale if weight is None else scale * weight.view(shape))
+    return y if bias is None else y + bias.view(shape)
+
+
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
