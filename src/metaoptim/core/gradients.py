@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad_and_value, vjp
 
 from metaoptim.core import trees
@@ -84,11 +84,54 @@ def pullback(f: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Callab
     with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
         y, others = f(*trees.put(structure, iter(own)))
 
+    if (found := _INSPECTED.get()) is not None:
+        found.look([x for x in trees.flatten(y) if x.requires_grad])
+
     def back(cotangent: Any) -> tuple[Any, ...]:
         slopes = _slopes(trees.flatten(y), own, trees.flatten(cotangent))
         return cast(tuple[Any, ...], trees.put(structure, iter(slopes)))
 
     return trees.map_tensors(Tensor.detach, y), back, trees.map_tensors(Tensor.detach, others)
+
+
+class Inspection:
+    """What is found in the graphs of autograd while it looks at them: only at gradients that nothing differentiates again.
+
+    once: whether a function that can be differentiated once was differentiated once already, which `torch.autograd.grad` passes
+        over. parameters: those that were read beside the arguments, for which no gradient is taken. reached: whether the result
+        depends on an argument.
+    """
+
+    def __init__(self) -> None:
+        self.once, self.looked, self.reached = False, False, False
+        self.parameters: dict[int, nn.Parameter] = {}
+
+    def look(self, outputs: list[Tensor]) -> None:
+        self.looked, self.reached = True, self.reached or bool(outputs)
+        nodes: list[Any] = [x.grad_fn for x in outputs if x.grad_fn is not None]
+        seen = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            self.once |= type(node).__name__ == "Error"
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, nn.Parameter):
+                self.parameters[id(leaf)] = leaf
+            fresh = {before for before, _ in node.next_functions if before is not None} - seen
+            seen |= fresh
+            nodes += fresh
+
+
+_INSPECTED: ContextVar[Inspection | None] = ContextVar("_INSPECTED", default=None)
+
+
+@contextmanager
+def inspected() -> Iterator[Inspection]:
+    """Inside, graphs are looked at, where gradients are autograd's."""
+    token = _INSPECTED.set(found := Inspection())
+    try:
+        yield found
+    finally:
+        _INSPECTED.reset(token)
 
 
 def _leaf(x: Tensor) -> Tensor:

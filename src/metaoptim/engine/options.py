@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from metaoptim.core.types import Memory
 
@@ -28,12 +28,13 @@ class Cut(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The way that is taken, and the seconds per meta-step that were seen for each (empty where it was given)."""
+    """The way that is taken, the seconds per meta-step that were seen for each where they were measured, and who chose it."""
 
     batching: str
     memory: str = "graph"
     runtime: str = "eager"
     seconds: Mapping[str, float] = {}
+    by: Literal["name", "rule", "measurement"] = "name"
 
 
 def cut(batching: str) -> Cut:

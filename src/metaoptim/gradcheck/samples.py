@@ -12,7 +12,7 @@ from torch.func import functional_call
 from metaoptim.core import trees
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.engine import check_tasks
-from metaoptim.engine.executor import explained
+from metaoptim.engine.faults import explained
 from metaoptim.gradcheck.differences import seeded
 from metaoptim.gradcheck.parts import said
 from metaoptim.learners import network_of
