@@ -188,7 +188,7 @@ def test_a_plain_batch_is_one_task_cut_into_halves() -> None:
 
     net = nn.Linear(4, 2)
     mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1, loss=loss, engine=LOOP)
-    assert seen == [(2, 2), (3, 2)] * 4  # adapted on 2 of 5, judged on the other 3
+    assert seen == [(2, 2), (3, 2)] * 5  # adapted on 2 of 5, judged on the other 3; the first of 4 batches is looked at too
     assert len(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1)) == 4  # cross-entropy by itself
 
 

@@ -78,6 +78,7 @@ class Engine:
 
     def init(self, phi: MetaParams, batch: Task) -> Carry:
         """The carry of the T task slots of a batch before the first outer step."""
+        batch = tasks_of(batch)
         check_tasks(batch)
         with explained(batch, self.method):
             return starts(self.method, phi, batch)

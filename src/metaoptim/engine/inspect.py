@@ -23,10 +23,9 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -
     """
     memory = "steps" if "steps" in method.estimator.memories and method.learner.steps > LONG else method.estimator.memories[0]
     one, carried = trees.index((batch, carry), slice(1))
-    with inspected() as found, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with suppress(Exception):  # what fails is told of where it is run
-            Executor(method, "loop", memory, "eager")(phi, one, carried, 0)
+    # What fails is told of where it is run.
+    with inspected() as found, torch.random.fork_rng(devices=[]), suppress(Exception):
+        Executor(method, "loop", memory, "eager")(phi, one, carried, 0)
     network = network_of(method.learner)
     loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
     if found.once:

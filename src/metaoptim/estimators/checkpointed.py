@@ -171,7 +171,7 @@ class Back:
         (_, judged), pull, info = pullback(segment, phi, values, given)
         found, back, of_given = pull((cotangents, [torch.ones_like(x) for x in judged]))
         if of_given and not self.first_order:
-            _load_forward_mode()
+            _load_forward_mode(k.device)
             slope, of_loss = of_given
             zero = {n: torch.zeros_like(x) for n, x in slope.items()}
             with autograd(False):
@@ -199,9 +199,9 @@ def _scalar(weight: Weight, phi: MetaParams) -> Tensor:
 
 
 @cache
-def _load_forward_mode() -> None:
+def _load_forward_mode(device: torch.device) -> None:
     """torch loads parts of its forward mode at the first use, and warns of its own code while it does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        one = torch.ones(1)
+        one = torch.ones(1, device=device)
         jvp(torch.sin, (one,), (one,))

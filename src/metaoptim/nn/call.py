@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _ALONE = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()  # buffers that a forward pass writes in place
@@ -68,6 +69,8 @@ def _tidied(net: nn.Module) -> Iterator[None]:
     inside = [(v, v.copy()) for _, own in kept for name, v in own.items() if type(v) in _CONTAINERS and name not in _TORCHS]
     written, copies = _WRITTEN.get(net), []
     for module in modules:
+        if isinstance(module, _BatchNorm):
+            module._buffers["num_batches_tracked"] = None  # no batch is counted
         for name, buffer in module._buffers.items():
             if buffer is not None and (written is None or name in written):
                 module._buffers[name] = copy = buffer.clone()
@@ -78,7 +81,7 @@ def _tidied(net: nn.Module) -> Iterator[None]:
         counted = [name for name, copy, version in copies if copy._version != version]
         if written is None:
             counted += [n for own, before in kept for n, x in own.items() if isinstance(x, int | float) and before.get(n) != x]
-            _tell(net, [name for name in counted if name != "num_batches_tracked"])
+            _tell(net, counted)
         _WRITTEN[net] = frozenset(counted)  # what the first call has not written is not copied again
         for own, before in kept:
             own.clear()

@@ -155,7 +155,8 @@ def convert(module: nn.Module) -> nn.Module:
         if child is not None:
             setattr(module, name, convert(child))
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        batch = BatchNorm(module.num_features, module.eps, affine=False)
+        with _place_of(module):
+            batch = BatchNorm(module.num_features, module.eps, affine=False)
         batch.weight, batch.bias = module.weight, module.bias
         if module.running_mean is not None and module.running_var is not None:
             batch.running_mean, batch.running_var = module.running_mean, module.running_var
@@ -165,6 +166,11 @@ def convert(module: nn.Module) -> nn.Module:
         layer.weight, layer.bias = module.weight, module.bias
         return layer
     return module
+
+
+def _place_of(module: nn.Module) -> torch.device:
+    """Where a layer's tensors are; entered, where those without a device of their own are made."""
+    return next((x.device for x in (*module.parameters(), *module.buffers())), torch.get_default_device())
 
 
 def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:
