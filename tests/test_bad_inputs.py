@@ -76,8 +76,19 @@ def frozen_net() -> nn.Module:
     return mlp().requires_grad_(False)
 
 
-def small_run(folder: Path) -> Path:
-    train(out=folder / "run", iterations=2, checkpoint_every=1)
+class Plain(nn.Module):
+    """A weight whose size nothing tells but itself."""
+
+    def __init__(self, size: int) -> None:
+        nn.Module.__init__(self)
+        self.w = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.w.mean()
+
+
+def small_run(folder: Path, net: nn.Module | None = None) -> Path:
+    train(maml(net), out=folder / "run", iterations=2, checkpoint_every=1)
     return folder / "run"
 
 
@@ -241,9 +252,23 @@ TABLE: dict[str, Bad] = {
     # files
     "load nothing": Bad(lambda p: mo.load(p / "none", maml()), ("no run in", "check the path")),
     "load a folder of something else": Bad(lambda p: mo.load(p, maml()), ("no run in", "recipe.toml")),
-    "load another model": Bad(lambda p: mo.load(small_run(p), maml(mlp(1, 5, 1))), ("does not fit", "`0.bias`", "(5,) here")),
+    "load another model": Bad(lambda p: mo.load(small_run(p), maml(mlp(1, 5, 1))), ("learner.model.net.0", "out_features=5")),
     "load another algorithm": Bad(
-        lambda p: mo.load(small_run(p), mo.meta_sgd(mlp(), mo.losses.mse)), ("does not fit", "rule `lr.0.bias`", "missing")
+        lambda p: mo.load(small_run(p), mo.meta_sgd(mlp(), mo.losses.mse)), ("algorithm is maml in the run", "meta_sgd here")
+    ),
+    "load another step size": Bad(
+        lambda p: mo.load(small_run(p), maml(lr=0.4)), ("learner.rule.lr is 0.1 in the run and 0.4 here", "same model")
+    ),
+    "load weights of another shape": Bad(
+        lambda p: mo.load(small_run(p, Plain(2)), maml(Plain(3))), ("does not fit", "`w`", "(3,)")
+    ),
+    "evaluate two methods as one": Bad(
+        lambda p: mo.evaluate([mo.Run(m, m.phi) for m in (maml(), maml(lr=0.4))], SINUSOID),
+        ("learner.rule.lr is 0.1 in the first run and 0.4 in run 2", "one by one"),
+    ),
+    "evaluate two algorithms as one": Bad(
+        lambda p: mo.evaluate([mo.Run(m, m.phi) for m in (maml(), mo.fomaml(mlp(), mo.losses.mse))], SINUSOID),
+        ("algorithm is maml in the first run and fomaml in run 2",),
     ),
     "load what is cut": Bad(lambda p: mo.load(damaged(p, lambda d: d[:-9]), maml()), ("intact", LAST, PREVIOUS)),
     "load what is altered": Bad(

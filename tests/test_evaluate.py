@@ -236,11 +236,15 @@ def test_regression_has_no_prototypes_and_pools_its_tasks() -> None:
     torch.manual_seed(0)
     meta = mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse, lr=0.01)
     run = mo.train(meta, SINUSOID, iterations=2, tasks_per_step=2, validate_every=0, progress=False)
-    every: Any = ("untrained", "prototypes", "pretrained")
+    every: Any = ("untrained", "pretrained")
     result = mo.evaluate(run, SINUSOID, episodes=9, baselines=every, pretrain_iterations=5, progress=False)
     assert [row.name for row in result.rows] == ["maml", "untrained", "pretrained"]
     assert (result.metric, run.selection, result.facts["selection"]) == ("loss", "last", "last")
     assert result.mean == result.rows[0].mean("loss")[-1]
+    by_default = mo.evaluate(run, SINUSOID, episodes=3, progress=False)
+    assert [row.name for row in by_default.rows] == ["maml", "untrained"]
+    with pytest.raises(ValueError, match=r"'prototypes' needs tasks with classes.*: leave it out"):
+        mo.evaluate(run, SINUSOID, episodes=3, baselines=["untrained", "prototypes"], progress=False)
 
 
 def test_the_table_shows_every_row_and_step(run: Run) -> None:

@@ -170,7 +170,6 @@ def evaluate(
     from metaoptim import runs as stored
     from metaoptim.recipes import recipe as config
     from metaoptim.report import draw
-    from metaoptim.runs.store import write_atomic
 
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
@@ -186,9 +185,10 @@ def evaluate(
     trained = [stored.load(run, method, checkpoint) for run, (method, _) in zip(runs, built, strict=True)]
     tasks = built[0][1]
     result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
-    write_atomic(runs[0] / "result.json", f"{result.json()}\n".encode())
+    result.save(runs[0])
     draw(result, trained[0], tasks, runs[0] / "result.png")
-    console().print(result.table())
+    screen = console()
+    screen.print(result.table(screen.width))
     typer.echo(f"The numbers are in {runs[0] / 'result.json'}, the picture in {runs[0] / 'result.png'}.")
 
 

@@ -17,6 +17,7 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation
 from metaoptim.engine import adapt
 from metaoptim.learners import ClosedForm, Network, network_of
 from metaoptim.nn import BatchNorm, store_statistics
+from metaoptim.runs import identity
 from metaoptim.runs.checkpoint import Checkpoint
 from metaoptim.runs.store import load_checkpoint
 
@@ -27,7 +28,8 @@ class Run:
 
     method holds the initial φ, phi is the current one; inherited is what a rule's state carries into a new task, by name; step
     counts outer steps; selection says how this φ was chosen ("best" on the validation split, or "last"); batching is how the
-    engine mapped tasks; path is the run directory, if there is one.
+    engine mapped tasks; path is the run directory, if there is one; trained is what is known of the tasks and of the training,
+    in words ({}: nothing).
     """
 
     method: MetaOptimizer
@@ -38,6 +40,12 @@ class Run:
     seed: int = 0
     batching: str = "loop"
     path: Path | None = None
+    trained: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What this run is: its method, tasks and training, as far as they are known."""
+        return {"method": identity.of_method(self.method), **self.trained}
 
     @property
     def network(self) -> Network:
@@ -140,17 +148,19 @@ def quiet(*nets: nn.Module) -> Iterator[None]:
 def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
     """Loads a run: its φ, and the meta-optimizer that it was trained with, which the caller has rebuilt.
 
-    Raises ValueError if the checkpoint does not fit that meta-optimizer.
+    Raises ValueError, which names the difference, if it was trained with another one.
     """
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
     checkpoint = load_checkpoint(path, which)
+    state = checkpoint.state
+    identity.refuse_others(path, state["identity"]["method"], identity.of_method(method), "build the same model and algorithm")
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
-    state = checkpoint.state
     selection: Literal["best", "last"] = "best" if which == "best" and state.get("best") else "last"
     batching = state["choice"]["batching"]
-    return Run(method, phi, inherited, checkpoint.step, selection, state["seed"], batching, Path(path))
+    known = {part: state["identity"][part] for part in ("tasks", "train")}
+    return Run(method, phi, inherited, checkpoint.step, selection, state["seed"], batching, Path(path), known)
 
 
 def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,9 +20,10 @@ from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Par
 from metaoptim.engine import Choice, heritage, rollout
 from metaoptim.gradcheck import self_check
 from metaoptim.learners import network_of
-from metaoptim.runs.checkpoint import Checkpoint
+from metaoptim.runs import identity
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
 from metaoptim.runs.run import Run, pack, part, quiet, unpack
-from metaoptim.runs.store import RunDirectory
+from metaoptim.runs.store import RunDirectory, finished
 from metaoptim.tasks import TaskFamily
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import OptimizerStep, OuterStep, grad_norm
@@ -46,13 +49,15 @@ class Training:
 
     def __init__(
         self, method: MetaOptimizer, source: Source, tasks: TaskFamily | None, module: MetaModule, outer_step: OuterStep,
-        iterations: int, seed: int, facts: Mapping[str, Any], check: bool,
+        iterations: int, seed: int, protocol: Mapping[str, Any], check: bool,
     ) -> None:  # fmt: skip
         self.method, self.source, self.tasks, self.module, self.outer_step = method, source, tasks, module, outer_step
         self.iterations, self.seed, self.check = iterations, seed, check
-        self.facts = {"seed": seed, "iterations": iterations, **facts, **outer_step.facts}
+        protocol = {"seed": seed, "iterations": iterations, **protocol, **identity.described(outer_step.facts)}
+        self.identity = {"method": identity.of_method(method), "tasks": identity.of_tasks(tasks), "train": protocol}
         self.best: Best | None = None
         self.best_phi: tuple[MetaParams, Params] | None = None
+        self.vain = 0  # validations in a row without a better score
 
     @property
     def step(self) -> int:
@@ -124,10 +129,15 @@ class Training:
             self.best is None
             or (scores[metric] > self.best.score if metric == "accuracy" else scores[metric] < self.best.score)
         )
+        self.vain = 0 if better else self.vain + 1
         if better:
             self.best = Best(metric, scores[metric], self.step)
             self.best_phi = (trees.map_tensors(Tensor.clone, self.module.phi()), self.inherited)
         return better
+
+    def stale(self, patience: int | None) -> bool:
+        """Whether so many validations in a row have been in vain (None: never)."""
+        return patience is not None and self.vain >= patience
 
     @property
     def inherited(self) -> Params:
@@ -145,7 +155,23 @@ class Training:
         for name, value in self.outer_step.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"outer/{name}"] = value
         best = self.best._asdict() if self.best else None
-        return Checkpoint(self.step, tensors, {**self.facts, "scalars": scalars, "best": best, "choice": self.choice._asdict()})
+        state = {"seed": self.seed, "identity": self.identity, "scalars": scalars, "best": best, "vain": self.vain}
+        return Checkpoint(self.step, tensors, {**state, "choice": self.choice._asdict()})
+
+    def done(self, path: Path) -> bool:
+        """Whether the run in a folder has come to its end already; a ValueError where it is another run than this one."""
+        checkpoint, _, _ = newest(path, (LAST, PREVIOUS, BEST))
+        if checkpoint is None:
+            return False
+        saved, here = checkpoint.state["identity"], copy.deepcopy(self.identity)
+        longer = self.outer_step.facts.get("schedule") == "constant" and self.iterations >= checkpoint.step
+        if longer:  # what was done is the beginning of what is wanted
+            here["train"]["iterations"] = saved["train"]["iterations"]
+        advice = "resume it with the same, or start a new run in another folder"
+        identity.refuse_others(path, saved, here, advice)
+        self.vain = checkpoint.state["vain"]
+        over = checkpoint.step >= self.iterations or self.stale(self.identity["train"]["early_stopping"])
+        return over and finished(path)
 
     def restore(self, directory: RunDirectory) -> None:
         """Goes back to the last checkpoint, or to the start where there is none yet."""
@@ -154,26 +180,13 @@ class Training:
             directory.rewind(0)
             return
         state = checkpoint.state
-        for name, value in self.facts.items():
-            outer = state.get("outer", {})
-            longer = name == "iterations" and outer.get("schedule") == "constant" and self.iterations >= checkpoint.step
-            if name != "method" and state.get(name) != value and not longer:
-                raise ValueError(
-                    f"the run in {directory.path} was trained with {name}={state.get(name)}, not {value}: resume with the "
-                    "same value, or start a new run in another folder."
-                )
         phi = unpack(checkpoint, self.method)
-        if state.get("method") != self.facts["method"]:
-            raise ValueError(
-                f"the run in {directory.path} was trained with another method: its network, rule, steps or estimator differ; "
-                "resume with the same one, or start a new run in another folder."
-            )
         self.module.assign(phi)
         self.module.outer_step = checkpoint.step
         self.module.carry = self.carry(checkpoint, phi)
         self.outer_step.restore(part(checkpoint.tensors, "outer") | part(state["scalars"], "outer"))
         self.module.engine.restore(Choice(**state["choice"]))
-        self.best = Best(**state["best"]) if state["best"] else None
+        self.best, self.vain = Best(**state["best"]) if state["best"] else None, state["vain"]
         directory.rewind(self.step)
 
     def carry(self, checkpoint: Checkpoint, phi: MetaParams) -> Carry:
@@ -193,7 +206,8 @@ class Training:
         phi, inherited = self.best_phi or (self.module.phi(), self.inherited)
         selection: Literal["best", "last"] = "best" if self.best else "last"
         step = self.best.step if self.best else self.step
-        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching)
+        known = {part: self.identity[part] for part in ("tasks", "train")}
+        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching, trained=known)
 
 
 @contextmanager
