@@ -6,6 +6,7 @@ The command line's own mistakes are in test_cli.py, recipes' in test_config.py; 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,6 +287,20 @@ TABLE: dict[str, Bad] = {
     "a sampler of ragged tasks": Bad(
         lambda p: function(lambda g, s: ((n := int(torch.randint(1, 99, (), generator=g))), (torch.rand(n, 1),) * 2, ONE)[1:]),
         ("same shapes", "episode"),
+    ),
+    "a sampler with torch's generator": Bad(
+        lambda p: function(lambda g, s: ((torch.rand(3, 1), ONE[1]), ONE)), ("`mine` gave two different tasks", "generator=")
+    ),
+    "a sampler with numpy's generator": Bad(
+        lambda p: function(lambda g, s: (ONE, (ONE[0], torch.tensor(np.random.rand(3, 1))))),
+        ("episode 0 of split 'train'", "initial_seed()"),
+    ),
+    "a sampler with a generator of its own": Bad(
+        lambda p: function(lambda g, s: ((torch.tensor(np.random.default_rng().random((3, 1))), ONE[1]), ONE)),
+        ("two different",),
+    ),
+    "a sampler with python's generator": Bad(
+        lambda p: function(lambda g, s: ((ONE[0] + random.random(), ONE[1]), ONE)), ("two different",)
     ),
     "a sampler of nothing": Bad(lambda p: function(lambda g, s: ((torch.rand(0, 1),) * 2, ONE)), ("(0, 1)", "one or more")),
     # recipes
