@@ -246,8 +246,7 @@ def test_an_adapted_module_predicts_what_the_learner_does(policy: Any, dropout: 
             loss = nn.functional.cross_entropy(fast(xq[0]), yq[0])
         torch.testing.assert_close(loss, judged[steps], rtol=1e-4, atol=1e-5)
     fast = run.adapt((xs[0], ys[0]))
-    assert fast.training and run.network.net.training  # as the user's network was
-    fast.eval()
+    assert not fast.training and run.network.net.training  # the user's network stays as it was
     with torch.no_grad():
         together, alone = fast(xq[0]), torch.cat([fast(x[None]) for x in xq[0]])
     assert torch.allclose(together, alone, atol=1e-5) == (policy != "transductive")

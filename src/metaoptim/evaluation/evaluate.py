@@ -19,9 +19,10 @@ from metaoptim.evaluation import baselines as base
 from metaoptim.evaluation.result import Result, Row
 from metaoptim.learners import with_network
 from metaoptim.runs import identity
+from metaoptim.runs.adapted import quiet
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import tracked
-from metaoptim.runs.run import Run, quiet
+from metaoptim.runs.run import Run
 from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import episodes_hash
 

@@ -84,7 +84,7 @@ class FunctionTasks:
             return
         raise ValueError(
             f"`{self.name}` gave two different tasks for {what} from one generator: draw every random number from the "
-            "generator that it is given, as in torch.rand(5, generator=generator), and seed numpy's with generator.initial_seed()."
+            "generator that it is given, as in torch.rand(5, generator=generator); seed numpy's with generator.initial_seed()."
         )
 
     def _checked(self, task: Any) -> Task:

@@ -21,8 +21,9 @@ from metaoptim.engine import Choice, heritage, rollout
 from metaoptim.gradcheck import self_check
 from metaoptim.learners import network_of
 from metaoptim.runs import identity
+from metaoptim.runs.adapted import quiet
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
-from metaoptim.runs.run import Run, pack, part, quiet, unpack
+from metaoptim.runs.run import Run, pack, part, unpack
 from metaoptim.runs.store import RunDirectory, finished
 from metaoptim.tasks import TaskFamily
 from metaoptim.training.module import MetaModule
