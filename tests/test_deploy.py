@@ -154,6 +154,12 @@ def test_statistics_that_were_counted_are_used_and_others_are_not() -> None:
     torch.testing.assert_close(fresh(x), net().train()(x))
 
 
+def test_a_closed_form_of_another_policy_is_refused() -> None:
+    saved = run_of("protonet", "frozen").adapt(support()).state_dict()
+    with pytest.raises(RuntimeError, match="fitted with normalisation='frozen', and this module with 'inductive'"):
+        run_of("protonet", "inductive").adapt(support()).load_state_dict(saved)
+
+
 @pytest.mark.slow
 def test_in_a_fresh_process_it_predicts_the_same(tmp_path: Path) -> None:
     (tmp_path / "own_net.py").write_text(NET)

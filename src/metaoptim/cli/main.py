@@ -160,11 +160,13 @@ def evaluate(
     checkpoint: Annotated[
         Literal["best", "last"], typer.Option(help="The φ of the best validation score, or the last one.")
     ] = "best",
+    set_: Settings = None,
     data: Data = None,
 ) -> None:
     """Evaluate trained runs on held-out episodes.
 
-    Options that aren't given come from the recipe.
+    Options that aren't given come from the recipe. A run that was started from Python may need names for its code, as in --set
+    model.name=my.py:Net.
     """
     from metaoptim import evaluation
     from metaoptim import runs as stored
@@ -173,7 +175,7 @@ def evaluate(
 
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
-    overrides = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
+    overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
     recipes = [config.load(_recipe_of(run), overrides) for run in runs]
     for run, recipe in zip(runs, recipes, strict=True):
         if others := [key for key in recipes[0].differences(recipe) if key != "train.seed"]:

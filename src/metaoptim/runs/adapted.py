@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def adapted_module(
                 store_statistics(module, support[0])
         policy: Normalisation = "transductive" if network.normalisation == "transductive" else "frozen"
         own = replace(learner, model=replace(network, net=module, normalisation=policy))
-        return Fitted(own, phi.rule, state, support).eval()
+        return Fitted(own, phi.rule, state, support, network.normalisation).eval()
     return with_statistics(module, network.normalisation, support).eval()
 
 
@@ -88,10 +88,15 @@ def _replaced(module: nn.Module, axes: dict[nn.Module, int]) -> nn.Module:
 class Fitted(nn.Module):
     """A closed form fitted to a support set: inputs (B, …) -> its predictions."""
 
-    def __init__(self, learner: ClosedForm, rule: Params, state: State, support: Batch) -> None:
+    policy: Tensor
+
+    def __init__(self, learner: ClosedForm, rule: Params, state: State, support: Batch, policy: Normalisation) -> None:
         nn.Module.__init__(self)
         self.net = learner.model.net
         self._learner = learner
+        self.register_buffer("policy", torch.tensor(get_args(Normalisation).index(policy)))  # part of a state dict
+        register: Any = self.register_load_state_dict_pre_hook
+        register(_same_policy)
         for name, x in {"rule": rule, "state": state, "support": support}.items():
             self.register_module(name, _Tensors(x))
 
@@ -99,6 +104,13 @@ class Fitted(nn.Module):
         rule, state, support = (self.get_submodule(part)() for part in ("rule", "state", "support"))
         phi = MetaParams(dict(self.net.named_parameters()), rule)
         return self._learner.predict(self._learner.model, phi, state, support, x)
+
+
+def _same_policy(module: Fitted, state: Any, prefix: str, data: Any, strict: bool, lacks: Any, extra: Any, errors: Any) -> None:
+    saved, own = (int(x) for x in (state.get(f"{prefix}policy", module.policy), module.policy))
+    if saved != own:
+        policies = get_args(Normalisation)
+        errors.append(f"it was fitted with normalisation={policies[saved]!r}, and this module with {policies[own]!r}.")
 
 
 class _Tensors(nn.Module):

@@ -107,11 +107,11 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _choices(option: inspect.Parameter, values: Mapping[str, Any]) -> list[Any]:
-    """The values that an option may have had."""
-    if option.name in values:
+    """The values that an option may have had: the one of that name in the description, else any that it is offered."""
+    offered = list(get_args(option.annotation)) if get_origin(option.annotation) is Literal else []
+    if option.name in values and (not offered or values[option.name] in offered):
         return [values[option.name]]
-    hint = option.annotation
-    return list(get_args(hint)) if get_origin(hint) is Literal else [option.default]
+    return offered or [option.default]
 
 
 def _options(build: Callable[..., Any]) -> list[inspect.Parameter]:
