@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params
+from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Choice, heritage, rollout
-from metaoptim.gradcheck import self_check
+from metaoptim.gradcheck import in_the_data, in_the_rule, overshoot, self_check
 from metaoptim.learners import network_of
 from metaoptim.runs import identity
 from metaoptim.runs.adapted import quiet
@@ -71,12 +71,13 @@ class Training:
         phi = self.module.phi()
         with _seeded(self.seed, step, "tasks"):
             batch = self.source(step, phi)
-        if self.check and step == 0 and (fault := self_check(self.method, phi, batch)):
-            warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
+        for look in (self_check, overshoot) if self.check and step == 0 else ():
+            if fault := look(self.method, phi, batch):
+                warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
         carry = self.module.carry
         with _seeded(self.seed, step):
             estimate = self.module.estimate(batch)
-        size = self.check_finite(estimate, step, directory)
+        size = self.check_finite(estimate, step, batch, directory)
 
         def again(phi: MetaParams) -> Estimate:
             with _seeded(self.seed, step):
@@ -88,26 +89,25 @@ class Training:
         return {"step": self.step, "loss": estimate.loss.item(), **scalars, "grad_norm": size, **rate,
                 "seconds": time.perf_counter() - started}  # fmt: skip
 
-    def check_finite(self, estimate: Estimate, step: int, directory: RunDirectory | None) -> float:
+    def check_finite(self, estimate: Estimate, step: int, batch: Task, directory: RunDirectory | None) -> float:
         """The norm of the meta-gradient; a TrainingError where it or a loss is not finite."""
         size = grad_norm(estimate)
         bad = (~torch.isfinite(estimate.info["losses"])).nonzero().flatten().tolist()
         if not bad and math.isfinite(size):
             return size
-        what = "the meta-gradient is not finite, though every loss is"
+        what, cause = "the meta-gradient is not finite, though every loss is", in_the_rule(self.method, self.module.phi())
         if bad:
             episode = self.source.first(step) + bad[0] if isinstance(self.source, Episodes) else None
             where = "" if episode is None else f" (episode {episode} of seed {self.seed})"
-            what = f"the loss of task {bad[0]}{where} is not finite"
+            what, cause = f"the loss of task {bad[0]}{where} is not finite", in_the_data(batch, bad[0])
         saved = directory.load() if directory is not None else None
         good = (
             f"the last good checkpoint is step {saved.step} in {directory.path}"
             if saved is not None and directory is not None
             else "no checkpoint was saved"
         )
-        raise TrainingError(
-            f"step {step + 1}: {what}; {good}. Lower the inner or the outer step size, or set clip, and train again."
-        )
+        advice = cause or "lower the inner or the outer step size, or set clip, and train again"
+        raise TrainingError(f"step {step + 1}: {what}; {good}; {advice}.")
 
     def validate(self, tasks: TaskFamily, episodes: int, steps: int | None) -> dict[str, float]:
         """Mean scores on split "val" after the last inner step."""
