@@ -40,6 +40,11 @@ class Run:
     path: Path | None = None
     trained: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        count = sum(p.numel() for part in self.phi for p in part.values())
+        where = f", path={str(self.path)!r}" if self.path else ""
+        return f"Run({self.method.name}, step={self.step}, {self.selection}, seed={self.seed}, {count:,} numbers in φ{where})"
+
     @property
     def identity(self) -> dict[str, Any]:
         """What this run is: its method, tasks and training, as far as they are known."""
