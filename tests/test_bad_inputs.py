@@ -187,6 +187,9 @@ TABLE: dict[str, Bad] = {
     "empty support": Bad(lambda p: regression((2, 0, 1), (2, 0, 1), (2, 3, 1), (2, 3, 1)), ("S >= 1", "support.x (2, 0)")),
     "no axis of tasks": Bad(lambda p: regression((3,), (3,), (3,), (3,)), ("(T, S, …)", "support.x (3,)")),
     # training
+    "an optimizer beside an outer step": Bad(
+        lambda p: train(lr=0.1, outer_step=object()), ("lr was given beside an outer_step", "leave one of them out")
+    ),
     "no iterations": Bad(lambda p: train(iterations=0), ("iterations=0", "at least 1")),
     "no tasks per step": Bad(lambda p: train(tasks_per_step=0), ("tasks_per_step=0", "at least 1")),
     "unknown optimizer": Bad(lambda p: train(optimizer="Adma"), ("'Adma'", "such as Adam")),

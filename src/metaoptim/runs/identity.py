@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,8 @@ def described(x: Any) -> Any:
         return {"kind": x.func.__name__} | described(x.keywords) | {str(i): described(v) for i, v in enumerate(x.args)}
     if isinstance(x, np.generic):
         return described(x.item())
+    if isinstance(x, MethodType) and is_dataclass(x.__self__):
+        return described(x.__self__) | {"method": x.__name__}
     if callable(x) and hasattr(x, "__name__"):
         return x.__name__
     return {"kind": type(x).__name__} | {
@@ -104,6 +107,13 @@ def _short(x: Any) -> str:
         return f"{x.get('kind', '')}({inside})" if len(inside) <= 80 else str(x.get("kind", "another"))
     text = str(x)
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def saved_in(state: Mapping[str, Any], path: object) -> Any:
+    """What the run of a checkpoint with this state is; a ValueError where an early version did not record it."""
+    if "identity" not in state:
+        raise ValueError(f"the run in {path} was saved by a version that did not record what a run is; train it again.")
+    return state["identity"]
 
 
 def refuse_others(path: object, saved: Any, here: Any, advice: str) -> None:

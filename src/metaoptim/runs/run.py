@@ -96,12 +96,13 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
     checkpoint = load_checkpoint(path, which)
     state = checkpoint.state
-    identity.refuse_others(path, state["identity"]["method"], identity.of_method(method), "build the same model and algorithm")
+    saved = identity.saved_in(state, path)
+    identity.refuse_others(path, saved["method"], identity.of_method(method), "build the same model and algorithm")
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
     selection: Literal["best", "last"] = "best" if which == "best" and state.get("best") else "last"
     batching = state["choice"]["batching"]
-    known = {part: state["identity"][part] for part in ("tasks", "train")}
+    known = {part: saved[part] for part in ("tasks", "train")}
     return Run(method, phi, inherited, checkpoint.step, selection, state["seed"], batching, Path(path), known)
 
 

@@ -96,6 +96,11 @@ class OptimizerStep:
     def state(self) -> dict[str, Any]:
         saved = self.optimizer.state_dict()["state"]
         state = {f"{i}/{name}": value for i, entry in saved.items() for name, value in entry.items()}
+        if others := [n for n, x in state.items() if not (x is None or isinstance(x, Tensor | bool | int | float | str))]:
+            raise ValueError(
+                f"the state of {type(self.optimizer).__name__} holds more than tensors and numbers (`{others[0]}`), so that a "
+                "checkpoint can't keep it: choose another optimizer, or train without out=."
+            )
         if self.scheduler is not None:
             groups = [_hyperparameters(group) for group in self.optimizer.param_groups]
             state |= {"scheduler": self.scheduler.state_dict(), "groups": groups}

@@ -101,8 +101,8 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The plain values of a description by their own names, those that come first last, so that a dictionary keeps them."""
     for key, value in reversed(list(tree.items())):
         if isinstance(value, Mapping):
-            yield from _leaves(value)
-        else:
+            yield from _leaves(value) if key != "net" else ()  # whose layers have names of their own
+        elif not isinstance(value, list):
             yield key, value
 
 

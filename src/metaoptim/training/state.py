@@ -164,7 +164,7 @@ class Training:
         checkpoint, _, _ = newest(path, (LAST, PREVIOUS, BEST))
         if checkpoint is None:
             return False
-        saved, here = checkpoint.state["identity"], copy.deepcopy(self.identity)
+        saved, here = identity.saved_in(checkpoint.state, path), copy.deepcopy(self.identity)
         longer = self.outer_step.facts.get("schedule") == "constant" and self.iterations >= checkpoint.step
         if longer:  # what was done is the beginning of what is wanted
             here["train"]["iterations"] = saved["train"]["iterations"]

@@ -118,6 +118,10 @@ def train(
         )
     if tasks is None and source is None:
         raise ValueError("train needs tasks, or a source of them.")
+    asked = {"optimizer": optimizer, "optimizer_options": optimizer_options, "lr": lr, "rule_lr": rule_lr, "schedule": schedule,
+             "scheduler": scheduler, "clip": clip}  # fmt: skip
+    if outer_step is not None and (vain := [name for name, value in asked.items() if value is not None]):
+        raise ValueError(f"{vain[0]} was given beside an outer_step, which takes the optimizer's place; leave one of them out.")
     if unknown := set(engine or {}) - set(SETTINGS):
         raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
     rhythm = Rhythm(validate_every, validate_episodes, validate_steps, checkpoint_every, log_every, early_stopping)
