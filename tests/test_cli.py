@@ -242,13 +242,14 @@ def test_a_run_from_python_is_judged_where_its_code_can_be_named(
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module(own)
     options: dict[str, Any] = {"iterations": 2, "tasks_per_step": 2, "validate_every": 0, "progress": False, "check": False}
+    options["engine"] = {"batching": "loop", "memory": "graph", "runtime": "eager"}
     method = mo.meta_sgd(module.Net(6), mo.losses.mse, low=0.01, high=0.02, steps=2)
     mo.train(method, module.lines(), **options, out="named", recipe={"tasks": {"name": f"{own}.py:lines"}}, lr=0.1)
     recipe = tomllib.loads(Path("named/recipe.toml").read_text())
     assert recipe["algorithm"] | {"low": 0.01, "high": 0.02, "steps": 2, "loss": "mse"} == recipe["algorithm"]
     assert recipe["model"] == {"name": f"{own}.py:Net", "width": 6} and recipe["train"]["lr"] == 0.1
     assert recipe["described"]["method"]["learner"]["rule"]["high"] == 0.02
-    code, out, err = cli("evaluate", "named")
+    code, out, err = cli("evaluate", "named", "--episodes", "5")
     assert code == 0 and "meta_sgd" in out, err
 
     plain = mo.reptile(mo.nn.mlp([1, 8, 1]), mo.losses.mse, inner="sgd", steps=3)
@@ -257,7 +258,7 @@ def test_a_run_from_python_is_judged_where_its_code_can_be_named(
     assert recipe["algorithm"]["inner"] == "sgd" and recipe["tasks"]["shots"] == 4 and recipe["model"] == {}
     code, _, err = cli("evaluate", "unnamed")
     assert code == 2 and "missing key `name` in [model]" in err and "FILE.py:NAME" in err
-    code, out, err = cli("evaluate", "unnamed", "--set", "model.name=mlp", "--set", "model.sizes=[1, 8, 1]")
+    code, out, err = cli("evaluate", "unnamed", "--set", "model.name=mlp", "--set", "model.sizes=[1, 8, 1]", "--episodes", "5")
     assert code == 0 and "reptile" in out, err
     code, _, err = cli("evaluate", "unnamed", "--set", "model.name=mlp", "--set", "model.sizes=[1, 9, 1]")
     assert code == 2 and "out_features=8" in err and "out_features=9" in err

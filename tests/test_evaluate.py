@@ -285,7 +285,8 @@ def test_a_table_keeps_its_row_names_and_the_last_step_in_a_narrow_terminal(widt
 
 
 def test_a_result_is_saved_with_every_score_so_that_it_can_be_paired_later(run: Run, tmp_path: Path) -> None:
-    both = judge([run, trained(seed=1)])
+    other = mo.Run(run.method, run.method.phi)
+    both = judge([run, other], episodes=5, baselines=("untrained",))
     path = both.save(tmp_path / "a")
     told, scores = json.loads(path.read_text()), safetensors.torch.load_file(tmp_path / "a" / "scores.safetensors")
     for row, said in zip(both.rows, told["rows"], strict=True):
@@ -294,7 +295,7 @@ def test_a_result_is_saved_with_every_score_so_that_it_can_be_paired_later(run: 
             assert torch.equal(scores[f"{row.name}/{metric}"], x)
             each = torch.stack([scores[f"{row.name}/{metric}/run{i}"] for i in range(2)])
             torch.testing.assert_close(each.mean(0), x)
-    alone = judge(run)
+    alone = judge(run, episodes=5, baselines=())
     alone.save(tmp_path / "b")
     assert torch.equal(
         safetensors.torch.load_file(tmp_path / "b" / "scores.safetensors")["maml/loss"], scores["maml/loss/run0"]
