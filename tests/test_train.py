@@ -200,16 +200,18 @@ def test_what_a_run_directory_holds(tmp_path: Path) -> None:
 
 def poisoned(bad_step: int) -> mo.tasks.TaskFamily:
     """Lines through 0; the second task of one outer step holds a NaN."""
-    count = iter(range(10**6))
+    drawn: list[int] = []
+    good = mo.tasks.from_function(lambda g, s: drawn.append(g.initial_seed()) or (((torch.zeros(1, 1),) * 2),) * 2)
+    good.sample("train", seed=0, start=2 * bad_step - 1, count=1)
 
     def sample(generator: torch.Generator, split: str) -> tuple[Batch, Batch]:
         x = torch.randn(6, 1, generator=generator)
         y = x.clone()
-        if split == "train" and next(count) == 2 * (bad_step - 1) + 1:
+        if split == "train" and generator.initial_seed() == drawn[0]:
             y[0] = float("nan")
         return (x[:3], y[:3]), (x[3:], y[3:])
 
-    return mo.tasks.from_function(sample, name="lines")
+    return mo.tasks.from_function(sample, name="function")
 
 
 @pytest.mark.parametrize("how", ["loop", "vmap"])
@@ -225,13 +227,72 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path:
         mo.train(build(), poisoned(4), **options, out=tmp_path / "run")
     said = str(error.value)
     assert said.startswith("step 4: the loss of task 1 (episode 7 of seed 0) is not finite; the last good checkpoint is step 2")
-    assert "step size" in said and "\n" not in said
+    assert said.endswith("; the targets of its support set hold NaN: mend the data.") and "\n" not in said
     assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "failed"
     checkpoint = load_checkpoint(tmp_path / "run", "last")
     assert checkpoint.step == 2 and all(x.isfinite().all() for x in checkpoint.tensors.values())
 
     with pytest.raises(TrainingError, match=r"step 1: .* task 1 .*; no checkpoint was saved"):
         mo.train(build(), poisoned(1), **options)
+
+
+class Unsafe(mo.rules.SGD):
+    """Divides by the root of a running mean of squares, whose slope at 0 is infinite."""
+
+    eps = 1e-8
+
+    def init(self, psi: Any, weights: Any) -> Any:
+        return {n: torch.zeros_like(w) for n, w in weights.items()}
+
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        state = {n: 0.9 * state[n] + 0.1 * g.square() for n, g in grads.items()}
+        return {n: -self.lr * g / (state[n].sqrt() + self.eps) for n, g in grads.items()}, state
+
+
+class Safe(Unsafe):
+    """The same, with the constant inside the root."""
+
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        state = {n: 0.9 * state[n] + 0.1 * g.square() for n, g in grads.items()}
+        return {n: -self.lr * g / (state[n] + self.eps).sqrt() for n, g in grads.items()}, state
+
+
+def with_dead_units(rule: Any) -> MetaOptimizer:
+    torch.manual_seed(0)
+    net = mo.nn.mlp([1, 16, 1])
+    with torch.no_grad():
+        net.get_parameter("0.bias").fill_(-99.0)[0] = 1.0
+    return mo.compose(net, mo.losses.mse, rule=rule, steps=2, name="mine")
+
+
+def test_a_rule_with_an_infinite_slope_is_named_and_one_without_is_not() -> None:
+    words = r"the rule Unsafe has an infinite slope where a gradient is 0.*\(v \+ eps\)\.sqrt\(\)"
+    with (
+        pytest.warns(UserWarning, match=f"the meta-gradient of mine is not finite: {words}"),
+        pytest.raises(TrainingError, match=f"step 1: the meta-gradient is not finite, though every loss is; .*{words}"),
+    ):
+        mo.train(with_dead_units(Unsafe(0.001)), SINUSOID, **SMALL)
+    mo.train(with_dead_units(Safe(0.001)), SINUSOID, **{**SMALL, "iterations": 1}, validate_every=0)
+
+
+def test_a_step_that_raises_the_support_loss_is_told_with_one_that_lowers_it() -> None:
+    """(w − 1)² from w = 3, or near it: a step goes to 1 + 2 (1 − 2 lr), which is as high at lr = 1."""
+
+    def sample(generator: torch.Generator, split: str) -> tuple[Batch, Batch]:
+        x = torch.ones(4, 1)
+        return (x, x), (x, x)
+
+    def train(lr: float) -> None:
+        net = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(net.weight, 3.0)
+        method, tasks = mo.maml(net, mo.losses.mse, lr=lr), mo.tasks.from_function(sample)
+        mo.train(method, tasks, **{**SMALL, "iterations": 1}, validate_every=0)
+
+    train(0.9)
+    with pytest.warns(UserWarning, match=r"raises the support loss from 4\.\d+ to 19\d \(.* 1/8 as long \(lr=0.5\) lowers it"):
+        train(4.0)
+    with pytest.warns(UserWarning, match=r"raises the support loss .* no shorter one lowers it either; does the rule return"):
+        train(-0.1)
 
 
 def test_any_failure_leaves_the_state_failed_and_lets_go_of_the_folder(tmp_path: Path) -> None:

@@ -160,21 +160,22 @@ def evaluate(
     checkpoint: Annotated[
         Literal["best", "last"], typer.Option(help="The φ of the best validation score, or the last one.")
     ] = "best",
+    set_: Settings = None,
     data: Data = None,
 ) -> None:
     """Evaluate trained runs on held-out episodes.
 
-    Options that aren't given come from the recipe.
+    Options that aren't given come from the recipe. A run that was started from Python may need names for its code, as in --set
+    model.name=my.py:Net.
     """
     from metaoptim import evaluation
     from metaoptim import runs as stored
     from metaoptim.recipes import recipe as config
     from metaoptim.report import draw
-    from metaoptim.runs.store import write_atomic
 
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
-    overrides = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
+    overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
     recipes = [config.load(_recipe_of(run), overrides) for run in runs]
     for run, recipe in zip(runs, recipes, strict=True):
         if others := [key for key in recipes[0].differences(recipe) if key != "train.seed"]:
@@ -186,9 +187,10 @@ def evaluate(
     trained = [stored.load(run, method, checkpoint) for run, (method, _) in zip(runs, built, strict=True)]
     tasks = built[0][1]
     result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
-    write_atomic(runs[0] / "result.json", f"{result.json()}\n".encode())
+    result.save(runs[0])
     draw(result, trained[0], tasks, runs[0] / "result.png")
-    console().print(result.table())
+    screen = console()
+    screen.print(result.table(screen.width))
     typer.echo(f"The numbers are in {runs[0] / 'result.json'}, the picture in {runs[0] / 'result.png'}.")
 
 

@@ -21,6 +21,7 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import count_tasks, rollout
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network
+from metaoptim.nn import statistics
 from metaoptim.rules import SGD
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run
@@ -111,7 +112,9 @@ def _fit(
     for i in tracked(range(iterations), "pretraining the baseline", progress):
         x, y = batches(i)
         optimizer.zero_grad()
-        torch.autograd.backward(loss(net(x.to(device)), y.to(device)))
+        with statistics():  # the batch's, whatever has been stored
+            output = net(x.to(device))
+        torch.autograd.backward(loss(output, y.to(device)))
         optimizer.step()
         schedule.step()
 

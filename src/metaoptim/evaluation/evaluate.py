@@ -18,9 +18,11 @@ from metaoptim.engine import rollout
 from metaoptim.evaluation import baselines as base
 from metaoptim.evaluation.result import Result, Row
 from metaoptim.learners import with_network
+from metaoptim.runs import identity
+from metaoptim.runs.adapted import quiet
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import tracked
-from metaoptim.runs.run import Run, quiet
+from metaoptim.runs.run import Run
 from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import episodes_hash
 
@@ -45,7 +47,7 @@ def evaluate(
     episodes: int = 600,
     steps: int | None = None,
     normalisation: Normalisation | None = None,
-    baselines: Sequence[Baseline] = ("untrained", "prototypes"),
+    baselines: Sequence[Baseline] | None = None,
     pretrain_iterations: int = 2000,
     seed: int = 0,
     progress: bool = True,
@@ -59,13 +61,15 @@ def evaluate(
         episodes: number of episodes E.
         steps: inner steps K at test; as in training if not given.
         normalisation: policy at test; as in training if not given.
-        baselines: rows beside the method's: "untrained", "prototypes" (needs classes) and "pretrained" (needs training).
+        baselines: rows beside the method's: "untrained", "prototypes" (needs classes) and "pretrained" (needs training); none
+            given: the first two, as far as the tasks allow.
         pretrain_iterations: training steps for the "pretrained" row, of 128 examples each.
         seed: seed of the episodes.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an unknown split or baseline, no episode, no run.
+        ValueError: an unknown split or baseline, no episode, no run, runs that are not seeds of one training, prototypes of
+            tasks without classes.
     """
     given: list[Any] = list(run) if isinstance(run, list | tuple) else [run]
     runs = [r for r in given if isinstance(r, Run)]
@@ -80,9 +84,10 @@ def evaluate(
         )
     if isinstance(baselines, str):
         raise ValueError(f"baselines={baselines!r}: it must be a list of names, such as [{baselines!r}].")
-    for name in baselines:
+    for name in baselines or ():
         if name not in get_args(Baseline):
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
+    _check_seeds(runs)
     if normalisation is not None:
         runs = [with_normalisation(r, normalisation) for r in runs]
     count = runs[0].method.learner.steps if steps is None else steps
@@ -100,12 +105,18 @@ def evaluate(
 
     methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]] = {"method": [adapted(r) for r in runs]}
     classes = base.has_classes(tasks.sample(split, seed=seed, start=0, count=1))
-    if "untrained" in baselines:
+    default: tuple[Baseline, ...] = ("untrained", "prototypes") if classes else ("untrained",)
+    wanted = default if baselines is None else baselines
+    if "prototypes" in wanted and not classes:
+        raise ValueError(
+            "baseline 'prototypes' needs tasks with classes, as pairs (x, y) with int64 labels; these have none: leave it out."
+        )
+    if "untrained" in wanted:
         methods["untrained"] = [adapted(base.untrained(r)) for r in runs]
-    if "prototypes" in baselines and classes:
+    if "prototypes" in wanted:
         methods["prototypes"] = [partial(base.prototypes, r) for r in runs]
     with quiet(*(r.network.net for r in runs)):
-        if "pretrained" in baselines:
+        if "pretrained" in wanted:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 methods["pretrained"] = [
@@ -115,6 +126,20 @@ def evaluate(
     rows = tuple(_row(name, scores[name], runs[0].method.name if name == "method" else name) for name in methods)
     facts = _facts(runs, tasks, split, seed, episodes, count)
     return Result(rows, facts | ({"pretrain_iterations": pretrain_iterations} if "pretrained" in methods else {}))
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    """Raises a ValueError where runs that would be averaged differ in anything but the seed, as far as is known of each."""
+    first = runs[0].identity
+    for i, run in enumerate(runs[1:], 2):
+        other = run.identity
+        both = [part for part in first if part in other]
+        for field, a, b in identity.differences({k: first[k] for k in both}, {k: other[k] for k in both}):
+            if field != "train.seed":
+                raise ValueError(
+                    f"runs that are judged together must be seeds of one training: {field} is {a} in the first run and {b} in "
+                    f"run {i}; evaluate them one by one."
+                )
 
 
 def with_normalisation(run: Run, policy: Normalisation) -> Run:
@@ -142,7 +167,8 @@ def _score(
 def _row(method: str, scores: list[dict[str, Tensor]], name: str) -> Row:
     """One method over its runs: scores per episode, averaged over the seeds, and each seed's own mean after the last step."""
     together = {m: torch.stack([s[m] for s in scores]).mean(0) for m in scores[0]}
-    return Row(name, ABOUT[method], together, tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores))
+    means = tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores)
+    return Row(name, ABOUT[method], together, means, tuple(scores))
 
 
 def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: int, steps: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +53,12 @@ class BatchNorm(nn.Module):
     """y = (x − mean) / √(var + eps) · weight + bias, per channel, for inputs (B, C, …) of any number of axes.
 
     Statistics are the batch's (biased variance), or the stored ones, which a forward pass never changes. `statistics` decides
-    which; outside it, the stored ones are used if `stored` is set, as in an adapted module that `Run.adapt` returns.
+    which; outside it, the stored ones are used if `stored` is set, as loading a state dict does whose statistics are counted.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, features: int, eps: float = 1e-5, affine: bool = True) -> None:
         nn.Module.__init__(self)
@@ -66,7 +67,9 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))  # never used, but torch's state dicts contain it
+        self.register_buffer("num_batches_tracked", torch.tensor(0))  # as torch's: 0 where no statistics are stored
+        register: Any = self.register_load_state_dict_post_hook
+        register(_as_saved)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
@@ -85,6 +88,12 @@ class BatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.features}, eps={self.eps}, affine={self.weight is not None}"
+
+
+def _as_saved(module: nn.Module, keys: object) -> None:
+    """The use of stored statistics is part of a state dict."""
+    if isinstance(module, BatchNorm):
+        module.stored = bool(module.num_batches_tracked)
 
 
 class LayerNorm(nn.Module):
@@ -186,4 +195,5 @@ def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:
             layer.recording = False
     for layer in norms:
         layer.stored = True
+        layer.num_batches_tracked.fill_(1)
     return module

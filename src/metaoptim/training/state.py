@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,13 +16,15 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params
+from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Choice, heritage, rollout
-from metaoptim.gradcheck import self_check
+from metaoptim.gradcheck import in_the_data, in_the_rule, overshoot, self_check
 from metaoptim.learners import network_of
-from metaoptim.runs.checkpoint import Checkpoint
-from metaoptim.runs.run import Run, pack, part, quiet, unpack
-from metaoptim.runs.store import RunDirectory
+from metaoptim.runs import identity
+from metaoptim.runs.adapted import quiet
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
+from metaoptim.runs.run import Run, pack, part, unpack
+from metaoptim.runs.store import RunDirectory, finished
 from metaoptim.tasks import TaskFamily
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import OptimizerStep, OuterStep, grad_norm
@@ -46,13 +50,15 @@ class Training:
 
     def __init__(
         self, method: MetaOptimizer, source: Source, tasks: TaskFamily | None, module: MetaModule, outer_step: OuterStep,
-        iterations: int, seed: int, facts: Mapping[str, Any], check: bool,
+        iterations: int, seed: int, protocol: Mapping[str, Any], check: bool,
     ) -> None:  # fmt: skip
         self.method, self.source, self.tasks, self.module, self.outer_step = method, source, tasks, module, outer_step
         self.iterations, self.seed, self.check = iterations, seed, check
-        self.facts = {"seed": seed, "iterations": iterations, **facts, **outer_step.facts}
+        protocol = {"seed": seed, "iterations": iterations, **protocol, **identity.described(outer_step.facts)}
+        self.identity = {"method": identity.of_method(method), "tasks": identity.of_tasks(tasks), "train": protocol}
         self.best: Best | None = None
         self.best_phi: tuple[MetaParams, Params] | None = None
+        self.vain = 0  # validations in a row without a better score
 
     @property
     def step(self) -> int:
@@ -65,12 +71,13 @@ class Training:
         phi = self.module.phi()
         with _seeded(self.seed, step, "tasks"):
             batch = self.source(step, phi)
-        if self.check and step == 0 and (fault := self_check(self.method, phi, batch)):
-            warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
+        for look in (self_check, overshoot) if self.check and step == 0 else ():
+            if fault := look(self.method, phi, batch):
+                warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
         carry = self.module.carry
         with _seeded(self.seed, step):
             estimate = self.module.estimate(batch)
-        size = self.check_finite(estimate, step, directory)
+        size = self.check_finite(estimate, step, batch, directory)
 
         def again(phi: MetaParams) -> Estimate:
             with _seeded(self.seed, step):
@@ -82,26 +89,25 @@ class Training:
         return {"step": self.step, "loss": estimate.loss.item(), **scalars, "grad_norm": size, **rate,
                 "seconds": time.perf_counter() - started}  # fmt: skip
 
-    def check_finite(self, estimate: Estimate, step: int, directory: RunDirectory | None) -> float:
+    def check_finite(self, estimate: Estimate, step: int, batch: Task, directory: RunDirectory | None) -> float:
         """The norm of the meta-gradient; a TrainingError where it or a loss is not finite."""
         size = grad_norm(estimate)
         bad = (~torch.isfinite(estimate.info["losses"])).nonzero().flatten().tolist()
         if not bad and math.isfinite(size):
             return size
-        what = "the meta-gradient is not finite, though every loss is"
+        what, cause = "the meta-gradient is not finite, though every loss is", in_the_rule(self.method, self.module.phi())
         if bad:
             episode = self.source.first(step) + bad[0] if isinstance(self.source, Episodes) else None
             where = "" if episode is None else f" (episode {episode} of seed {self.seed})"
-            what = f"the loss of task {bad[0]}{where} is not finite"
+            what, cause = f"the loss of task {bad[0]}{where} is not finite", in_the_data(batch, bad[0])
         saved = directory.load() if directory is not None else None
         good = (
             f"the last good checkpoint is step {saved.step} in {directory.path}"
             if saved is not None and directory is not None
             else "no checkpoint was saved"
         )
-        raise TrainingError(
-            f"step {step + 1}: {what}; {good}. Lower the inner or the outer step size, or set clip, and train again."
-        )
+        advice = cause or "lower the inner or the outer step size, or set clip, and train again"
+        raise TrainingError(f"step {step + 1}: {what}; {good}; {advice}.")
 
     def validate(self, tasks: TaskFamily, episodes: int, steps: int | None) -> dict[str, float]:
         """Mean scores on split "val" after the last inner step."""
@@ -124,10 +130,15 @@ class Training:
             self.best is None
             or (scores[metric] > self.best.score if metric == "accuracy" else scores[metric] < self.best.score)
         )
+        self.vain = 0 if better else self.vain + 1
         if better:
             self.best = Best(metric, scores[metric], self.step)
             self.best_phi = (trees.map_tensors(Tensor.clone, self.module.phi()), self.inherited)
         return better
+
+    def stale(self, patience: int | None) -> bool:
+        """Whether so many validations in a row have been in vain (None: never)."""
+        return patience is not None and self.vain >= patience
 
     @property
     def inherited(self) -> Params:
@@ -145,7 +156,23 @@ class Training:
         for name, value in self.outer_step.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"outer/{name}"] = value
         best = self.best._asdict() if self.best else None
-        return Checkpoint(self.step, tensors, {**self.facts, "scalars": scalars, "best": best, "choice": self.choice._asdict()})
+        state = {"seed": self.seed, "identity": self.identity, "scalars": scalars, "best": best, "vain": self.vain}
+        return Checkpoint(self.step, tensors, {**state, "choice": self.choice._asdict()})
+
+    def done(self, path: Path) -> bool:
+        """Whether the run in a folder has come to its end already; a ValueError where it is another run than this one."""
+        checkpoint, _, _ = newest(path, (LAST, PREVIOUS, BEST))
+        if checkpoint is None:
+            return False
+        saved, here = identity.saved_in(checkpoint.state, path), copy.deepcopy(self.identity)
+        longer = self.outer_step.facts.get("schedule") == "constant" and self.iterations >= checkpoint.step
+        if longer:  # what was done is the beginning of what is wanted
+            here["train"]["iterations"] = saved["train"]["iterations"]
+        advice = "resume it with the same, or start a new run in another folder"
+        identity.refuse_others(path, saved, here, advice)
+        self.vain = checkpoint.state["vain"]
+        over = checkpoint.step >= self.iterations or self.stale(self.identity["train"]["early_stopping"])
+        return over and finished(path)
 
     def restore(self, directory: RunDirectory) -> None:
         """Goes back to the last checkpoint, or to the start where there is none yet."""
@@ -154,26 +181,13 @@ class Training:
             directory.rewind(0)
             return
         state = checkpoint.state
-        for name, value in self.facts.items():
-            outer = state.get("outer", {})
-            longer = name == "iterations" and outer.get("schedule") == "constant" and self.iterations >= checkpoint.step
-            if name != "method" and state.get(name) != value and not longer:
-                raise ValueError(
-                    f"the run in {directory.path} was trained with {name}={state.get(name)}, not {value}: resume with the "
-                    "same value, or start a new run in another folder."
-                )
         phi = unpack(checkpoint, self.method)
-        if state.get("method") != self.facts["method"]:
-            raise ValueError(
-                f"the run in {directory.path} was trained with another method: its network, rule, steps or estimator differ; "
-                "resume with the same one, or start a new run in another folder."
-            )
         self.module.assign(phi)
         self.module.outer_step = checkpoint.step
         self.module.carry = self.carry(checkpoint, phi)
         self.outer_step.restore(part(checkpoint.tensors, "outer") | part(state["scalars"], "outer"))
         self.module.engine.restore(Choice(**state["choice"]))
-        self.best = Best(**state["best"]) if state["best"] else None
+        self.best, self.vain = Best(**state["best"]) if state["best"] else None, state["vain"]
         directory.rewind(self.step)
 
     def carry(self, checkpoint: Checkpoint, phi: MetaParams) -> Carry:
@@ -193,7 +207,8 @@ class Training:
         phi, inherited = self.best_phi or (self.module.phi(), self.inherited)
         selection: Literal["best", "last"] = "best" if self.best else "last"
         step = self.best.step if self.best else self.step
-        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching)
+        known = {part: self.identity[part] for part in ("tasks", "train")}
+        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching, trained=known)
 
 
 @contextmanager
