@@ -17,7 +17,7 @@ from metaoptim.engine.executor import Executor, check_tasks, starts, tasks_of
 from metaoptim.engine.faults import explained, sentence
 from metaoptim.engine.graphs.guards import Unsteady
 from metaoptim.engine.inspect import inspect
-from metaoptim.engine.options import Choice, check_settings
+from metaoptim.engine.options import Choice, check_settings, chosen
 from metaoptim.engine.rule import by_rule
 
 SHARE = 0.7  # of the machine's memory, for a budget that was not given
@@ -47,6 +47,7 @@ class Engine:
         budget: gibibytes that "auto" may use at the peak of a meta-step; none: most of what there is.
         horizon: outer steps to come, by which "auto" judges whether tracing and compiling pay; none: a thousand or so.
         wait: outer steps to take by rule before anything is measured.
+        choice: what was measured in an earlier run, such as "vmap graph trace": taken after `wait` steps, with nothing timed.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Engine:
         budget: float | None = None,
         horizon: int | None = None,
         wait: int = 0,
+        choice: str | None = None,
     ) -> None:
         check_settings(batching, memory, runtime, precision)
         if budget is not None and not budget > 0:
@@ -69,12 +71,18 @@ class Engine:
         self.choice: Choice | None = None if auto else Choice(batching, memory, runtime)
         # Whether the model was looked at, the choice was measured, and it was held to the plain loop.
         self.inspected = self.measured = self.proved = False
+        self.preset = None if choice is None else chosen(choice)
+        if self.preset is not None and not self._open(self.preset):
+            raise ValueError(
+                f"engine.choice = {choice!r} is none of {batching}, {memory}, {runtime}; leave out one or the other."
+            )
+        self.decided: Callable[[Choice], None] = _ignored  # is told what was measured, before it is used
         self.say: Callable[[str], None] = _silent  # is told what is being measured, which can take minutes
         self._executors: dict[tuple[str, str, str], Executor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings and the choice, and makes its own graphs and threads."""
-        return self.__dict__ | {"_executors": {}, "say": _silent}
+        return self.__dict__ | {"_executors": {}, "say": _silent, "decided": _ignored}
 
     def init(self, phi: MetaParams, batch: Task) -> Carry:
         """The carry of the T task slots of a batch before the first outer step."""
@@ -102,7 +110,9 @@ class Engine:
     def _choose(self, phi: MetaParams, batch: Task, carry: Carry, outer_step: int) -> Choice:
         settings = (self.batching, self.memory, self.runtime)
         if self.runtime == "auto" and not self.measured and outer_step >= self.wait:
-            self.choice, self.measured, self.proved = self.plan(phi, batch, carry).choice, True, False
+            found = self.preset or self.plan(phi, batch, carry).choice
+            self.decided(found)
+            self.choice, self.measured, self.proved = found, True, False
         if self.choice is None:
             self.choice = by_rule(self.method, phi, batch, settings, self._limit(peak.total(phi.device)))
         return self.choice
@@ -158,6 +168,7 @@ class Engine:
 
         again: measured anew, whatever is remembered.
         """
+        self.say("choosing the fastest way to compute the meta-gradient (once for each work)")
         estimator, learner = self.method.estimator, self.method.learner
         settings = (self.batching, self.memory, self.runtime)
         key = cache.key(self.method, phi, batch, (*settings, self.precision, str(self.budget), str(self.horizon)))
@@ -190,6 +201,11 @@ class Engine:
             self._executors[settings] = Executor(self.method, *settings, self.precision)
         return self._executors[settings]
 
+    def _open(self, choice: Choice) -> bool:
+        """Whether the settings leave a choice open."""
+        given = (self.batching, self.memory, self.runtime)
+        return all(setting in ("auto", value) for setting, value in zip(given, choice[:3], strict=True))
+
     def release(self) -> None:
         """Until the next call, gives back the memory of graphs and ends the threads of "workers"."""
         for executor in self._executors.values():
@@ -197,9 +213,12 @@ class Engine:
 
     def restore(self, choice: Choice) -> None:
         """Takes over the choice of an earlier process, so that a resumed run computes the same floats."""
-        given = (self.batching, self.memory, self.runtime)
-        if all(setting in ("auto", value) for setting, value in zip(given, choice[:3], strict=True)):
+        if self._open(choice):
             self.choice, self.measured, self.proved = choice, choice.by == "measurement", True
+
+
+def _ignored(choice: Choice) -> None:
+    """Does nothing."""
 
 
 def _silent(text: str) -> None:

@@ -11,7 +11,7 @@ from metaoptim.core.types import Memory
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
 RUNTIMES = ("eager", "trace", "compile")
 PRECISIONS = ("full", "bf16")
-SETTINGS = ("batching", "memory", "runtime", "precision", "budget")  # what a user may choose
+SETTINGS = ("batching", "memory", "runtime", "precision", "budget", "choice")  # what a user may choose
 _BATCHING = re.compile(r"loop|vmap(:[1-9][0-9]*)?|workers:[1-9][0-9]*(:[1-9][0-9]*)?", re.ASCII)
 
 
@@ -35,6 +35,22 @@ class Choice(NamedTuple):
     runtime: str = "eager"
     seconds: Mapping[str, float] = {}
     by: Literal["name", "rule", "measurement"] = "name"
+
+    @property
+    def text(self) -> str:
+        """The way in one line, as a recipe has it."""
+        return " ".join(self[:3])
+
+
+def chosen(text: str) -> Choice:
+    """The choice that "BATCHING MEMORY RUNTIME" stands for, as `Choice.text` writes it."""
+    words = text.split()
+    if len(words) != 3 or "auto" in words:
+        raise ValueError(
+            f"engine.choice = {text!r}: it must be a batching, a memory and a runtime, such as 'vmap graph trace'."
+        )
+    check_settings(words[0], words[1], words[2], "full")
+    return Choice(words[0], words[1], words[2], by="measurement")
 
 
 def cut(batching: str) -> Cut:

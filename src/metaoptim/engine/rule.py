@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from metaoptim.core import trees
 from metaoptim.core.gradients import autograd, exact
@@ -25,7 +24,8 @@ SMALL = (
     1_000_000  # multiplications of one task's forward pass up to which calling torch costs more than computing (docs/log.md)
 )
 FEW = 3  # tasks up to which a map does not pay for itself
-_LARGE = (_ConvNd, nn.RNNBase, nn.MultiheadAttention)  # whose weights are used many times in a forward pass
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LARGE = (*_CONVOLUTIONS, nn.RNNBase, nn.MultiheadAttention)  # whose weights are used many times in a forward pass
 
 
 def by_rule(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[str], budget: int) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import losses, trees
-from metaoptim.core.types import Batch, Info, Learner, Normalisation, Params
+from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, Normalisation, Params
 from metaoptim.nn import called, needs_written_out, refuse, statistics, written_out
 
 
@@ -170,6 +171,26 @@ def network_of(learner: Learner) -> Network | None:
     """The network that a learner is built on; None where it is not built on one."""
     model = getattr(learner, "model", None)
     return model if isinstance(model, Network) else None
+
+
+def placed(method: MetaOptimizer, device: str | torch.device | None) -> MetaOptimizer:
+    """The meta-optimizer on a device, with copies of what is elsewhere; None: where it is. A ValueError for no device here."""
+    if device is None:
+        return method
+    try:
+        where = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"device={str(device)!r} can't be used here ({reason}): give one that torch has, such as cpu."
+        ) from error
+    network, learner = network_of(method.learner), method.learner
+    if network is not None and any(x.device != where for x in (*network.net.parameters(), *network.net.buffers())):
+        loss = copy.deepcopy(network.loss).to(where) if isinstance(network.loss, nn.Module) else network.loss
+        learner = with_network(learner, replace(network, net=copy.deepcopy(network.net).to(where), loss=loss))
+    elif method.phi.device == where:
+        return method
+    return replace(method, learner=learner, phi=trees.to(method.phi, where))
 
 
 def with_network(learner: Learner, network: Network) -> Learner:

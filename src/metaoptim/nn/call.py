@@ -10,7 +10,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from metaoptim.nn.layers import BATCH_NORMS
 
 _ALONE = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()  # buffers that a forward pass writes in place
@@ -69,7 +70,7 @@ def _tidied(net: nn.Module) -> Iterator[None]:
     inside = [(v, v.copy()) for _, own in kept for name, v in own.items() if type(v) in _CONTAINERS and name not in _TORCHS]
     written, copies = _WRITTEN.get(net), []
     for module in modules:
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module._buffers["num_batches_tracked"] = None  # no batch is counted
         for name, buffer in module._buffers.items():
             if buffer is not None and (written is None or name in written):

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metaoptim.nn.layers import BATCH_NORMS
+
 
 class _Statistics(NamedTuple):
     frozen: bool = False
@@ -163,7 +165,7 @@ def convert(module: nn.Module) -> nn.Module:
     for name, child in module._modules.items():  # named_children() would skip the second name of a shared norm
         if child is not None:
             setattr(module, name, convert(child))
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BATCH_NORMS):
         with _place_of(module):
             batch = BatchNorm(module.num_features, module.eps, affine=False)
         batch.weight, batch.bias = module.weight, module.bias

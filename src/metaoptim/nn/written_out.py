@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.pooling import _MaxPoolNd
 from torch.overrides import TorchFunctionMode
 
 from metaoptim.core.gradients import by_autograd
 from metaoptim.nn.attention import multi_head_attention, scaled_dot_product_attention
+from metaoptim.nn.layers import BATCH_NORMS
 from metaoptim.nn.losses import LOSSES
 from metaoptim.nn.noise import RANDOM, one_pass
 from metaoptim.nn.norms import batch_norm, group_norm
@@ -115,11 +113,18 @@ _CALLERS = (
     nn.RReLU,
     nn.FractionalMaxPool2d,
     nn.FractionalMaxPool3d,
-    _BatchNorm,
-    _MaxPoolNd,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
     nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
-    _DropoutNd,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    *BATCH_NORMS,
 )
 
 

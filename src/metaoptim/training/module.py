@@ -23,7 +23,7 @@ class MetaModule(nn.Module):
 
     Args:
         method: what an algorithm's builder returned.
-        batching, memory, runtime, precision, budget, horizon, wait: the engine's settings (see `Engine`). Unless asked,
+        batching, memory, runtime, precision, budget, horizon, wait, choice: the engine's settings (see `Engine`). Unless asked,
             operators run one by one ("eager"), nothing is timed, and the first gradient comes at once.
     """
 
@@ -37,10 +37,11 @@ class MetaModule(nn.Module):
         budget: float | None = None,
         horizon: int | None = None,
         wait: int = 0,
+        choice: str | None = None,
     ) -> None:
         nn.Module.__init__(self)
         self.method = method
-        self.engine = Engine(method, batching, memory, runtime, precision, budget, horizon, wait)
+        self.engine = Engine(method, batching, memory, runtime, precision, budget, horizon, wait, choice)
         self.carry: Carry | None = None
         self.outer_step = 0
         self._loaded: dict[str, Tensor] = {}  # a carry whose structure is known once there are tasks
