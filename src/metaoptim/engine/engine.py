@@ -71,7 +71,7 @@ class Engine:
         self.choice: Choice | None = None if auto else Choice(batching, memory, runtime)
         # Whether the model was looked at, the choice was measured, and it was held to the plain loop.
         self.inspected = self.measured = self.proved = False
-        self.preset = None if choice is None else chosen(choice)
+        self.preset: Choice | None = None if choice is None else chosen(choice)
         if self.preset is not None and not self._open(self.preset):
             raise ValueError(
                 f"engine.choice = {choice!r} is none of {batching}, {memory}, {runtime}; leave out one or the other."

@@ -87,7 +87,9 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
             f"the head `{name}` is {type(layer).__name__}, which can't be widened; leave the baseline pretrained out."
         )
     parent = net.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], nn.Linear(layer.in_features, tasks.classes("train")))
+    like = layer.weight
+    wide = nn.Linear(layer.in_features, tasks.classes("train"), device=like.device, dtype=like.dtype)
+    setattr(parent, name.rpartition(".")[2], wide)
     _fit(net, run.network.loss,
          lambda i: tasks.batch("train", seed=run.seed, start=i * EXAMPLES, count=EXAMPLES), iterations, progress)  # fmt: skip
     return {

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.random import forked
 from metaoptim.core.types import Normalisation, Task
 from metaoptim.engine import rollout
 from metaoptim.evaluation import baselines as base
 from metaoptim.evaluation.result import Result, Row
-from metaoptim.learners import with_network
+from metaoptim.learners import placed, with_network
 from metaoptim.runs import identity
 from metaoptim.runs.adapted import quiet
 from metaoptim.runs.environment import environment
@@ -50,6 +51,7 @@ def evaluate(
     baselines: Sequence[Baseline] | None = None,
     pretrain_iterations: int = 2000,
     seed: int = 0,
+    device: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Scores every method after each inner step, on the same episodes.
@@ -65,6 +67,7 @@ def evaluate(
             given: the first two, as far as the tasks allow.
         pretrain_iterations: training steps for the "pretrained" row, of 128 examples each.
         seed: seed of the episodes.
+        device: where it is computed, such as "cuda"; where the run's φ is if not given.
         progress: whether to show a progress bar.
 
     Raises:
@@ -88,6 +91,8 @@ def evaluate(
         if name not in get_args(Baseline):
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
     _check_seeds(runs)
+    if device is not None:
+        runs = [on_device(r, device) for r in runs]
     if normalisation is not None:
         runs = [with_normalisation(r, normalisation) for r in runs]
     count = runs[0].method.learner.steps if steps is None else steps
@@ -117,8 +122,7 @@ def evaluate(
         methods["prototypes"] = [partial(base.prototypes, r) for r in runs]
     with quiet(*(r.network.net for r in runs)):
         if "pretrained" in wanted:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with forked(runs[0].phi.device, seed):
                 methods["pretrained"] = [
                     fine_tuned(base.pretrained(r, tasks, pretrain_iterations, count or FINE_TUNING, progress)) for r in runs
                 ]
@@ -142,6 +146,13 @@ def _check_seeds(runs: Sequence[Run]) -> None:
                 )
 
 
+def on_device(run: Run, device: str) -> Run:
+    """The run, evaluated on another device."""
+    method = placed(run.method, device)
+    phi, inherited = trees.to((run.phi, run.inherited), method.phi.device)
+    return replace(run, method=method, phi=phi, inherited=inherited)
+
+
 def with_normalisation(run: Run, policy: Normalisation) -> Run:
     """The run, evaluated under another normalisation policy."""
     learner = with_network(run.method.learner, replace(run.network, normalisation=policy))
@@ -154,8 +165,7 @@ def _score(
 ) -> dict[str, list[dict[str, Tensor]]]:  # fmt: skip
     """Scores (E, K+1) by method, run and metric; every method sees the same episodes."""
     parts: dict[str, list[list[dict[str, Tensor]]]] = {n: [[] for _ in runs] for n, runs in methods.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(device, seed):
         for start in tracked(range(0, episodes, AT_ONCE), f"evaluating on {split}", progress):
             batch = tasks.sample(split, seed=seed, start=start, count=min(AT_ONCE, episodes - start))
             for name, runs in methods.items():

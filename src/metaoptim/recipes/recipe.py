@@ -66,12 +66,12 @@ class Recipe:
             return ALGORITHMS[names["algorithm"]](net, loss, **keys["algorithm"]), family
 
     def differences(self, other: Recipe) -> list[str]:
-        """The options, as `table.key`, in which two recipes differ."""
+        """The options, as `table.key`, in which two recipes differ, but for what the engine has measured."""
         return [
             f"{table}.{key}"
             for table in _OPTIONS
             for key in {**self.tables[table], **other.tables[table]}
-            if self.tables[table].get(key) != other.tables[table].get(key)
+            if self.tables[table].get(key) != other.tables[table].get(key) and (table, key) != ("engine", "choice")
         ]
 
 

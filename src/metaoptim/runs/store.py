@@ -143,6 +143,10 @@ class RunDirectory:
         state = {"status": status, "step": self._step, "state": self._state}
         self.write("state.json", strict_json(state, indent=2) + "\n")
 
+    def read(self, name: str) -> str:
+        """A text file of that name."""
+        return (self.path / name).read_text(encoding="utf-8")
+
     def write(self, name: str, text: str) -> None:
         """Writes a text file of that name, as a whole or not at all."""
         write_atomic(self.path / name, text.encode())

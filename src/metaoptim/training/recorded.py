@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -18,8 +19,10 @@ from torch import nn
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.core.losses import LOSSES
 from metaoptim.core.types import MetaOptimizer
+from metaoptim.engine import Choice, chosen
 from metaoptim.learners import network_of
 from metaoptim.runs import identity
+from metaoptim.runs.store import RECIPE, RunDirectory
 from metaoptim.tasks import TASKS
 
 HEAD = """# Started from Python. What could be named is in the tables of a recipe; all of it is described in [described].
@@ -50,6 +53,24 @@ def recorded(
     return HEAD + tomli_w.dumps(_toml({"name": method.name, **tables, "described": known}))
 
 
+def keep_choice(directory: RunDirectory, choice: Choice) -> None:
+    """Writes what the engine has measured into the run's recipe: training that again gives the same floats."""
+    text = directory.read(RECIPE)
+    with suppress(tomllib.TOMLDecodeError):  # a text of the user's own
+        tables = tomllib.loads(text)
+        tables.setdefault("engine", {})["choice"] = choice.text
+        comments = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        directory.write(RECIPE, comments + tomli_w.dumps(tables))
+
+
+def kept_choice(directory: RunDirectory) -> Choice | None:
+    """What `keep_choice` has written, which a kill can have left without a checkpoint."""
+    with suppress(tomllib.TOMLDecodeError, ValueError):
+        text = tomllib.loads(directory.read(RECIPE)).get("engine", {}).get("choice", "none")
+        return None if text == "none" else chosen(text)
+    return None
+
+
 def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
     """The algorithm and the options that build this method again; {} where none is found that does."""
     build, network, wanted = ALGORITHMS.get(method.name), network_of(method.learner), identity.of_method(method)
@@ -58,8 +79,8 @@ def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
         return {}
     values = dict(_leaves(wanted))
     choices = [_choices(p, values) for p in _options(build)]
-    for chosen in itertools.product(*choices):
-        options = {p.name: value for p, value in zip(_options(build), chosen, strict=True)}
+    for values_ in itertools.product(*choices):
+        options = {p.name: value for p, value in zip(_options(build), values_, strict=True)}
         again = _quietly(partial(build, network.net, network.loss, **options))
         if again is not None and identity.of_method(again) == wanted:
             return {"name": method.name, "loss": loss, **options}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.random import forked
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Choice, heritage, rollout
 from metaoptim.gradcheck import in_the_data, in_the_rule, overshoot, self_check
@@ -69,18 +70,18 @@ class Training:
         """One outer step; returns its record."""
         started, step = time.perf_counter(), self.step
         phi = self.module.phi()
-        with _seeded(self.seed, step, "tasks"):
+        with _seeded(self.seed, step, self.device, "tasks"):
             batch = self.source(step, phi)
         for look in (self_check, overshoot) if self.check and step == 0 else ():
             if fault := look(self.method, phi, batch):
                 warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
         carry = self.module.carry
-        with _seeded(self.seed, step):
+        with _seeded(self.seed, step, self.device):
             estimate = self.module.estimate(batch)
         size = self.check_finite(estimate, step, batch, directory)
 
         def again(phi: MetaParams) -> Estimate:
-            with _seeded(self.seed, step):
+            with _seeded(self.seed, step, self.device):
                 return self.module.engine(phi, batch, carry, step)
 
         self.module.assign(self.outer_step(phi, estimate, again))
@@ -115,7 +116,7 @@ class Training:
         totals: dict[str, float] = {}
         phi, inherited = self.module.phi(), self.inherited
         network = network_of(self.method.learner)
-        with _seeded(self.seed, self.step), quiet(*([network.net] if network else [])):
+        with _seeded(self.seed, self.step, self.device), quiet(*([network.net] if network else [])):
             for start in range(0, episodes, AT_ONCE):
                 batch = tasks.sample("val", seed=self.seed, start=start, count=min(AT_ONCE, episodes - start))
                 scores = rollout(self.method, phi, trees.to(batch, phi.device), inherited, steps, self.choice.batching)
@@ -144,6 +145,11 @@ class Training:
     def inherited(self) -> Params:
         """What a new task starts from."""
         return {} if self.module.carry is None else heritage(self.method, self.module.carry)
+
+    @property
+    def device(self) -> torch.device:
+        """Where φ is."""
+        return self.method.phi.device
 
     @property
     def choice(self) -> Choice:
@@ -195,7 +201,7 @@ class Training:
         saved = part(checkpoint.tensors, "carry")
         if not saved:
             return ()
-        with _seeded(self.seed, self.step):
+        with _seeded(self.seed, self.step, self.device):
             like = self.module.engine.init(phi, self.source(self.step, phi))
         try:
             return trees.to(trees.filled(like, saved), phi.device)
@@ -212,10 +218,9 @@ class Training:
 
 
 @contextmanager
-def _seeded(seed: int, step: int, what: Literal["estimate", "tasks"] = "estimate") -> Iterator[None]:
+def _seeded(seed: int, step: int, device: torch.device, what: Literal["estimate", "tasks"] = "estimate") -> Iterator[None]:
     """torch's generator as a function of (seed, step), so that no generator's state need be saved; the caller's is kept."""
-    with torch.random.fork_rng(devices=[]):
-        # Hashed, because torch's CPU generator reads 32 bits of its seed alone.
-        words = (seed, step) if what == "estimate" else (seed, step, 1)
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+    # Hashed, because torch's CPU generator reads 32 bits of its seed alone.
+    words = (seed, step) if what == "estimate" else (seed, step, 1)
+    with forked(device, int(np.random.SeedSequence(words).generate_state(1)[0])):
         yield

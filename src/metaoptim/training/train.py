@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from metaoptim.core.types import MetaOptimizer, Outer
 from metaoptim.engine import SETTINGS
+from metaoptim.learners import placed
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import Reporter
 from metaoptim.runs.run import Run, load
@@ -19,11 +21,11 @@ from metaoptim.tasks.base import check_seed
 from metaoptim.training.callbacks import Listeners, OnStep, OnValidation, Rhythm, check_counts
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import Make, OptimizerStep, OuterStep, Scheduler
-from metaoptim.training.recorded import recorded
+from metaoptim.training.recorded import keep_choice, kept_choice, recorded
 from metaoptim.training.source import Episodes, Source
 from metaoptim.training.state import Training
 
-CHOOSING = "choosing the fastest way to compute the meta-gradient (once for each work)"
+WAIT = 10  # outer steps that are taken at once, by rule, before the fastest way is looked for
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,6 +40,7 @@ def train(
     tasks_per_step: int = 16,
     out: str | Path | None = None,
     seed: int = 0,
+    device: str | None = None,
     optimizer: Make | None = None,
     optimizer_options: Mapping[str, Any] | None = None,
     lr: float | None = None,
@@ -73,6 +76,7 @@ def train(
         tasks_per_step: tasks T in each outer step.
         out: run directory; none: nothing is written.
         seed: of the tasks and of all randomness in training.
+        device: where it is computed, such as "cuda"; where φ is if not given. The network itself stays where it is.
         optimizer: outer optimizer: the name of a class of torch.optim, any class, or a function of the parameters that makes
             one, such as lambda params: torch.optim.AdamW(params, lr=1e-3); the algorithm's own choice where not given.
         optimizer_options: further arguments of the optimizer's class, such as {"weight_decay": 0.1}; ψ never decays.
@@ -89,7 +93,8 @@ def train(
         checkpoint_every: outer steps between checkpoints.
         log_every: outer steps between lines of metrics.jsonl.
         resume: go on from the last checkpoint in `out`; a run that is finished stays as it is.
-        engine: settings of the engine: batching, memory, runtime, precision, budget.
+        engine: settings of the engine: batching, memory, runtime, precision, budget, choice. What is left out is "auto": the
+            first steps go by rule, then what is fastest is measured, written into the run's recipe as `choice`, and used.
         recipe: TOML text to keep in the run directory; or tables for the one that is written, with the names of code that
             can't be seen from objects, such as {"model": {"name": "my.py:Net"}, "tasks": {"name": "my.py:family"}}.
         progress: whether to show a progress bar.
@@ -124,11 +129,12 @@ def train(
         raise ValueError(f"{vain[0]} was given beside an outer_step, which takes the optimizer's place; leave one of them out.")
     if unknown := set(engine or {}) - set(SETTINGS):
         raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
+    method = placed(method, device)
     rhythm = Rhythm(validate_every, validate_episodes, validate_steps, checkpoint_every, log_every, early_stopping)
     judged = tasks if tasks is not None and validate_every > 0 and "val" in tasks.splits else None
     rhythm.check(judged is not None)
-    # Here the loop is ours, and nothing in it changes the network; so what is fastest is measured.
-    module = MetaModule(method, **{"memory": "auto", "runtime": "auto", **(engine or {})}, horizon=iterations)
+    # Here the loop is ours, so what is fastest is measured, once a few steps were taken.
+    module = MetaModule(method, **{"runtime": "auto", **(engine or {})}, horizon=iterations, wait=WAIT)
     if source is None and tasks is not None:
         source = Episodes(tasks, seed, tasks_per_step, method.estimator.lasts(method.learner))
     if outer_step is None:
@@ -160,6 +166,7 @@ def train(
         if not (resume and training.done(directory.path)):
             with _marked(training, directory, listeners):
                 if resume:
+                    module.engine.preset = module.engine.preset or kept_choice(directory)
                     training.restore(directory)
                 _loop(training, judged, rhythm, listeners, directory, progress, resume)
     return load(out, method, "best")
@@ -192,9 +199,9 @@ def _loop(
     with Reporter(total, training.step, progress, every, share) as report, _interruptible() as stopped:
         if resume:
             report.say(f"going on after step {training.step}")
-        if engine.choice is None and training.step < total:
-            report.say(CHOOSING)
-            engine.say = report.busy
+        engine.say = report.busy
+        if directory is not None:
+            engine.decided = partial(keep_choice, directory)
         while training.step < total and not training.stale(rhythm.early_stopping) and not listeners.ended:
             record = training.advance(directory)
             done, improved, scores = training.step == total, False, None
