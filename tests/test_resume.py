@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -286,12 +287,14 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_engines_choice_is_stored_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's opinion of what is fastest has changed in the meantime; the run must not notice."""
     monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path / "cache"))
-    stopped, whole = stopped_and_whole(tmp_path, engine={"batching": "auto"})
+    monkeypatch.setattr("metaoptim.training.train.WAIT", 2)
+    stopped, whole = stopped_and_whole(tmp_path, engine={"batching": "auto", "runtime": "auto"})
+    assert tomllib.loads((whole / "recipe.toml").read_text())["engine"]["choice"].split()[0] in ("loop", "vmap")
     (plan,) = (tmp_path / "cache" / "plans").glob("*.json")
     chosen = load_checkpoint(stopped, "last").state["choice"]
     slower = [[*row[:3], 100.0 if row[0] == chosen["batching"] else 0.1, *row[4:]] for row in json.loads(plan.read_text())]
     plan.write_text(json.dumps(slower))
-    resume(stopped, engine={"batching": "auto"})
+    resume(stopped, engine={"batching": "auto", "runtime": "auto"})
     assert check_same(stopped, whole).state["choice"] == chosen
 
 
