@@ -164,12 +164,13 @@ def with_torchopt(work: Work, dtype: torch.dtype = torch.float32) -> Way:
 def ours(
     work: Work, setting: str = "auto", dtype: torch.dtype = torch.float32, horizon: int | None = None
 ) -> tuple[Way, Engine]:
-    """metaoptim with a setting of `batching/memory/runtime`, or "auto"; the engine tells what it chose.
+    """metaoptim with a setting of `batching/memory/runtime`, with "auto", or as a MetaModule is by "default".
 
     horizon: outer steps to come, by which "auto" judges whether compiling pays.
     """
     optimizer = work.optimizer(dtype)
-    fixed: dict[str, Any] = {} if setting == "auto" else dict(zip(SETTINGS, setting.split("/"), strict=True))
+    words = {"auto": ("auto",) * 3, "default": ("auto", "auto", "eager")}
+    fixed: dict[str, Any] = dict(zip(SETTINGS, words.get(setting) or setting.split("/"), strict=True))
     engine = Engine(optimizer, **fixed, horizon=horizon)
     carry = engine.init(optimizer.phi, work.batch(0, dtype))
 

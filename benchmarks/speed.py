@@ -188,7 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=[w.name for w in SPEED], help="works; all where not given")
     parser.add_argument("--ways", nargs="+", help="parts of the names of the ways to measure beside the loop")
-    parser.add_argument("--settings", nargs="+", help="of our engine, as batching/memory/runtime, or auto")
+    parser.add_argument("--settings", nargs="+", help="of our engine, as batching/memory/runtime, default, or auto")
     parser.add_argument("--horizon", type=int, default=100_000, help="outer steps to come, as `auto` is told")
     parser.add_argument("--threads", type=int, help="intra-op threads; torch's own number where not given")
     parser.add_argument("--jax", type=Path, default=Path(".venv-jax/bin/python"), help="a Python with jax and optax")

@@ -19,7 +19,7 @@ class Work:
     """One meta-step: T `tasks` of `support` and `query` examples each, `steps` inner steps of size `lr`.
 
     model: "mlp" (on sinusoids) or "conv4" (on random images: their content changes nothing about the time); options: of the
-    model, by the names of `metaoptim.nn`; settings: of our engine, as batching/memory/runtime, or "auto".
+    model, by the names of `metaoptim.nn`; settings: of our engine, as batching/memory/runtime, "default" or "auto".
     """
 
     name: str
@@ -97,9 +97,9 @@ class Work:
         return self.tasks * (self.steps * inner + self.query * judged)
 
 
-MLP = ("vmap/graph/eager", "vmap/graph/trace", "vmap/graph/compile", "auto")
+MLP = ("default", "loop/graph/eager", "vmap/graph/eager", "vmap/graph/trace", "vmap/graph/compile", "auto")
 CONV = (
-    "loop/graph/eager", "loop/graph/trace", "workers:2/graph/trace", "workers:2/graph/compile",
+    "default", "loop/graph/eager", "loop/graph/trace", "workers:2/graph/trace", "workers:2/graph/compile",
     "vmap/graph/eager", "vmap/graph/trace", "vmap/graph/compile", "auto",
 )  # fmt: skip
 SINUSOID: dict[str, Any] = {"model": "mlp", "tasks": 25, "support": 10, "query": 10, "settings": MLP}

@@ -17,7 +17,7 @@ Tree = TypeVar("Tree")
 
 def add(a: Params, b: Params, scale: float = 1.0) -> Params:
     """a + scale · b, for the names of a."""
-    return {n: x + scale * b[n] for n, x in a.items()}
+    return {n: torch.add(x, b[n], alpha=scale) for n, x in a.items()}
 
 
 def subtract(a: Params, b: Params) -> Params:

@@ -7,7 +7,7 @@ here are written from primitives instead. Parameters and buffers have torch's na
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
@@ -15,8 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from metaoptim.core.gradients import by_autograd
 from metaoptim.nn.layers import BATCH_NORMS
+
+_TORCHS: Callable[..., Tensor] = F.batch_norm  # whose derivatives are right where they are autograd's, and faster
 
 
 class _Statistics(NamedTuple):
@@ -76,6 +80,9 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
         frozen, rows = _STATISTICS.get() or _Statistics(frozen=self.stored and not self.recording)
+        if by_autograd() and rows is None and not self.recording:
+            stored = (self.running_mean, self.running_var) if frozen else (None, None)
+            return _TORCHS(x, *stored, self.weight, self.bias, not frozen, 0.0, self.eps)
         if frozen:
             mean, var = self.running_mean.view(shape), self.running_var.view(shape)
             gap = x - mean
@@ -108,6 +115,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.shape)) if affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if by_autograd():
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
         gap, _, var = centred(x, tuple(range(-len(self.shape), 0)))
         y = gap * (var + self.eps).rsqrt()
         y = y if self.weight is None else y * self.weight
@@ -129,6 +138,9 @@ def batch_norm(
 ) -> Tensor:
     """torch's batch norm on the batch's own statistics, or on stored ones, which it leaves as they are."""
     policy = _STATISTICS.get() or _Statistics()
+    own = running_mean is None
+    if by_autograd() and (own or policy.frozen or not training):
+        return _TORCHS(input, running_mean, running_var, weight, bias, own, 0.0, eps)
     shape = (1, -1) + (1,) * (input.ndim - 2)
     if running_mean is not None and running_var is not None and (policy.frozen or not training):
         mean, var = running_mean.view(shape), running_var.view(shape)
