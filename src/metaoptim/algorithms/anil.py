@@ -15,6 +15,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
 from metaoptim.rules import SGD
@@ -38,6 +39,7 @@ def anil(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_counts(steps=steps)
     return compose(
         net,
         loss,

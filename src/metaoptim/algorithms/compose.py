@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_counts, check_numbers
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Mask, Network, mask
@@ -51,6 +52,9 @@ def compose(
         outer: the outer optimizer.
         name: what tables call it.
     """
+    check_counts(0, steps=steps)
+    check_counts(batch_size=batch_size)
+    check_numbers(0, prox=prox)
     for what, value, method in (("rule", rule, "update"), ("estimator", estimator, "lasts")):
         if isinstance(value, type) or not hasattr(value, method):
             example = "mo.rules.SGD(0.1)" if what == "rule" else "mo.estimators.Unroll()"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,23 +60,16 @@ def choose(keys: NDArray[np.float64], n: int) -> NDArray[np.intp]:
     return np.take_along_axis(few, np.argsort(np.take_along_axis(keys, few, axis=-1), axis=-1), axis=-1)
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: Any) -> None:
     """Raises a ValueError for a seed that is out of range."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"The seed is {seed}; it must be a whole number from 0 to 2**64 - 1.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
+        raise ValueError(f"The seed is {seed!r}; it must be a whole number from 0 to 2**64 - 1.")
 
 
 def check_split(split: str, splits: tuple[str, ...]) -> None:
     """Raises a ValueError that lists the splits if `split` is none of them."""
     if split not in splits:
         raise ValueError(f"There is no split {split!r}; choose one of {', '.join(map(repr, splits))}.")
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError for the first count below 1; a count of None isn't used."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} is {count}; it must be 1 or more.")
 
 
 def episodes_hash(family: TaskFamily, split: str, *, seed: int, start: int, count: int, chunk: int = 64) -> str:
