@@ -183,7 +183,7 @@ TABLE: dict[str, Bad] = {
     "step size is nan": Bad(lambda p: train(lr=float("nan")), ("lr=nan", "positive")),
     "unknown schedule": Bad(lambda p: train(schedule="step", out=p / "r"), ("'step'", "constant, linear or cosine")),
     "negative clip": Bad(lambda p: train(clip=-1.0), ("clip=-1.0", "positive")),
-    "negative validation steps": Bad(lambda p: train(validate_steps=-1), ("validate_steps=-1", "negative")),
+    "negative validation steps": Bad(lambda p: train(validate_steps=-1), ("validate_steps=-1", "at least 0")),
     "no tasks": Bad(
         lambda p: mo.train(maml(), lambda g, s: None, iterations=1), ("task family", "found MetaOptimizer and function")
     ),
@@ -210,8 +210,8 @@ TABLE: dict[str, Bad] = {
     # evaluation and adaptation
     "unknown split": Bad(lambda p: evaluate(split="tset"), ("'tset'", "'train', 'val', 'test'")),
     "unknown baseline": Bad(lambda p: evaluate(baselines=["protonet"]), ("'protonet'", "untrained, prototypes, pretrained")),
-    "no episodes": Bad(lambda p: evaluate(episodes=0), ("episodes=0", "at least one")),
-    "negative test steps": Bad(lambda p: evaluate(steps=-1), ("steps=-1", "no negative")),
+    "no episodes": Bad(lambda p: evaluate(episodes=0), ("episodes=0", "at least 1")),
+    "negative test steps": Bad(lambda p: evaluate(steps=-1), ("steps=-1", "at least 0")),
     "no runs": Bad(lambda p: mo.evaluate([], SINUSOID), ("needs a run", "empty")),
     "unknown policy at test": Bad(lambda p: evaluate(normalisation="none"), ("'none'", "transductive, inductive, frozen")),
     "no head for prototypes": Bad(

@@ -297,7 +297,7 @@ def test_the_engines_choice_is_stored_in_the_checkpoint(tmp_path: Path, monkeypa
         ({"seed": 1}, "seed=0, not 1"),
         ({"tasks_per_step": 3}, "tasks_per_step=2, not 3"),
         ({"clip": 1.0}, "clip=None, not 1.0"),
-        ({"lr": 0.5}, "outer={'optimizer': 'Adam', 'lr': 0.001"),
+        ({"lr": 0.5}, "outer={'lr': 0.001, 'optimizer': 'Adam', 'schedule': 'constant'}, not"),
         ({"optimizer": "SGD"}, "outer="),
         ({"schedule": "linear"}, "outer="),
         ({"iterations": 3}, "iterations=9, not 3"),

@@ -25,6 +25,7 @@ from metaoptim.engine import SETTINGS, Engine
 from metaoptim.nn import MODELS
 from metaoptim.recipes.schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 from metaoptim.tasks import TASKS, TaskFamily
+from metaoptim.tasks.base import check_seed
 
 BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "algorithm": ALGORITHMS,
@@ -57,6 +58,7 @@ class Recipe:
         algorithm, model, tasks = (BUILDERS[kind][keys[kind].pop("name")] for kind in BUILDERS)
         loss = LOSSES[keys["algorithm"].pop("loss")]
         family = tasks(**keys["tasks"])
+        check_seed(self.tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.tables["train"]["seed"])
             return algorithm(model(**keys["model"]), loss, **keys["algorithm"]), family

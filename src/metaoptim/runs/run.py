@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation
 from metaoptim.engine import adapt
 from metaoptim.learners import ClosedForm, Network, network_of
 from metaoptim.nn import BatchNorm, store_statistics
-from metaoptim.runs.checkpoint import Checkpoint
+from metaoptim.runs.checkpoint import BEST, Checkpoint
 from metaoptim.runs.store import load_checkpoint
 
 
@@ -147,10 +148,15 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
     checkpoint = load_checkpoint(path, which)
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
-    state = checkpoint.state
-    selection: Literal["best", "last"] = "best" if which == "best" and state.get("best") else "last"
-    batching = state["choice"]["batching"]
-    return Run(method, phi, inherited, checkpoint.step, selection, state["seed"], batching, Path(path))
+    best, batching = checkpoint.field("best"), checkpoint.field("choice")["batching"]
+    selection: Literal["best", "last"] = "best" if which == "best" and best and best["step"] == checkpoint.step else "last"
+    if which == "best" and best and selection == "last":
+        warnings.warn(
+            f"{Path(path) / BEST}, the best by validation (step {best['step']}), is lost: this is the last one, step "
+            f"{checkpoint.step}",
+            stacklevel=2,
+        )
+    return Run(method, phi, inherited, checkpoint.step, selection, checkpoint.field("seed"), batching, Path(path))
 
 
 def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:

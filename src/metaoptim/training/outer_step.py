@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_positive
 from metaoptim.core.types import Estimate, MetaParams, Outer
 from metaoptim.training.module import MetaModule
+
+UNFIT = {
+    "LBFGS": "it asks for the loss again and again within a step",
+    "SparseAdam": "it takes sparse gradients, and meta-gradients are dense",
+}
 
 
 class OuterStep(Protocol):
@@ -79,13 +85,15 @@ def grad_norm(estimate: Estimate) -> float:
 
 def make_optimizer(module: MetaModule, outer: Outer) -> torch.optim.Optimizer:
     """The outer optimizer by name; what the rule owns (step sizes, for one) never decays."""
-    kind = getattr(torch.optim, outer.optimizer, None)
+    kind = getattr(torch.optim, str(outer.optimizer), None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
         raise ValueError(
             f"torch.optim has no optimizer {outer.optimizer!r}; give the name of a class, such as Adam, AdamW or SGD."
         )
-    if not outer.lr > 0:
-        raise ValueError(f"the outer step size is lr={outer.lr}; it must be positive.")
+    if outer.optimizer in UNFIT:
+        raise ValueError(f"the optimizer {outer.optimizer} can't take outer steps, for {UNFIT[outer.optimizer]}; take another, "
+                         "such as Adam.")  # fmt: skip
+    check_positive(lr=outer.lr)
     factor(outer.schedule, 0.0)  # an unknown one is refused before anything is written
     groups: list[dict[str, Any]] = [{"params": list(module.weights.parameters())}]
     rule = list(module.rule.parameters())

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params
+from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Choice, heritage, rollout
 from metaoptim.gradcheck import self_check
 from metaoptim.learners import network_of
@@ -27,6 +27,7 @@ from metaoptim.training.outer_step import OptimizerStep, OuterStep, grad_norm
 from metaoptim.training.source import Episodes, Source
 
 AT_ONCE = 50  # validation episodes sampled and adapted at a time
+CURE = "Lower the inner or the outer step size, or set clip, and train again."
 
 
 class TrainingError(RuntimeError):
@@ -70,38 +71,45 @@ class Training:
         carry = self.module.carry
         with _seeded(self.seed, step):
             estimate = self.module.estimate(batch)
-        size = self.check_finite(estimate, step, directory)
+        size = grad_norm(estimate)
+        if wrong := self.fault(estimate, size, batch, step):
+            self.module.carry, self.module.outer_step = carry, step  # φ has not moved yet
+            raise TrainingError(f"step {step + 1}: {wrong[0]}; {self.keep(directory)}. {wrong[1]}")
 
         def again(phi: MetaParams) -> Estimate:
             with _seeded(self.seed, step):
                 return self.module.engine(phi, batch, carry, step)
 
         self.module.assign(self.outer_step(phi, estimate, again))
+        if odd := [n for n, p in self.module.named_parameters() if not torch.isfinite(p).all()]:
+            raise TrainingError(f"step {step + 1}: it made `{odd[0]}` not finite; {_kept(directory)}. {CURE}")
         scalars = {n: x.item() for n, x in estimate.info.items() if n != "losses"}
         rate = {"lr": self.outer_step.rate} if isinstance(self.outer_step, OptimizerStep) else {}
         return {"step": self.step, "loss": estimate.loss.item(), **scalars, "grad_norm": size, **rate,
                 "seconds": time.perf_counter() - started}  # fmt: skip
 
-    def check_finite(self, estimate: Estimate, step: int, directory: RunDirectory | None) -> float:
-        """The norm of the meta-gradient; a TrainingError where it or a loss is not finite."""
-        size = grad_norm(estimate)
+    def fault(self, estimate: Estimate, size: float, batch: Task, step: int) -> tuple[str, str] | None:
+        """What is not finite in an estimate, whose gradient has that norm, and what to do about it."""
         bad = (~torch.isfinite(estimate.info["losses"])).nonzero().flatten().tolist()
         if not bad and math.isfinite(size):
-            return size
-        what = "the meta-gradient is not finite, though every loss is"
-        if bad:
-            episode = self.source.first(step) + bad[0] if isinstance(self.source, Episodes) else None
-            where = "" if episode is None else f" (episode {episode} of seed {self.seed})"
-            what = f"the loss of task {bad[0]}{where} is not finite"
-        saved = directory.load() if directory is not None else None
-        good = (
-            f"the last good checkpoint is step {saved.step} in {directory.path}"
-            if saved is not None and directory is not None
-            else "no checkpoint was saved"
-        )
-        raise TrainingError(
-            f"step {step + 1}: {what}; {good}. Lower the inner or the outer step size, or set clip, and train again."
-        )
+            return None
+        first = self.source.first(step) if isinstance(self.source, Episodes) else None
+
+        def called(task: int) -> str:
+            return f"task {task}" + ("" if first is None else f" (episode {first + task} of seed {self.seed})")
+
+        if odd := odd_data(batch):
+            return f"the data of {called(odd[0])} hold NaN or infinity, in {odd[1]}", "Mend the data, and train again."
+        if not bad:
+            return "the meta-gradient is not finite, though every loss is", CURE
+        return f"the loss of {called(bad[0])} is not finite", CURE
+
+    def keep(self, directory: RunDirectory | None) -> str:
+        """Saves the state that a failed step began with; where the last good φ is, in words."""
+        if directory is not None and directory.step < self.step:
+            with suppress(OSError):  # such as a full disk; what was saved before is there
+                directory.save(self.checkpoint())
+        return _kept(directory)
 
     def validate(self, tasks: TaskFamily, episodes: int, steps: int | None) -> dict[str, float]:
         """Mean scores on split "val" after the last inner step."""
@@ -145,7 +153,10 @@ class Training:
         for name, value in self.outer_step.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"outer/{name}"] = value
         best = self.best._asdict() if self.best else None
-        return Checkpoint(self.step, tensors, {**self.facts, "scalars": scalars, "best": best, "choice": self.choice._asdict()})
+        choice = {
+            name: value for name, value in self.choice._asdict().items() if name != "seconds"
+        }  # the same run, the same bytes
+        return Checkpoint(self.step, tensors, {**self.facts, "scalars": scalars, "best": best, "choice": choice})
 
     def restore(self, directory: RunDirectory) -> None:
         """Goes back to the last checkpoint, or to the start where there is none yet."""
@@ -171,9 +182,10 @@ class Training:
         self.module.assign(phi)
         self.module.outer_step = checkpoint.step
         self.module.carry = self.carry(checkpoint, phi)
-        self.outer_step.restore(part(checkpoint.tensors, "outer") | part(state["scalars"], "outer"))
-        self.module.engine.restore(Choice(**state["choice"]))
-        self.best = Best(**state["best"]) if state["best"] else None
+        self.outer_step.restore(part(checkpoint.tensors, "outer") | part(checkpoint.field("scalars"), "outer"))
+        self.module.engine.restore(Choice(**checkpoint.field("choice")))
+        best = checkpoint.field("best")
+        self.best = Best(**best) if best else None
         directory.rewind(self.step)
 
     def carry(self, checkpoint: Checkpoint, phi: MetaParams) -> Carry:
@@ -194,6 +206,22 @@ class Training:
         selection: Literal["best", "last"] = "best" if self.best else "last"
         step = self.best.step if self.best else self.step
         return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching)
+
+
+def _kept(directory: RunDirectory | None) -> str:
+    if directory is None or directory.step == 0:
+        return "no checkpoint was saved"
+    return f"the last good checkpoint is step {directory.step} in {directory.path}"
+
+
+def odd_data(batch: Task) -> tuple[int, str] | None:
+    """The first task with data that are not finite, and the tensor that they are in; None where there is none."""
+    found = []
+    for where, tree in zip(Task._fields, batch, strict=True):
+        for path, x in trees.named(tree).items():
+            tasks = (~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()
+            found += [(int(t), f"{where} {'xy'[int(path[1])] if path in ('[0]', '[1]') else path}") for t in tasks[:1]]
+    return min(found, key=lambda place: place[0], default=None)
 
 
 @contextmanager

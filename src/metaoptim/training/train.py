@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from metaoptim.core.checks import check_counts, check_flags, check_positive, check_time
 from metaoptim.core.types import MetaOptimizer, Outer
 from metaoptim.engine import SETTINGS
 from metaoptim.engine.autotune.cache import description
@@ -20,8 +21,9 @@ from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import check_seed
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import OptimizerStep, OuterStep
+from metaoptim.training.size import check_batch, check_inner_run
 from metaoptim.training.source import Episodes, Source
-from metaoptim.training.state import Training
+from metaoptim.training.state import AT_ONCE, Training
 
 CHOOSING = "choosing the fastest way to compute the meta-gradient (once for each work)"
 
@@ -89,13 +91,12 @@ def train(
         ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite. Interrupted:
         stopped by Ctrl-C, after the state was saved.
     """
-    _check_counts(iterations=iterations, tasks_per_step=tasks_per_step, checkpoint_every=checkpoint_every,
-                  log_every=log_every, validate_episodes=validate_episodes)  # fmt: skip
+    check_counts(iterations=iterations, tasks_per_step=tasks_per_step, checkpoint_every=checkpoint_every,
+                 log_every=log_every, validate_episodes=validate_episodes)  # fmt: skip
+    check_counts(0, validate_every=validate_every, validate_steps=validate_steps)
+    check_positive(clip=clip)
+    check_flags(resume=resume, progress=progress, check=check)
     check_seed(seed)
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip={clip}: it must be positive, or None for no clipping.")
-    if validate_steps is not None and validate_steps < 0:
-        raise ValueError(f"validate_steps={validate_steps}: it must not be negative.")
     if resume and out is None:
         raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
     if not isinstance(method, MetaOptimizer) or not (tasks is None or hasattr(tasks, "sample")):
@@ -105,6 +106,9 @@ def train(
         )
     if tasks is None and source is None:
         raise ValueError("train needs tasks, or a source of them.")
+    check_inner_run(method)
+    judged = method.learner.steps if validate_steps is None else validate_steps
+    check_time(-(-validate_episodes // AT_ONCE) * judged, f"validate_episodes={validate_episodes}: a validation")
     wanted = method.outer
     outer = Outer(optimizer or wanted.optimizer, wanted.lr if lr is None else lr, schedule or wanted.schedule)
     if unknown := set(engine or {}) - set(SETTINGS):
@@ -112,6 +116,7 @@ def train(
     # Here the loop is ours, and nothing in it changes the network; so what is fastest is measured.
     module = MetaModule(method, **{"memory": "auto", "runtime": "auto", **(engine or {})}, horizon=iterations)
     if source is None and tasks is not None:
+        check_batch(tasks, seed, tasks_per_step)
         source = Episodes(tasks, seed, tasks_per_step, method.estimator.lasts(method.learner))
     training = Training(
         method,
@@ -144,13 +149,14 @@ def train(
                     improved = training.improved(scores)
                     record |= {f"val_{name}": value for name, value in scores.items()}
                     report.validated(training.step, scores, improved)
+                halt = bool(stopped)  # asked once, for what comes in between would not have been saved
                 if directory is not None:
                     if done or "val_loss" in record or training.step == 1 or training.step % log_every == 0:
                         directory.log(record)
-                    if done or improved or stopped or training.step % checkpoint_every == 0:
+                    if done or improved or halt or training.step % checkpoint_every == 0:
                         directory.save(training.checkpoint(), best=improved)
                 report.advanced(record)
-                if stopped and not done:
+                if halt and not done:
                     raise Interrupted(_resume_hint(training.step, directory))
         if directory is not None:
             directory.mark("finished")
@@ -171,12 +177,6 @@ def _open(out: str | Path | None, resume: bool, recipe: str | None) -> RunDirect
     if resume:
         return RunDirectory.reopen(out)
     return RunDirectory.create(out, recipe=recipe or "# started from Python, without a recipe\n", environment=environment())
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: it must be at least 1.")
 
 
 @contextmanager
