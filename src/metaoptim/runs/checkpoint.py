@@ -44,8 +44,8 @@ class Checkpoint(NamedTuple):
         """An entry of the state that must be there; a FormatError where it is not."""
         if name not in self.state:
             raise FormatError(
-                f"the checkpoint of step {self.step} has no entry `{name}`, which training writes: use the version of metaoptim "
-                "that wrote it, or train again"
+                f"the checkpoint of step {self.step} has no entry `{name}`, which training writes: use the version of "
+                "metaoptim that wrote it, or train again"
             )
         return self.state[name]
 
