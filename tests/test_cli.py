@@ -21,6 +21,7 @@ from metaoptim.algorithms import ALGORITHMS
 from metaoptim.cli.main import main
 from metaoptim.nn import MODELS
 from metaoptim.recipes import recipe as config
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS
 from metaoptim.tasks import TASKS
 
 TINY = """
@@ -266,11 +267,24 @@ def raising(error: BaseException, like: Callable[..., Any]) -> Callable[..., Any
 
 
 def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "train", raising(training.Interrupted("stopped after step 2"), like=training.train))
-    code, out, err = cli("train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b")
-    assert (code, out) == (130, "")
+    command = ["train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b"]
     again = "metaoptim train tiny.toml --set algorithm.lr=0.5 --out 'a b' --resume"
-    assert err == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
+
+    def interrupted(message: str = "") -> str:
+        with monkeypatch.context() as patch:
+            stop = training.Interrupted(message) if message else KeyboardInterrupt()
+            patch.setattr(training, "train", raising(stop, like=training.train))
+            code, out, err = cli(*command)
+        assert (code, out) == (130, "")
+        return err
+
+    assert interrupted() == "Nothing was saved.\ninterrupted\n"
+    assert cli(*command)[0] == 0
+    assert interrupted("stopped after step 2") == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
+    for name in (LAST, PREVIOUS, BEST):
+        Path("a b", name).unlink(missing_ok=True)
+    assert interrupted() == f"No step was saved yet. To start again: {again}\ninterrupted\n"
+    assert cli(*command, "--resume")[0] == 0
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
