@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
-from metaoptim.core.checks import check_counts, check_numbers
+from metaoptim.core.checks import check_counts, check_numbers, check_time
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Mask, Network, mask
@@ -53,6 +53,7 @@ def compose(
         name: what tables call it.
     """
     check_counts(0, steps=steps)
+    check_time(steps, f"steps={steps}: an inner run")
     check_counts(batch_size=batch_size)
     check_numbers(0, prox=prox)
     for what, value, method in (("rule", rule, "update"), ("estimator", estimator, "lasts")):

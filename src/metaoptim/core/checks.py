@@ -77,7 +77,7 @@ def check_time(inner_steps: int, what: str) -> None:
     seconds = inner_steps * INNER_STEP
     if seconds > PATIENCE:
         raise ValueError(
-            f"{what} would go through {inner_steps:,} inner steps one after the other, which takes {seconds / 3600:,.0f} hours "
+            f"{what} would go through {inner_steps:,} inner steps one after the other, which takes {seconds / 3600:,.1f} hours "
             "even for the smallest network; ask for fewer."
         )
 

@@ -87,7 +87,7 @@ def evaluate(
         runs = [with_normalisation(r, normalisation) for r in runs]
     count = runs[0].method.learner.steps if steps is None else steps
     check_memory(SCORE * episodes * (count + 1) * len(runs), f"episodes={episodes}, steps={count}: the scores")
-    check_time(-(-episodes // AT_ONCE) * count, f"episodes={episodes}, steps={count}: the evaluation")
+    check_time(-(-episodes // AT_ONCE) * (count + 1), f"episodes={episodes}, steps={count}: the evaluation")
 
     def adapted(r: Run) -> Callable[[Task], dict[str, Tensor]]:
         return lambda batch: rollout(r.method, r.phi, batch, r.inherited, count, r.batching)

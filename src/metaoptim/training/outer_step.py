@@ -93,7 +93,7 @@ def make_optimizer(module: MetaModule, outer: Outer) -> torch.optim.Optimizer:
     if outer.optimizer in UNFIT:
         raise ValueError(f"the optimizer {outer.optimizer} can't take outer steps, for {UNFIT[outer.optimizer]}; take another, "
                          "such as Adam.")  # fmt: skip
-    check_positive(lr=outer.lr)
+    check_positive(**{"outer lr": outer.lr})
     factor(outer.schedule, 0.0)  # an unknown one is refused before anything is written
     groups: list[dict[str, Any]] = [{"params": list(module.weights.parameters())}]
     rule = list(module.rule.parameters())

@@ -108,7 +108,7 @@ def train(
         raise ValueError("train needs tasks, or a source of them.")
     check_inner_run(method)
     judged = method.learner.steps if validate_steps is None else validate_steps
-    check_time(-(-validate_episodes // AT_ONCE) * judged, f"validate_episodes={validate_episodes}: a validation")
+    check_time(-(-validate_episodes // AT_ONCE) * (judged + 1), f"validate_episodes={validate_episodes}: a validation")
     wanted = method.outer
     outer = Outer(optimizer or wanted.optimizer, wanted.lr if lr is None else lr, schedule or wanted.schedule)
     if unknown := set(engine or {}) - set(SETTINGS):
