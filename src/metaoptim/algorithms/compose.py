@@ -70,7 +70,7 @@ def compose(
             f"nothing adapts: of the {len(weights)} weights none is chosen by adapts={adapts!r} and has requires_grad=True; "
             "choose others, free some, or take steps=0."
         )
-    learner = GradientLearner(network, rule, steps, moves, prox, start, batch_size)
+    learner = GradientLearner(network, rule, int(steps), moves, prox, start, batch_size)
     phi = MetaParams(weights, rule.start(moving, generator()) if moving else {})
     return MetaOptimizer(learner, estimator, phi, learnt, reduction, outer, name)
 

@@ -164,6 +164,8 @@ class RunDirectory:
 
     @property
     def _when_full(self) -> str:
+        if not (self.path / RECIPE).exists():
+            return AGAIN
         return f"{'what was saved before is intact' if self._step else 'no step was saved yet'}, so free some space and resume"
 
 

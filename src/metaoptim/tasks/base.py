@@ -41,7 +41,7 @@ def raw(seed: int, stream: str, start: int, count: int, words: int) -> NDArray[n
     if start < 0 or count < 1:
         raise ValueError(f"{count} episodes from number {start} were asked for; ask for 1 or more, from number 0 or later.")
     blocks = -(-words // 4)  # one counter value of Philox gives four words
-    key = seed | zlib.crc32(stream.encode()) << 64
+    key = int(seed) | zlib.crc32(stream.encode()) << 64
     bits = np.random.Philox(counter=start * blocks, key=key).random_raw(count * blocks * 4)
     return bits.reshape(count, blocks * 4)[:, :words]
 
