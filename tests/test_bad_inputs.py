@@ -117,7 +117,7 @@ class Bad(NamedTuple):
 
 TABLE: dict[str, Bad] = {
     # algorithms and models
-    "negative steps": Bad(lambda p: maml(steps=-1), ("steps=-1", "at least 1")),
+    "negative steps": Bad(lambda p: maml(steps=-1), ("steps=-1", "at least 0")),
     "unknown normalisation": Bad(lambda p: maml(normalisation="batch"), ("'batch'", "transductive, inductive, frozen")),
     "running statistics": Bad(
         lambda p: maml(nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))), ("layer `1` (BatchNorm1d)", "metaoptim.nn.convert")

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
-from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
 from metaoptim.rules import SGD
@@ -39,7 +38,6 @@ def anil(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    check_counts(steps=steps)
     return compose(
         net,
         loss,

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
-from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
 from metaoptim.rules import SGD
@@ -39,5 +38,4 @@ def maml(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    check_counts(steps=steps)
     return compose(net, loss, rule=SGD(lr), steps=steps, estimator=Unroll(), normalisation=normalisation, name="maml")

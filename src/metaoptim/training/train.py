@@ -88,8 +88,8 @@ def train(
         outer_step: what is done with the meta-gradient, in place of an optimizer with `lr`, `schedule` and `clip`.
 
     Raises:
-        ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite. Interrupted:
-        stopped by Ctrl-C, after the state was saved.
+        ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite, after the
+        state before that step was saved. Interrupted: stopped by Ctrl-C, after the state was saved.
     """
     check_counts(iterations=iterations, tasks_per_step=tasks_per_step, checkpoint_every=checkpoint_every,
                  log_every=log_every, validate_episodes=validate_episodes)  # fmt: skip
