@@ -70,7 +70,9 @@ def test_the_last_is_the_best_where_it_was_the_best(tmp_path: Path) -> None:
 
 def test_a_run_is_the_same_bytes_twice(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        train(tmp_path / name, engine={})  # measured, with timings that differ
+        train(tmp_path / name, engine={**OPTIONS["engine"], "batching": "auto"})  # measured once, and remembered
+    choice = unpack((tmp_path / "a" / "run" / LAST).read_bytes()).state["choice"]
+    assert choice.keys() == {"batching", "memory", "runtime"}  # and not what was measured
     for name in (LAST, PREVIOUS, BEST):
         assert (tmp_path / "a" / "run" / name).read_bytes() == (tmp_path / "b" / "run" / name).read_bytes(), name
 
