@@ -118,7 +118,7 @@ def test_pieces_of_one_kind_serve_other_shapes_and_graphs() -> None:
 
 
 def test_memory_that_is_not_in_use_is_given_back_before_another_graph_is_traced() -> None:
-    graphs, x = Graphs(None), torch.randn(4, 4)
+    graphs, x = Graphs(), torch.randn(4, 4)
     kept: list[int] = []
 
     def first(x: Tensor) -> tuple[Sequence[Tensor], None]:

@@ -215,7 +215,7 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize(("layer", "words"), [
-    (Writes, "writes into its own `weight`"), (Remembers, "as `calls`"), (Casts, "other floats than it is given"),
+    (Writes, "writes into its own `weight`"), (Casts, "other floats than it is given"),
     (Draws, "random numbers of its own"), (OwnCode, "no way from `inside.weight`"),
 ])  # fmt: skip
 def test_the_layer_and_the_reason_are_named(layer: type[nn.Module], words: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -78,9 +81,17 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a text for a bound to train": (lambda: train(clip="1"), "clip='1': it must be a positive number"),
     "a text for the outer step": (lambda: train(lr="0.1"), "outer lr='0.1': it must be a positive number"),
     "an outer step beyond float32": (lambda: train(lr=1e39), "outer lr=1e+39: it must be a positive number"),
-    "a number for an optimizer": (lambda: train(optimizer=3), "torch.optim has no optimizer 3"),
+    "a number for an optimizer": (lambda: train(optimizer=3), "optimizer is int; give a name, a class, or a function"),
     "an optimizer that asks again": (lambda: train(optimizer="LBFGS"), "LBFGS can't take outer steps"),
     "an optimizer of sparse gradients": (lambda: train(optimizer="SparseAdam"), "SparseAdam can't take outer steps"),
+    "an optimizer that asks again, by its class": (lambda: train(optimizer=torch.optim.LBFGS), "LBFGS can't take outer steps"),
+    "an optimizer of matrices": (
+        lambda: train(optimizer="Muon"), "Muon can't take outer steps, for it takes matrices alone, and `weights.0.bias` has"
+    ),
+    "a text for the rule's outer step": (
+        lambda: train(build("meta_sgd"), rule_lr="0.1"), "rule_lr='0.1': it must be a positive number"
+    ),
+    "half of patience": (lambda: train(early_stopping=1.5), "early_stopping=1.5: it must be a whole number, at least 1"),
     "half an episode": (lambda: evaluate(episodes=2.5), "episodes=2.5: it must be a whole number"),
     "half a step at test": (lambda: evaluate(steps=0.5), "steps=0.5: it must be a whole number, at least 0"),
     "a text for a seed": (lambda: evaluate(seed="0"), "The seed is '0'"),
@@ -118,6 +129,23 @@ def test_numpys_numbers_are_numbers(tmp_path: Any) -> None:
     method = mo.maml(net(), LOSS, lr=np.float64(0.1), steps=cast(int, np.int64(1)))
     run = train(method, iterations=np.int64(2), seed=np.int64(3), clip=np.float64(1.0), out=tmp_path / "run")
     assert mo.load(tmp_path / "run", method).seed == run.seed == 3
+
+
+def test_numpys_single_floats_are_numbers_too(tmp_path: Any) -> None:
+    """The run is the same as with Python's, and resumed with either; the recipe says them."""
+    method, same = (mo.maml(net(), LOSS, lr=cast(float, lr)) for lr in (np.float32(0.25), 0.25))
+    same = replace(same, phi=method.phi)
+    settings: dict[str, Any] = {"lr": 0.5, "clip": 2.0, "engine": {"runtime": "trace", "batching": "vmap"}}
+    numpys = settings | {"lr": np.float32(0.5), "clip": np.float32(2.0)}
+    run = train(method, iterations=np.int64(2), out=tmp_path / "run", **numpys)
+    again = train(same, iterations=2, **settings)
+    assert all(torch.equal(x, run.phi.weights[n]) for n, x in again.phi.weights.items())
+    recorded = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]
+    assert (recorded["iterations"], recorded["lr"], recorded["clip"]) == (2, 0.5, 2.0)
+    assert mo.load(tmp_path / "run", same).step == 2
+    assert train(same, iterations=3, resume=True, out=tmp_path / "run", **settings).step == 3
+    scheduler = partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+    train(method, lr=np.float32(0.5), scheduler=scheduler, out=tmp_path / "scheduled")
 
 
 def test_what_is_allowed() -> None:

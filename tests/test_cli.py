@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import inspect
 import json
 import logging
 import os
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import metaoptim as mo
 from metaoptim import training
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.cli.errors import TRACER
@@ -24,6 +28,7 @@ from metaoptim.cli.main import main
 from metaoptim.nn import MODELS
 from metaoptim.recipes import recipe as config
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS
+from metaoptim.runs.store import load_checkpoint
 from metaoptim.tasks import TASKS
 
 TINY = """
@@ -178,6 +183,94 @@ def test_train_then_evaluate_then_resume(cli: Cli, tmp_path: Path) -> None:
     assert code == 2 and "algorithm.steps" in err and "--out" in err
     code, _, err = cli("train", "tiny.toml", "--set", "algorithm.steps=2", "--resume")
     assert code == 0, err
+
+
+OWN = """
+import torch
+from torch import nn
+
+import metaoptim as mo
+
+class Net(nn.Module):
+    def __init__(self, width=4, depth: int = 1):
+        nn.Module.__init__(self)
+        self.width = width
+        self.layers = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+def lines(shots: int = 5):
+    def sample(generator, split):
+        slope, x = torch.randn(1, generator=generator), torch.rand(2 * shots, 1, generator=generator)
+        return (x[:shots], slope * x[:shots]), (x[shots:], slope * x[shots:])
+    return mo.tasks.from_function(sample, name="lines")
+
+class NotOne:
+    pass
+"""
+
+
+@pytest.fixture
+def own(cli: Cli, tmp_path: Path) -> str:
+    """The name of a file of the user's own, in the current folder, without .py."""
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    return name
+
+
+def test_a_recipe_names_code_of_ones_own(cli: Cli, own: str, tmp_path: Path) -> None:
+    for name, value in (("mlp", f"{own}.py:Net"), ("sinusoid", f"{own}.py:lines")):
+        text = (tmp_path / "tiny.toml").read_text().replace(f'"{name}"', f'"{value}"')
+        (tmp_path / "tiny.toml").write_text(text.replace("sizes = [1, 8, 1]", "width = 7"))
+    code, _, err = cli("train", "tiny.toml", "--out", "run", "--set", "tasks.shots=3")
+    assert code == 0, err
+    code, out, err = cli("evaluate", "run")
+    assert code == 0 and "lines, split test" in out, err
+    identity = load_checkpoint("run").state["identity"]
+    assert "Linear(in_features=1, out_features=7, bias=True)" in identity["method"]["learner"]["model"]["net"].values()
+    for setting, words in {
+        "model.widht=3": "unknown key `widht` in [model]; did you mean `width`?",
+        "model.depth=x": 'found the text "x", expected a whole number',
+        f"model.name={own}.py:Nett": f"there is no `Nett` in {own}; did you mean `Net`?",
+        f"tasks.name={own}.py:NotOne": "it gave NotOne; expected a task family",
+        "model.name=nowhere.py:Net": "there is no module nowhere in this folder",
+    }.items():
+        code, _, err = cli("train", "tiny.toml", "--set", setting)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+def test_a_run_from_python_is_judged_where_its_code_can_be_named(
+    cli: Cli, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(own)
+    options: dict[str, Any] = {"iterations": 2, "tasks_per_step": 2, "validate_every": 0, "progress": False, "check": False}
+    options["engine"] = {"batching": "loop", "memory": "graph", "runtime": "eager"}
+    method = mo.meta_sgd(module.Net(6), mo.losses.mse, low=0.01, high=0.02, steps=2)
+    mo.train(method, module.lines(), **options, out="named", recipe={"tasks": {"name": f"{own}.py:lines"}}, lr=0.1)
+    recipe = tomllib.loads(Path("named/recipe.toml").read_text())
+    assert recipe["algorithm"] | {"low": 0.01, "high": 0.02, "steps": 2, "loss": "mse"} == recipe["algorithm"]
+    assert recipe["model"] == {"name": f"{own}.py:Net", "width": 6} and recipe["train"]["lr"] == 0.1
+    assert recipe["described"]["method"]["learner"]["rule"]["high"] == 0.02
+    code, out, err = cli("evaluate", "named", "--episodes", "5")
+    assert code == 0 and "meta_sgd" in out, err
+
+    plain = mo.reptile(mo.nn.mlp([1, 8, 1]), mo.losses.mse, inner="sgd", steps=3)
+    mo.train(plain, mo.tasks.sinusoid(shots=4), **options, out="unnamed")
+    recipe = tomllib.loads(Path("unnamed/recipe.toml").read_text())
+    assert recipe["algorithm"]["inner"] == "sgd" and recipe["tasks"]["shots"] == 4 and recipe["model"] == {}
+    code, _, err = cli("evaluate", "unnamed")
+    assert code == 2 and "missing key `name` in [model]" in err and "FILE.py:NAME" in err
+    code, out, err = cli("evaluate", "unnamed", "--set", "model.name=mlp", "--set", "model.sizes=[1, 8, 1]", "--episodes", "5")
+    assert code == 0 and "reptile" in out, err
+    code, _, err = cli("evaluate", "unnamed", "--set", "model.name=mlp", "--set", "model.sizes=[1, 9, 1]")
+    assert code == 2 and "out_features=8" in err and "out_features=9" in err
+
+    rule = mo.compose(mo.nn.mlp([1, 8, 1]), mo.losses.mse, rule=mo.rules.Momentum(0.3), name="mine")
+    mo.train(rule, mo.tasks.sinusoid(), **options, out="composed")
+    recipe = tomllib.loads(Path("composed/recipe.toml").read_text())
+    assert recipe["algorithm"] == {} and recipe["described"]["method"]["learner"]["rule"]["lr"] == 0.3
 
 
 def test_runs_that_are_judged_together_are_seeds_of_one_recipe(cli: Cli) -> None:
@@ -367,7 +460,7 @@ def test_a_result_that_cannot_be_saved_is_printed_first(cli: Cli, monkeypatch: p
     assert cli("train", "tiny.toml", "--out", "run")[0] == 0
     assert cli("evaluate", "run")[0] == 0
     before = {name: Path("run", name).read_bytes() for name in ("result.json", "result.png")}
-    for fails_at in (1, 2):  # the numbers; the picture
+    for fails_at, name in enumerate(("scores.safetensors", "result.json", "result.png"), 1):
         calls = iter(range(1, 9))
         fsync = os.fsync
 
@@ -379,7 +472,6 @@ def test_a_result_that_cannot_be_saved_is_printed_first(cli: Cli, monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             code, out, err = cli("evaluate", "run", "--episodes", "4")
-        name = ("result.json", "result.png")[fails_at - 1]
         assert code == 1 and "│ maml" in out and "over 4 episodes" in out
         assert err == (
             f"error: the result, printed above, could not be saved: can't write run/{name} (Read-only file system): check the "
@@ -408,6 +500,30 @@ def test_what_used_to_be_an_internal_error(cli: Cli, args: list[str], words: str
     assert (code, out) == (2, "") and words in err
     assert err.startswith("error: ") and err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_the_device_is_an_option_of_train_and_evaluate(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("train", "tiny.toml", "--out", "run", "--device", "cpu")[0] == 0
+    assert config.load("run/recipe.toml").tables["train"]["device"] == "cpu"
+    for name, others in (("same", ()), ("seed", ("--set", "train.seed=1"))):
+        assert cli("train", "tiny.toml", "--out", name, *others)[0] == 0
+    a, b = (load_checkpoint(name, "last").tensors for name in ("run", "same"))
+    assert all(torch.equal(x, b[n]) for n, x in a.items())
+    assert cli("evaluate", "run", "seed", "--device", "cpu")[0] == 0  # seeds may be trained on several devices
+
+    place = training.train
+    monkeypatch.setattr(training, "train", raising(training.Interrupted("stopped"), like=place))
+    _, _, err = cli("train", "tiny.toml", "--out", "run", "--device", "cpu")
+    assert "To go on: metaoptim train tiny.toml --device cpu --out run --resume" in err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_an_unknown_device_is_one_sentence(cli: Cli, command: str) -> None:
+    assert cli("train", "tiny.toml", "--out", "run")[0] == 0
+    args = ("train", "tiny.toml", "--out", "other") if command == "train" else ("evaluate", "run")
+    code, out, err = cli(*args, "--device", "nowhere")
+    assert (code, out) == (2, "") and err.startswith("error: device='nowhere' can't be used here") and err.count("\n") == 1
+    assert not Path("other").exists()
 
 
 @pytest.mark.parametrize("error", [MemoryError("Unable to allocate 7 TiB"), RuntimeError("can't allocate memory: 7 TiB")])

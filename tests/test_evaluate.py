@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -211,6 +212,13 @@ def test_several_runs_are_seeds(run: Run) -> None:
     assert told["rows"][0]["seeds"]["spread"]["accuracy"] == pytest.approx(np.std(means, ddof=1))
 
 
+def test_a_result_says_both_where_runs_were_selected_in_different_ways(run: Run) -> None:
+    runs = [replace(run, selection=how) for how in ("last", "best")]
+    result = judge(runs, episodes=2, baselines=[])
+    assert result.facts["selection"] == "best and last" and "checkpoint: best and last" in str(result)
+    assert judge(runs[:1], episodes=2, baselines=[]).facts["selection"] == "last"
+
+
 def test_dropout_is_off_for_every_run_and_back_on_afterwards() -> None:
     def net() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Dropout(0.9), nn.Linear(8, 3))
@@ -236,11 +244,15 @@ def test_regression_has_no_prototypes_and_pools_its_tasks() -> None:
     torch.manual_seed(0)
     meta = mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse, lr=0.01)
     run = mo.train(meta, SINUSOID, iterations=2, tasks_per_step=2, validate_every=0, progress=False)
-    every: Any = ("untrained", "prototypes", "pretrained")
+    every: Any = ("untrained", "pretrained")
     result = mo.evaluate(run, SINUSOID, episodes=9, baselines=every, pretrain_iterations=5, progress=False)
     assert [row.name for row in result.rows] == ["maml", "untrained", "pretrained"]
     assert (result.metric, run.selection, result.facts["selection"]) == ("loss", "last", "last")
     assert result.mean == result.rows[0].mean("loss")[-1]
+    by_default = mo.evaluate(run, SINUSOID, episodes=3, progress=False)
+    assert [row.name for row in by_default.rows] == ["maml", "untrained"]
+    with pytest.raises(ValueError, match=r"'prototypes' needs tasks with classes.*: leave it out"):
+        mo.evaluate(run, SINUSOID, episodes=3, baselines=["untrained", "prototypes"], progress=False)
 
 
 def test_the_table_shows_every_row_and_step(run: Run) -> None:
@@ -255,6 +267,56 @@ def test_the_table_shows_every_row_and_step(run: Run) -> None:
     assert [w for w in next(line for line in text.splitlines() if "inner steps" in line).split() if w.isdigit()] == list(
         "01234"
     )
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_keeps_its_row_names_and_the_last_step_in_a_narrow_terminal(width: int) -> None:
+    from rich.console import Console
+
+    names = ("a_method_of_my_own", "untrained", "prototypes", "pretrained")
+    rows = tuple(Row(name, "", {"accuracy": torch.rand(9, 51)}) for name in names)
+    facts: dict[str, Any] = {"steps": 50, "tasks": {"family": "noise"}, "split": "test", "episodes": 9, "seeds": [0],
+                             "normalisation": "transductive", "selection": "best", "episodes_sha256": "0" * 64}  # fmt: skip
+    result = Result(rows, facts)
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(result.table(width))
+    lines = capture.get().splitlines()
+    heads = [word for word in next(line for line in lines if "inner steps" in line).split() if word.isdigit()]
+    assert heads[0] == "0" and heads[-1] == "50" and len(heads) >= (2 if width == 80 else 3)
+    for row in rows:
+        line = next(line for line in lines if f" {row.name} " in line)
+        assert line.count("±") == len(heads) + (row is not rows[0]) and "…" not in line and len(line) <= width
+        assert f"{100 * row.mean('accuracy')[-1]:.2f}" in line
+    assert "tensor(" not in str(result) and "\n" not in repr(result) and "after 50 steps" in repr(result)
+
+
+def test_a_result_is_saved_with_every_score_so_that_it_can_be_paired_later(run: Run, tmp_path: Path) -> None:
+    other = mo.Run(run.method, run.method.phi)
+    both = judge([run, other], episodes=5, baselines=("untrained",))
+    path = both.save(tmp_path / "a")
+    told, scores = json.loads(path.read_text()), safetensors.torch.load_file(tmp_path / "a" / "scores.safetensors")
+    for row, said in zip(both.rows, told["rows"], strict=True):
+        for metric, x in row.scores.items():
+            assert said[metric]["episodes"] == f"scores.safetensors: {row.name}/{metric}"
+            assert torch.equal(scores[f"{row.name}/{metric}"], x)
+            each = torch.stack([scores[f"{row.name}/{metric}/run{i}"] for i in range(2)])
+            torch.testing.assert_close(each.mean(0), x)
+    alone = judge(run, episodes=5, baselines=())
+    alone.save(tmp_path / "b")
+    assert torch.equal(
+        safetensors.torch.load_file(tmp_path / "b" / "scores.safetensors")["maml/loss"], scores["maml/loss/run0"]
+    )
+    assert json.loads(alone.json())["rows"][0]["loss"]["episodes"] == alone.rows[0].scores["loss"].tolist()
+
+
+def test_what_ones_own_loop_trained_is_evaluated_in_one_line() -> None:
+    torch.manual_seed(0)
+    method = mo.maml(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, lr=0.3)
+    module = mo.MetaModule(method)
+    estimate = module.estimate(images().sample("train", seed=0, start=0, count=4))
+    assert 0 <= estimate.info["accuracy"].item() <= 1 and estimate.loss.item() > 0
+    assert judge(mo.Run(method, module.phi())).rows[0].name == "maml"
 
 
 def test_a_method_without_steps_is_drawn_as_bars() -> None:

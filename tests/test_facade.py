@@ -82,7 +82,7 @@ def test_a_plain_loop_is_train_step_by_step(algorithm: str) -> None:
             group["lr"] = meta.outer.lr * factor
         optimizer.step()
     run = mo.train(meta, LETTERS, iterations=4, tasks_per_step=3, validate_every=0, progress=False, engine=VMAP)
-    trained, state = named(run.phi), module.state_dict()
+    trained, state = named(run.phi), named(module.phi())
     assert trained.keys() == state.keys()
     for name, p in state.items():
         assert torch.equal(p, trained[name])
@@ -114,7 +114,7 @@ def test_the_state_dict_goes_round_and_the_network_is_not_touched() -> None:
     other = mo.MetaModule(mo.meta_sgd(mlp(1), mo.losses.mse), "vmap", "graph", "eager")
     other.load_state_dict(module.state_dict())
     assert torch.equal(other.estimate(batch()).loss, module.estimate(batch()).loss)
-    assert {n.partition(".")[0] for n in module.state_dict()} == {"weights", "rule"}
+    assert {n.partition(".")[0] for n in module.state_dict()} == {"weights", "rule", "outer_step"}
     assert torch.equal(copy.deepcopy(module).estimate(batch()).loss, module.estimate(batch()).loss)
 
 
@@ -188,7 +188,7 @@ def test_a_plain_batch_is_one_task_cut_into_halves() -> None:
 
     net = nn.Linear(4, 2)
     mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1, loss=loss, engine=LOOP)
-    assert seen == [(2, 2), (3, 2)] * 4  # adapted on 2 of 5, judged on the other 3
+    assert seen == [(2, 2), (3, 2)] * 5  # adapted on 2 of 5, judged on the other 3; the first of 4 batches is looked at too
     assert len(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1)) == 4  # cross-entropy by itself
 
 
@@ -246,8 +246,7 @@ def test_an_adapted_module_predicts_what_the_learner_does(policy: Any, dropout: 
             loss = nn.functional.cross_entropy(fast(xq[0]), yq[0])
         torch.testing.assert_close(loss, judged[steps], rtol=1e-4, atol=1e-5)
     fast = run.adapt((xs[0], ys[0]))
-    assert fast.training and run.network.net.training  # as the user's network was
-    fast.eval()
+    assert not fast.training and run.network.net.training  # the user's network stays as it was
     with torch.no_grad():
         together, alone = fast(xq[0]), torch.cat([fast(x[None]) for x in xq[0]])
     assert torch.allclose(together, alone, atol=1e-5) == (policy != "transductive")
@@ -380,6 +379,14 @@ def test_a_network_that_is_an_embedding_keeps_its_last_layer() -> None:
 def test_what_is_printed_is_short_and_has_no_tensors() -> None:
     run = proto_run()
     result = mo.evaluate(run, images(), episodes=2, progress=False, baselines=())
-    assert "protonet" in str(result) and "accuracy" in str(result)
-    for shown in (str(result), repr(run), repr(run.method)):
-        assert "tensor(" not in shown and len(shown) < 3000
+    assert "protonet" in str(result) and "accuracy" in str(result) and "tensor(" not in str(result)
+    big = mo.maml(mo.nn.conv4(5), mo.losses.cross_entropy, lr=0.3, steps=3, normalisation="frozen")
+    shown = [repr(x) for x in (run, run.method, result, images(), SINUSOID, LETTERS, big, mo.Run(big, big.phi))]
+    shown += [repr(mo.anil(mo.nn.conv4(5), mo.losses.cross_entropy)), repr(build("meta_sgd")), repr(build("reptile"))]
+    for line in shown:
+        assert "\n" not in line and len(line) < 160 and "tensor(" not in line and " at 0x" not in line, line
+    assert repr(big) == "MetaOptimizer(maml, SGD(lr=0.3), steps=3, Unroll(), normalisation='frozen', 112,005 weights)"
+    assert shown[-3].endswith("weights, 325 of them adapt)") and shown[-2].endswith("25 weights, 25 in the rule)")
+    assert repr(SINUSOID) == "sinusoid()" and repr(mo.tasks.sinusoid(grid=50)) == "sinusoid(grid=50)"
+    assert repr(LETTERS) == "from_function(letters, name='function')"
+    assert "step=2" in shown[0] and "protonet" in shown[0] and "classes: train 3, test 3" in shown[3]

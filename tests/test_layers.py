@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from metaoptim.algorithms.maml import maml
+from metaoptim.core import trees
 from metaoptim.core.losses import mse
 from metaoptim.core.types import MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
@@ -340,7 +341,7 @@ def test_recurrent_layers_are_torchs(name: str) -> None:
     layer = RECURRENT[name]()
     x = torch.randn(5, 5, 3)
     _, state = layer(x)
-    start = torch.utils._pytree.tree_map(torch.randn_like, state)
+    start = trees.map_tensors(torch.randn_like, state)
     for args in ((x,), (x, start), (x[0],)):  # zeros to begin with, a given state, one sequence without a batch
         close(written(layer, *args), layer(*args))
 

@@ -207,14 +207,14 @@ def test_the_peak_of_memory_is_seen() -> None:
 
 def test_auto_decides_once_and_keeps_the_choice(tmp_path: Path) -> None:
     optimizer, batch = maml(mlp((3, 4, 2)), mse), tasks()
-    engine = Engine(optimizer, runtime="eager", horizon=10)
+    engine = Engine(optimizer, horizon=10)
     estimate = engine(optimizer.phi, batch)
     assert engine.choice is not None
     assert {name.split(",")[0] for name in engine.choice.seconds} == {"loop", "vmap"}
     assert len(list((tmp_path / "plans").iterdir())) == 1, "nothing temporary stays behind"
     named = Engine(optimizer, *engine.choice[:3])(optimizer.phi, batch)
     assert all(torch.equal(a, b) for a, b in zip(trees.flatten(estimate.grad), trees.flatten(named.grad), strict=True))
-    again = Engine(optimizer, runtime="eager", horizon=10)
+    again = Engine(optimizer, horizon=10)
     again(optimizer.phi, batch)
     assert again.choice == engine.choice, "read, with the same seconds"
 

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Outer
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Outer, Task
+from metaoptim.gradcheck import in_the_data
 from metaoptim.runs import progress
 from metaoptim.runs.store import load_checkpoint
 from metaoptim.training import TrainingError
@@ -200,16 +202,32 @@ def test_what_a_run_directory_holds(tmp_path: Path) -> None:
 
 def poisoned(bad_step: int) -> mo.tasks.TaskFamily:
     """Lines through 0; the second task of one outer step holds a NaN."""
-    count = iter(range(10**6))
+    drawn: list[int] = []
+    good = mo.tasks.from_function(lambda g, s: drawn.append(g.initial_seed()) or (((torch.zeros(1, 1),) * 2),) * 2)
+    good.sample("train", seed=0, start=2 * bad_step - 1, count=1)
 
     def sample(generator: torch.Generator, split: str) -> tuple[Batch, Batch]:
         x = torch.randn(6, 1, generator=generator)
         y = x.clone()
-        if split == "train" and next(count) == 2 * (bad_step - 1) + 1:
+        if split == "train" and generator.initial_seed() == drawn[0]:
             y[0] = float("nan")
         return (x[:3], y[:3]), (x[3:], y[3:])
 
-    return mo.tasks.from_function(sample, name="lines")
+    return mo.tasks.from_function(sample, name="function")
+
+
+def test_odd_data_are_found_in_whatever_they_are_part_of() -> None:
+    def ones() -> Any:
+        return {"x": torch.ones(3, 2), "n": torch.ones(3, dtype=torch.int64)}, {"x": torch.ones(3, 2), "none": torch.ones(3, 0)}
+
+    batch = Task(*ones())
+    assert in_the_data(batch) is None
+    batch.query["x"][2, 0] = float("nan")
+    assert in_the_data(batch) == (2, 'NaN, in `["x"]` of its query set')
+    batch.support["x"][1, 1] = -float("inf")
+    assert in_the_data(batch) == (1, 'infinity, in `["x"]` of its support set')
+    pairs = Task((torch.ones(2, 1), torch.ones(2)), (torch.ones(2, 1), torch.tensor([1.0, float("inf")])))
+    assert in_the_data(pairs) == (1, "infinity, in the targets of its query set")
 
 
 @pytest.mark.parametrize("how", ["loop", "vmap"])
@@ -225,8 +243,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path:
         mo.train(build(), poisoned(4), **options, out=tmp_path / "run")
     said = str(error.value)
     assert said == (
-        "step 4: the data of task 1 (episode 7 of seed 0) hold NaN or infinity, in support y; the last good checkpoint is "
-        f"step 3 in {tmp_path / 'run'}. Mend the data, and train again."
+        "step 4: the data of task 1 (episode 7 of seed 0) hold NaN, in the targets of its support set; the last good "
+        f"checkpoint is step 3 in {tmp_path / 'run'}. Mend the data, and train again."
     )
     assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "failed"
     checkpoint = load_checkpoint(tmp_path / "run", "last")
@@ -238,6 +256,69 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path:
 
     with pytest.raises(TrainingError, match=r"step 1: .* task 1 .*; no checkpoint was saved"):
         mo.train(build(), poisoned(1), **options)
+
+
+class Unsafe(mo.rules.SGD):
+    """Divides by the root of a running mean of squares, whose slope at 0 is infinite."""
+
+    eps = 1e-8
+
+    def init(self, psi: Any, weights: Any) -> Any:
+        return {n: torch.zeros_like(w) for n, w in weights.items()}
+
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        state = {n: 0.9 * state[n] + 0.1 * g.square() for n, g in grads.items()}
+        return {n: -self.lr * g / (state[n].sqrt() + self.eps) for n, g in grads.items()}, state
+
+
+class Safe(Unsafe):
+    """The same, with the constant inside the root."""
+
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        state = {n: 0.9 * state[n] + 0.1 * g.square() for n, g in grads.items()}
+        return {n: -self.lr * g / (state[n] + self.eps).sqrt() for n, g in grads.items()}, state
+
+
+def with_dead_units(rule: Any) -> MetaOptimizer:
+    torch.manual_seed(0)
+    net = mo.nn.mlp([1, 16, 1])
+    with torch.no_grad():
+        net.get_parameter("0.bias").fill_(-99.0)[0] = 1.0
+    return mo.compose(net, mo.losses.mse, rule=rule, steps=2, name="mine")
+
+
+def test_a_rule_with_an_infinite_slope_is_named_and_one_without_is_not() -> None:
+    words = r"the rule Unsafe has an infinite slope where a gradient is 0.*\(v \+ eps\)\.sqrt\(\)"
+    with (
+        pytest.warns(UserWarning, match=f"the meta-gradient of mine is not finite: {words}"),
+        pytest.raises(TrainingError, match=f"step 1: the meta-gradient is not finite, though every loss is; .*{words}"),
+    ):
+        mo.train(with_dead_units(Unsafe(0.001)), SINUSOID, **SMALL)
+    mo.train(with_dead_units(Safe(0.001)), SINUSOID, **{**SMALL, "iterations": 1}, validate_every=0)
+
+
+def test_a_step_that_raises_the_support_loss_is_told_with_one_that_lowers_it() -> None:
+    """(w − 1)² from w = 3, or near it: a step goes to 1 + 2 (1 − 2 lr), which is as high at lr = 1."""
+
+    def sample(generator: torch.Generator, split: str) -> tuple[Batch, Batch]:
+        x = torch.ones(4, 1)
+        return (x, x), (x, x)
+
+    class Uphill(mo.rules.SGD):
+        def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+            return {n: self.lr * g for n, g in grads.items()}, state
+
+    def train(lr: float, rule: type[mo.rules.SGD] = mo.rules.SGD) -> None:
+        net = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(net.weight, 3.0)
+        method = mo.compose(net, mo.losses.mse, rule=rule(lr), steps=1)
+        mo.train(method, mo.tasks.from_function(sample), **{**SMALL, "iterations": 1}, validate_every=0)
+
+    train(0.9)
+    with pytest.warns(UserWarning, match=r"raises the support loss from 4\.\d+ to 19\d \(.* 1/8 as long \(lr=0.5\) lowers it"):
+        train(4.0)
+    with pytest.warns(UserWarning, match=r"raises the support loss .* no shorter one lowers it either; does the rule return"):
+        train(0.1, Uphill)
 
 
 def test_any_failure_leaves_the_state_failed_and_lets_go_of_the_folder(tmp_path: Path) -> None:
@@ -294,5 +375,6 @@ def test_worker_threads_end_before_validation(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("empty_cache")
 def test_what_is_being_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(import_module("metaoptim.training.train"), "WAIT", 1)
     mo.train(build(), SINUSOID, **{**SMALL, "iterations": 2, "engine": {}, "progress": True}, validate_every=0)
     assert "measuring vmap, graph, eager" in capsys.readouterr().err

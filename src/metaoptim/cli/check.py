@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,55 +110,22 @@ def _known(kind: str, name: str) -> Any:
 
 
 def _module(spec: str, ways: int | None) -> nn.Module:
-    """The module that MODULE:NAME is, or builds; MODULE may be a Python file in the current folder."""
+    """The module that MODULE:NAME is, or builds."""
     from torch import nn
 
-    from metaoptim.recipes.schema import nearest
+    from metaoptim.recipes import code
+    from metaoptim.recipes.schema import REQUIRED, ConfigError
 
-    file, _, name = spec.partition(":")
-    file = file.removesuffix(".py")
-    if not file or not name:
-        raise ValueError(f"--model {spec}: expected MODULE:NAME, as in my_module:Net.")
-    sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(file), name, None)
-        if found is None:
-            raise ValueError(f"there is no `{name}` in {file}{nearest(name, _callables(sys.modules[file]))}")
-        arguments = _arguments(spec, found, ways)
-        if not isinstance(found, nn.Module):
-            found = found(**arguments)
-    except ModuleNotFoundError as error:
-        where = f"there is no module {error.name} in this folder, nor one that is installed"
-        raise ValueError(f"--model {spec}: {where}.") from error
-    except ValueError:
-        raise
-    except Exception as error:  # the user's own code
-        raise ValueError(f"--model {spec}: it stopped with {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not isinstance(found, nn.Module):
-        raise ValueError(f"--model {spec}: it gave {type(found).__name__}; expected a torch.nn.Module.")
-    return found
-
-
-def _arguments(spec: str, build: Any, ways: int | None) -> dict[str, int]:
-    from torch import nn
-
-    if not callable(build):
-        raise ValueError(
-            f"--model {spec}: it is {type(build).__name__}; expected a module, or a class or function that builds one."
-        )
-    named = {} if isinstance(build, nn.Module) else inspect.signature(build).parameters
-    needed = [p.name for p in named.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    given = {"ways": ways} if ways is not None and "ways" in named else {}
-    if ways is not None and not given:
-        raise ValueError(f"--ways: {spec} takes no argument `ways`; leave it out.")
-    if missing := [p for p in needed if p not in given]:
-        raise ValueError(
-            f"--model {spec}: it needs {', '.join(missing)}; name a function that needs nothing (or `ways` alone)."
-        )
-    return given
-
-
-def _callables(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        known = {option.name: option for option in code.options_of(spec)}
+        if ways is not None and "ways" not in known:
+            raise ValueError(f"--ways: {spec} takes no argument `ways`; leave it out.")
+        given = {} if ways is None else {"ways": ways}
+        if missing := [name for name, option in known.items() if option.default is REQUIRED and name not in given]:
+            raise ValueError(
+                f"--model {spec}: it needs {', '.join(missing)}; name a function that needs nothing (or `ways` alone)."
+            )
+        found: nn.Module = code.build(spec, given, nn.Module, "a torch.nn.Module")
+        return found
+    except ConfigError as error:
+        raise ValueError(f"--model {error}") from error

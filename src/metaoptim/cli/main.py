@@ -44,6 +44,8 @@ Settings = Annotated[
     ),
 ]
 
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Where it is computed, as in cuda; the CPU if not given.")]
+
 
 @app.callback(invoke_without_command=True)
 def top(
@@ -87,6 +89,7 @@ def train(
     set_: Settings = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="The run's folder; runs/RECIPE if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder, to the same floats.")] = False,
+    device: Device = None,
     data: Data = None,
 ) -> None:
     """Meta-train from a recipe."""
@@ -97,7 +100,8 @@ def train(
     if out is not None and not out:
         raise ValueError("--out is empty; expected the name of a folder.")
     use(data)
-    chosen = config.load(recipe, set_ or ())
+    settings = [*(set_ or ()), *([f"train.device={device}"] if device is not None else [])]
+    chosen = config.load(recipe, settings)
     folder = Path(out) if out else Path("runs", chosen.name)
     if resume:
         _check_same(chosen, folder)
@@ -116,9 +120,10 @@ def train(
     except training.TrainingError as error:
         raise typer.TyperException(str(error)) from error
     except KeyboardInterrupt as stop:
-        settings = [part for setting in set_ or () for part in ("--set", setting)]
-        settings += ["--data", str(data)] if data else []
-        again = shlex.join(["metaoptim", "train", recipe, *settings, "--out", str(folder), "--resume"])
+        options = [part for setting in set_ or () for part in ("--set", setting)]
+        options += ["--device", device] if device is not None else []
+        options += ["--data", str(data)] if data else []
+        again = shlex.join(["metaoptim", "train", recipe, *options, "--out", str(folder), "--resume"])
         typer.echo(f"{stop}\n{_advice(folder, again)}".strip(), err=True)
         raise
     typer.echo(f"The run is in {folder}.")
@@ -166,25 +171,27 @@ def evaluate(
     checkpoint: Annotated[
         Literal["best", "last"], typer.Option(help="The φ of the best validation score, or the last one.")
     ] = "best",
+    set_: Settings = None,
+    device: Device = None,
     data: Data = None,
 ) -> None:
     """Evaluate trained runs on held-out episodes.
 
-    Options that aren't given come from the recipe.
+    Options that aren't given come from the recipe. A run that was started from Python may need names for its code, as in --set
+    model.name=my.py:Net.
     """
     with quitting():
         from metaoptim import evaluation
         from metaoptim import runs as stored
         from metaoptim.recipes import recipe as config
         from metaoptim.report import draw
-        from metaoptim.runs.store import write_atomic
 
     use(data)
-    given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
-    overrides = [f"evaluate.{key}={value}" for key, value in given.items() if value is not None]
+    given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
+    overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
     recipes = [config.load(_recipe_of(run), overrides) for run in runs]
     for run, recipe in zip(runs, recipes, strict=True):
-        if others := [key for key in recipes[0].differences(recipe) if key != "train.seed"]:
+        if others := [key for key in recipes[0].differences(recipe) if key not in ("train.seed", "train.device")]:
             raise ValueError(
                 f"{runs[0]} and {run} differ in {', '.join(others)}; runs that are judged together must be "
                 "seeds of one recipe: evaluate them one by one."
@@ -193,10 +200,11 @@ def evaluate(
     trained = [stored.load(run, method, checkpoint) for run, (method, _) in zip(runs, built, strict=True)]
     tasks = built[0][1]
     result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
-    console().print(result.table())
-    numbers, picture = runs[0] / "result.json", runs[0] / "result.png"
+    screen = console()
+    screen.print(result.table(screen.width))
+    picture = runs[0] / "result.png"
     try:
-        write_atomic(numbers, f"{result.json()}\n".encode())
+        numbers = result.save(runs[0])
         draw(result, trained[0], tasks, picture)
     except OSError as error:
         raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from metaoptim.core.checks import check_counts
 from metaoptim.engine import Engine, Plan
-from metaoptim.engine.executor import explained
+from metaoptim.engine.faults import explained
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.training.size import check_batch, check_inner_run
 

@@ -1,7 +1,10 @@
 """In which way a gradient is taken, as far as later differentiation goes.
 
-`exact` and `held` are for the inner loop; `outermost` for a gradient that nothing differentiates again. `hold` is for a value
-in a rule that is to be a constant of the meta-gradient.
+`exact` and `held` are for the inner loop; `outermost` and `pullback` for what nothing differentiates again. `hold` is for a
+value in a rule that is to be a constant of the meta-gradient.
+
+All of them are function transforms of torch, which can be mapped and traced; but inside `autograd`, where nothing maps or
+traces, they are ordinary autograd: what runs then is the loop that people write, as fast, and with all that it can take.
 """
 
 from __future__ import annotations
@@ -9,17 +12,46 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad_and_value, vjp
 
+from metaoptim.core import trees
 from metaoptim.core.types import Loss, Params
+
+_AUTOGRAD: ContextVar[bool] = ContextVar("_AUTOGRAD", default=False)
+
+_NO_HOOKS = (
+    "the model computes values again in the backward pass (torch.utils.checkpoint, or hooks on saved tensors), with weights "
+    'that are no longer those of the step: leave that out, and use memory="steps" of the engine in its place'
+)
+
+
+@contextmanager
+def autograd(on: bool = True) -> Iterator[None]:
+    """Inside, gradients are ordinary autograd's; with on=False, function transforms again."""
+    token = _AUTOGRAD.set(on)
+    try:
+        yield
+    finally:
+        _AUTOGRAD.reset(token)
+
+
+def by_autograd() -> bool:
+    """Whether gradients are ordinary autograd's here."""
+    return _AUTOGRAD.get()
 
 
 def exact(f: Loss, x: Params) -> tuple[Params, Tensor]:
     """(∇f(x), f(x)), to be differentiated again."""
+    if _AUTOGRAD.get():
+        # Views, because f may read the same tensors in another role, in which they are no part of x.
+        here = {n: p.view_as(p) if p.requires_grad else _leaf(p) for n, p in x.items()}
+        loss = f(here)[0]
+        return dict(zip(here, _slopes([loss], list(here.values()), again=True), strict=True)), loss
     grads, (loss, _) = grad_and_value(f, has_aux=True)(x)
     return grads, loss
 
@@ -33,9 +65,88 @@ def held(f: Loss, x: Params) -> tuple[Params, Tensor]:
 
 def outermost(f: Callable[[Any], tuple[Tensor, Any]], x: Any) -> tuple[Any, tuple[Tensor, Any]]:
     """(∇f(x), (f(x), what else f returned)) where nothing differentiates again: no graph of the backward pass is built."""
-    differentiated: Any = vjp(f, x, has_aux=True)
-    value, pull, others = differentiated
-    return pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0], (value, others)
+    value, pull, others = pullback(f, x)
+    return pull(torch.ones_like(value))[0], (value, others)
+
+
+def pullback(f: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]], Any]:
+    """(y, a function from a cotangent of y to those of the arguments, what else f returned), for (y, others) = f(*args).
+
+    The function may be called once.
+    """
+    if not _AUTOGRAD.get():
+        differentiated: Any = vjp(f, *args, has_aux=True)
+        value, pull, others = differentiated
+        return value, partial(pull, retain_graph=False, create_graph=False), others
+    leaves: list[Tensor] = []
+    structure = trees.take(args, leaves)
+    own = [_leaf(x) for x in leaves]
+    with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+        y, others = f(*trees.put(structure, iter(own)))
+
+    if (found := _INSPECTED.get()) is not None:
+        found.look([x for x in trees.flatten(y) if x.requires_grad])
+
+    def back(cotangent: Any) -> tuple[Any, ...]:
+        slopes = _slopes(trees.flatten(y), own, trees.flatten(cotangent))
+        return cast(tuple[Any, ...], trees.put(structure, iter(slopes)))
+
+    return trees.map_tensors(Tensor.detach, y), back, trees.map_tensors(Tensor.detach, others)
+
+
+class Inspection:
+    """What is found in the graphs of autograd while it looks at them: only at gradients that nothing differentiates again.
+
+    once: whether a function that can be differentiated once was differentiated once already, which `torch.autograd.grad` passes
+        over. parameters: those that were read beside the arguments, for which no gradient is taken. reached: whether the result
+        depends on an argument.
+    """
+
+    def __init__(self) -> None:
+        self.once, self.looked, self.reached = False, False, False
+        self.parameters: dict[int, nn.Parameter] = {}
+
+    def look(self, outputs: list[Tensor]) -> None:
+        self.looked, self.reached = True, self.reached or bool(outputs)
+        nodes: list[Any] = [x.grad_fn for x in outputs if x.grad_fn is not None]
+        seen = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            self.once |= type(node).__name__ == "Error"
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, nn.Parameter):
+                self.parameters[id(leaf)] = leaf
+            fresh = {before for before, _ in node.next_functions if before is not None} - seen
+            seen |= fresh
+            nodes += fresh
+
+
+_INSPECTED: ContextVar[Inspection | None] = ContextVar("_INSPECTED", default=None)
+
+
+@contextmanager
+def inspected() -> Iterator[Inspection]:
+    """Inside, graphs are looked at, where gradients are autograd's."""
+    token = _INSPECTED.set(found := Inspection())
+    try:
+        yield found
+    finally:
+        _INSPECTED.reset(token)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
+
+
+def _slopes(ys: list[Tensor], xs: list[Tensor], cotangents: list[Tensor] | None = None, again: bool = False) -> list[Tensor]:
+    """Autograd's gradient; zeros for tensors on which nothing depends."""
+    moving = [x for x in xs if x.requires_grad]
+    reached = [i for i, y in enumerate(ys) if y.requires_grad]
+    if not moving or not reached:
+        return [torch.zeros_like(x) for x in xs]
+    along = None if cotangents is None else [cotangents[i] for i in reached]
+    found = iter(torch.autograd.grad([ys[i] for i in reached], moving, along, create_graph=again, materialize_grads=True))
+    return [next(found) if x.requires_grad else torch.zeros_like(x) for x in xs]
 
 
 _HOLDER: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("_HOLDER", default=None)

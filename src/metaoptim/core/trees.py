@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metaoptim.core.types import Params
 
@@ -42,12 +42,12 @@ def select(a: Params, keep: Callable[[str], bool]) -> Params:
 
 def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same structure with f applied to every tensor."""
-    return pytree.tree_map(f, tree)
+    return _mapped(f, tree)
 
 
 def zip_tensors(f: Callable[[Tensor, Tensor], Tensor], a: Tree, b: Tree) -> Tree:
     """f of the tensors in the same places of two equal structures."""
-    result: Tree = pytree.tree_map(f, a, b)
+    result: Tree = _mapped(f, a, b)
     return result
 
 
@@ -74,22 +74,40 @@ def index(tree: Any, i: int | slice) -> Any:
 
 def stack(trees: Sequence[Any]) -> Any:
     """Equal structures put together along a new leading axis."""
-    return pytree.tree_map(lambda *xs: torch.stack(xs), *trees)
+    return _mapped(lambda *xs: torch.stack(xs), *trees)
 
 
 def cat(trees: Sequence[Any]) -> Any:
     """Equal structures put together along their leading axis."""
-    return pytree.tree_map(lambda *xs: torch.cat(xs), *trees)
+    return _mapped(lambda *xs: torch.cat(xs), *trees)
 
 
 def flatten(tree: Any) -> list[Tensor]:
     """The tensors of a structure, in a fixed order."""
-    return pytree.tree_leaves(tree)
+    leaves: list[Tensor] = []
+    _mapped(leaves.append, tree)
+    return leaves
 
 
 def unflatten(tensors: Sequence[Tensor], like: Any) -> Any:
     """The structure of `like` around other tensors."""
-    return pytree.tree_unflatten(list(tensors), pytree.tree_structure(like))
+    left = iter(tensors)
+    return _mapped(lambda x: next(left), like)
+
+
+def _mapped(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """f of the leaves in the same places: of all that is no tuple, list or dict."""
+    if isinstance(tree, dict):
+        pairs = ((key, _mapped(f, x, *(other[key] for other in others))) for key, x in tree.items())
+        if type(tree) is dict:
+            return dict(pairs)
+        other = copy.copy(tree)  # an OrderedDict, or a dictionary of another library
+        other.update(pairs)
+        return other
+    if isinstance(tree, tuple | list):
+        parts = [_mapped(f, x, *rest) for x, *rest in zip(tree, *others, strict=True)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return f(tree, *others)
 
 
 def take(tree: Any, leaves: list[Tensor]) -> Any:

@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metaoptim.core.brief import brief
+
 Params = dict[str, Tensor]
 """Tensors by name, flat: the keys are those of `named_parameters()`."""
 
@@ -238,6 +240,21 @@ class MetaOptimizer:
                 "some of them."
             )
         self.estimator.check(self.learner, learnt)
+
+    def __repr__(self) -> str:
+        learner: Any = self.learner
+        rule = [brief(learner.rule)] if hasattr(learner, "rule") else []
+        steps = [f"steps={learner.steps}"] if learner.steps else []
+        policy = getattr(getattr(learner, "model", None), "normalisation", "transductive")
+        others = [f"normalisation={policy!r}"] if policy != "transductive" else []
+        others += [f"reduction={self.reduction!r}"] if self.reduction != "mean" else []
+        adapting = sum(p.numel() for n, p in self.phi.weights.items() if learner.adapts(n))
+        counts = {"weights": sum(p.numel() for p in self.phi.weights.values()), "of them adapt": adapting}
+        counts |= {"in the rule": sum(p.numel() for p in self.phi.rule.values())}
+        if adapting in (0, counts["weights"]):
+            del counts["of them adapt"]
+        sizes = [f"{count:,} {what}" for what, count in counts.items() if count]
+        return f"MetaOptimizer({', '.join([self.name, *rule, *steps, brief(self.estimator), *others, *sizes])})"
 
     @property
     def adapting(self) -> tuple[str, ...]:

@@ -3,9 +3,10 @@
 from metaoptim.engine.autotune.search import Plan, offered
 from metaoptim.engine.engine import Engine
 from metaoptim.engine.executor import Executor, check_tasks, count_tasks
-from metaoptim.engine.options import SETTINGS, Choice
+from metaoptim.engine.options import SETTINGS, Choice, chosen
 from metaoptim.engine.rollout import adapt, heritage, rollout
 
 __all__ = [
-    "SETTINGS", "Choice", "Engine", "Executor", "Plan", "adapt", "check_tasks", "count_tasks", "heritage", "offered", "rollout",
+    "SETTINGS", "Choice", "Engine", "Executor", "Plan", "adapt", "check_tasks", "chosen", "count_tasks", "heritage", "offered",
+    "rollout",
 ]  # fmt: skip

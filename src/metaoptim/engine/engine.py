@@ -1,8 +1,11 @@
-"""The engine: meta-gradients in the way that was asked for, or in the best one that was measured."""
+"""The engine: meta-gradients in the way that was asked for, by rule, or in the best way that was measured."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from math import isfinite
+from typing import Any
 
 import torch
 
@@ -10,10 +13,17 @@ from metaoptim.core import trees
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
-from metaoptim.engine.executor import Executor, check_tasks, explained, starts
-from metaoptim.engine.options import Choice, check_settings
+from metaoptim.engine.executor import Executor, check_tasks, starts, tasks_of
+from metaoptim.engine.faults import explained, sentence
+from metaoptim.engine.graphs.guards import Unsteady
+from metaoptim.engine.inspect import inspect
+from metaoptim.engine.options import Choice, check_settings, chosen
+from metaoptim.engine.rule import by_rule
 
-SHARE = 0.7  # of the memory that is free, for a budget that was not given
+SHARE = 0.7  # of the machine's memory, for a budget that was not given
+CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # how far a way may be from the reference, relative to its norm
+ROUGH = 0.1  # the same for half precision, on purpose or in the weights
+AMPLIFIED = 50  # times as far for estimators that divide by small numbers, as solvers and evolution strategies do
 
 
 class Engine:
@@ -21,8 +31,10 @@ class Engine:
 
     The loss and the gradient are put together as the meta-optimizer asks (mean or sum, always in the order of the
     tasks); the carry keeps its leading axis T; `info["losses"]` holds the T single losses, other entries are means.
-    Every setting gives the same numbers, up to rounding (but for precision="bf16"); "auto" is the fastest that was seen on
-    the first batch, among those whose peak memory keeps to the budget.
+    Every setting gives the same numbers, up to rounding (but for precision="bf16"). What is "auto" follows a rule, and nothing
+    is timed, unless runtime is "auto" too: then the fastest way is taken that was seen on a batch, with a peak in the budget.
+    A way that was not asked for by name must agree with the plain loop, task by task, on the first batch and, where it was
+    measured, at each power of two of outer steps; where it fails or differs, the loop takes over, with a warning.
 
     Args:
         method: the meta-optimizer whose estimator and learner run.
@@ -30,11 +42,13 @@ class Engine:
             (with C tasks at a time), or "auto".
         memory: what is kept of the inner run: "graph" (all of it), "steps" (its states), "mixed" (states and gradients, with
             forward-over-reverse second derivatives), or "auto", which never takes "mixed".
-        runtime: "eager" (torch calls one by one), "trace" (a graph of them, traced once), "compile" (the graph compiled by
-            Inductor, which needs a C++ compiler), or "auto".
+        runtime: "eager" (torch calls one by one), "trace" (a graph of them, traced once, and again where something changes that
+            the code reads), "compile" (the graph compiled by Inductor, which needs a C++ compiler), or "auto".
         precision: "full", or "bf16": matrix products and convolutions in bfloat16, by autocast.
-        budget: gibibytes that "auto" may use at the peak of a meta-step; none: most of what is free.
+        budget: gibibytes that "auto" may use at the peak of a meta-step; none: most of what there is.
         horizon: outer steps to come, by which "auto" judges whether tracing and compiling pay; none: a thousand or so.
+        wait: outer steps to take by rule before anything is measured.
+        choice: what was measured in an earlier run, such as "vmap graph trace": taken after `wait` steps, with nothing timed.
     """
 
     def __init__(
@@ -46,24 +60,40 @@ class Engine:
         precision: str = "full",
         budget: float | None = None,
         horizon: int | None = None,
+        wait: int = 0,
+        choice: str | None = None,
     ) -> None:
         check_settings(batching, memory, runtime, precision)
         if budget is not None and not budget > 0:
             raise ValueError(f"engine.budget = {budget}: it must be a positive number of gibibytes, or none.")
         self.method, self.batching, self.memory, self.runtime, self.precision = method, batching, memory, runtime, precision
-        self.budget, self.horizon = budget, horizon
+        self.budget, self.horizon, self.wait = budget, horizon, wait
         auto = "auto" in (batching, memory, runtime)
         self.choice: Choice | None = None if auto else Choice(batching, memory, runtime)
-        self.say: Callable[[str], None] = lambda text: None  # is told what is being measured, which can take minutes
+        # Whether the model was looked at, the choice was measured, and it was held to the plain loop.
+        self.inspected = self.measured = self.proved = False
+        self.preset: Choice | None = None if choice is None else chosen(choice)
+        if self.preset is not None and not self._open(self.preset):
+            raise ValueError(
+                f"engine.choice = {choice!r} is none of {batching}, {memory}, {runtime}; leave out one or the other."
+            )
+        self.decided: Callable[[Choice], None] = _ignored  # is told what was measured, before it is used
+        self.say: Callable[[str], None] = _silent  # is told what is being measured, which can take minutes
         self._executors: dict[tuple[str, str, str], Executor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the settings and the choice, and makes its own graphs and threads."""
+        return self.__dict__ | {"_executors": {}, "say": _silent, "decided": _ignored}
 
     def init(self, phi: MetaParams, batch: Task) -> Carry:
         """The carry of the T task slots of a batch before the first outer step."""
+        batch = tasks_of(batch)
         check_tasks(batch)
         with explained(batch, self.method):
             return starts(self.method, phi, batch)
 
     def __call__(self, phi: MetaParams, batch: Task, carry: Carry | None = None, outer_step: int = 0) -> Estimate:
+        batch = tasks_of(batch)
         count = check_tasks(batch)
         carry = self.init(phi, batch) if carry is None else carry
         slots = {x.shape[0] for x in trees.flatten(carry)}
@@ -73,21 +103,79 @@ class Engine:
                 "number of tasks per step the same, or choose an algorithm that carries nothing."
             )
         with explained(batch, self.method):
-            if self.choice is None:
-                self.choice = self.plan(phi, batch, carry).choice
-            return self.executor(self.choice)(phi, batch, carry, outer_step)
+            if not self.inspected:
+                self.inspected = True
+                inspect(self.method, phi, batch, carry)
+            return self._held(self._choose(phi, batch, carry, outer_step), phi, batch, carry, outer_step)
+
+    def _choose(self, phi: MetaParams, batch: Task, carry: Carry, outer_step: int) -> Choice:
+        settings = (self.batching, self.memory, self.runtime)
+        if self.runtime == "auto" and not self.measured and outer_step >= self.wait:
+            found = self.preset or self.plan(phi, batch, carry).choice
+            self.decided(found)
+            self.choice, self.measured, self.proved = found, True, False
+        if self.choice is None:
+            self.choice = by_rule(self.method, phi, batch, settings, self._limit(peak.total(phi.device)))
+        return self.choice
+
+    def _held(self, choice: Choice, *args: Any) -> Estimate:
+        """The estimate in that way, held to the plain loop from time to time; that loop's, where the way fails or differs."""
+        plain = Choice("loop", "steps" if choice.memory == "mixed" else choice.memory, "eager", by="rule")
+        named = choice.by == "name" or choice[:3] == plain[:3]
+        before = torch.get_rng_state()
+        try:
+            found = self.executor(choice)(*args)
+        except Unsteady as error:
+            return self._fallen(choice, plain, str(error), *args)
+        except Exception as error:  # torch can raise anything, as for a layer without a batching rule
+            if named:
+                raise
+            torch.set_rng_state(before)
+            return self._fallen(choice, plain, sentence(error, self.method), *args)
+        phi, outer_step = args[0], args[3]
+        if named or (self.proved and (choice.by == "rule" or outer_step & (outer_step - 1))):
+            return found
+        after = torch.get_rng_state()
+        torch.set_rng_state(before)
+        expected = self.executor(plain)(*args)
+        if not (gap := _gap(found, expected)) <= self._close(phi):  # NaN too
+            self._fall(
+                choice, plain, f"its meta-gradient is {100 * gap:.2g} % off that of the plain loop (mo.check names the layer)"
+            )
+            return expected
+        torch.set_rng_state(after)
+        self.proved = True
+        return found
+
+    def _fallen(self, choice: Choice, plain: Choice, reason: str, *args: Any) -> Estimate:
+        """The estimate by the plain loop, which is taken from now on unless it fails too."""
+        found = self.executor(plain)(*args)
+        self._fall(choice, plain, reason)
+        return found
+
+    def _fall(self, choice: Choice, plain: Choice, reason: str) -> None:
+        warnings.warn(f"{', '.join(choice[:3])}: {reason}. From here on: {', '.join(plain[:3])}.", stacklevel=6)
+        self.choice, self.proved = plain, True
+
+    def _close(self, phi: MetaParams) -> float:
+        size = ROUGH if self.precision == "bf16" else CLOSE.get(trees.flatten(phi)[0].dtype, ROUGH)
+        return size * (AMPLIFIED if self.method.estimator.claim in ("implicit", "stochastic") else 1)
+
+    def _limit(self, memory: int | None) -> int:
+        """The memory budget in bytes, of a machine (or what is free of it) with so many."""
+        return int(self.budget * 2**30) if self.budget else int(SHARE * memory) if memory else 2**40
 
     def plan(self, phi: MetaParams, batch: Task, carry: Carry = (), again: bool = False) -> Plan:
         """What the ways that the settings leave open cost on this batch, and the best; remembered for this work and machine.
 
         again: measured anew, whatever is remembered.
         """
+        self.say("choosing the fastest way to compute the meta-gradient (once for each work)")
         estimator, learner = self.method.estimator, self.method.learner
         settings = (self.batching, self.memory, self.runtime)
-        key = cache.key(self.method, phi, batch, (*settings, self.precision, str(self.budget)))
+        key = cache.key(self.method, phi, batch, (*settings, self.precision, str(self.budget), str(self.horizon)))
         known = None if again else cache.read(key)
-        free = peak.free(phi.device)
-        budget = int(self.budget * 2**30) if self.budget else int(SHARE * free) if free else 2**40
+        budget = self._limit(peak.free(phi.device))
 
         def build(choice: Choice) -> Callable[[], float]:
             executor = self.executor(choice)
@@ -100,7 +188,8 @@ class Engine:
                 alone = Executor(self.method, "loop", "steps", "eager", self.precision)
                 single = peak.of(lambda: alone(phi, few[0], few[1], 0), phi.device)[1] or 0
             search = Search(build, settings, estimator.memories, check_tasks(batch), learner.steps, single, budget,
-                            phi.device, self.horizon or UNKNOWN, known or (), rest=self.release, say=self.say)  # fmt: skip
+                            phi.device, self.horizon or UNKNOWN, known or (), rest=self.release, say=self.say,
+                            attempt=cache.Journal(key))  # fmt: skip
             found = search.run()
         cache.write(key, found.rows)
         taken = found.choice[:3]
@@ -114,6 +203,11 @@ class Engine:
             self._executors[settings] = Executor(self.method, *settings, self.precision)
         return self._executors[settings]
 
+    def _open(self, choice: Choice) -> bool:
+        """Whether the settings leave a choice open."""
+        given = (self.batching, self.memory, self.runtime)
+        return all(setting in ("auto", value) for setting, value in zip(given, choice[:3], strict=True))
+
     def release(self) -> None:
         """Until the next call, gives back the memory of graphs and ends the threads of "workers"."""
         for executor in self._executors.values():
@@ -121,6 +215,21 @@ class Engine:
 
     def restore(self, choice: Choice) -> None:
         """Takes over the choice of an earlier process, so that a resumed run computes the same floats."""
-        given = (self.batching, self.memory, self.runtime)
-        if all(setting in ("auto", value) for setting, value in zip(given, choice[:3], strict=True)):
-            self.choice = choice
+        if self._open(choice):
+            self.choice, self.measured, self.proved = choice, choice.by == "measurement", True
+
+
+def _ignored(choice: Choice) -> None:
+    """Does nothing."""
+
+
+def _silent(text: str) -> None:
+    """Tells nobody."""
+
+
+def _gap(found: Estimate, expected: Estimate) -> float:
+    """The distance of two gradients, relative to the second one."""
+    pairs = zip(trees.flatten(found.grad), trees.flatten(expected.grad), strict=True)
+    squares = [(torch.linalg.vector_norm(a - b) ** 2, torch.linalg.vector_norm(b) ** 2) for a, b in pairs]
+    off, size = (torch.stack(parts).sum().sqrt().item() for parts in zip(*squares, strict=True))
+    return 0.0 if not isfinite(size) else off / size if size else off

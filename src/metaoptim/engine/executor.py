@@ -7,9 +7,8 @@ gradient, silently, for affine batch and layer norms (pytorch/functorch#534).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any, cast
 
@@ -18,12 +17,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim.core import trees
+from metaoptim.core.gradients import autograd
 from metaoptim.core.types import Carry, Clock, Estimate, MetaOptimizer, MetaParams, Params, Task, directly
 from metaoptim.engine.bound import Bound
-from metaoptim.engine.graphs.graphs import Graphs, modules
+from metaoptim.engine.graphs.graphs import Graphs
+from metaoptim.engine.graphs.guards import Guards
 from metaoptim.engine.graphs.parts import Parts
 from metaoptim.engine.options import cut
-from metaoptim.nn import blame
 
 
 class Executor:
@@ -41,13 +41,16 @@ class Executor:
                 f"{', '.join(estimator.memories)}."
             )
         self.method, self.batching, self.cut, self.half = method, batching, cut(batching), precision == "bf16"
-        self.graphs = Graphs(method, compiled=runtime == "compile")
+        guards = Guards({"the learner": method.learner, "the estimator": method.estimator}) if runtime != "eager" else None
+        self.graphs = Graphs(guards, compiled=runtime == "compile")
+        self.by_autograd = runtime == "eager" and not self.cut.vmapped
         self.whole = runtime != "eager" and memory == "graph"
         self.estimator = estimator.keeping(memory, directly if runtime == "eager" else Parts(self.graphs))
         self.ready: set[Any] = set()
         self.pool: ThreadPoolExecutor | None = None
 
     def __call__(self, phi: MetaParams, batch: Task, carry: Carry, outer_step: int) -> Estimate:
+        self.graphs.look()
         count, device = count_tasks(batch), trees.device(batch)
         learnt, fixed = self.method.split(phi)
         parts, cuts = (batch, carry, keys(count, device)), self.cut.pieces(count)
@@ -114,7 +117,7 @@ class Executor:
         self, learnt: MetaParams, fixed: Params, outer_step: Tensor, batch: Task, carry: Carry, keys: Tensor
     ) -> Estimate:
         """Losses, carry and info stacked over the tasks of a piece; gradients summed."""
-        with torch.autocast(trees.device(batch).type, torch.bfloat16, enabled=self.half):
+        with self.precision(batch), autograd(self.by_autograd):
             if not self.cut.vmapped:
                 alone = self._one(learnt, fixed, outer_step, *trees.index((batch, carry, keys), 0))
                 loss, after, info = trees.map_tensors(lambda x: x[None], (alone.loss, alone.carry, alone.info))
@@ -122,6 +125,10 @@ class Executor:
             mapped = vmap(self._one, in_dims=(None, None, None, 0, 0, 0), randomness="different")
             stacked: Estimate = mapped(learnt, fixed, outer_step, batch, carry, keys)
         return stacked._replace(grad=trees.map_tensors(lambda g: g.sum(0), stacked.grad))
+
+    def precision(self, batch: Task) -> AbstractContextManager[Any]:
+        """The autocast that was asked for; a surrounding one stays in force where none was."""
+        return torch.autocast(trees.device(batch).type, torch.bfloat16) if self.half else nullcontext()
 
     def _one(self, learnt: MetaParams, fixed: Params, outer_step: Tensor, task: Task, carry: Carry, key: Tensor) -> Estimate:
         bound = Bound(self.method.learner, fixed, key)
@@ -153,6 +160,22 @@ def count_tasks(batch: Task) -> int:
     return int(trees.flatten(batch)[0].shape[0])
 
 
+def tasks_of(batch: Any) -> Task:
+    """A batch of tasks from what a user gave: a Task, or a plain pair of support and query."""
+    parts = batch if isinstance(batch, tuple | list) and len(batch) == 2 else ()
+    if isinstance(batch, Task) or (parts and all(isinstance(part, tuple | list | dict) for part in parts)):
+        odd = [x for x in trees.flatten(tuple(parts)) if not isinstance(x, Tensor)]
+        if not odd:
+            return batch if isinstance(batch, Task) else Task(*parts)
+        found = f"{type(odd[0]).__name__} among its tensors"
+    else:
+        found = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+    raise ValueError(
+        "a batch of tasks is Task(support=(x, y), query=(x, y)), or ((x, y), (x, y)), with tensors (T, S, …) and (T, Q, …); "
+        f"found {found}."
+    )
+
+
 def check_tasks(batch: Task) -> int:
     """T of a batch of tasks; a ValueError where its parts disagree."""
     found: dict[str, torch.Size] = {}
@@ -177,43 +200,3 @@ def _name(path: str) -> str:
     """A tensor of a batch in a sentence: x and y of a pair; else its keys."""
     steps = json.loads(path)
     return "xy"[steps[0]] if len(steps) == 1 and steps[0] in (0, 1) else ".".join(map(str, steps)) or "tensor"
-
-
-@contextmanager
-def explained(data: Any, owner: Any) -> Iterator[None]:
-    """Turns what torch says of data that don't go through the owner's module or loss into one sentence about them."""
-    try:
-        yield
-    except (RuntimeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        layers = [layer for module in modules(owner) if (layer := blame(error, module))]
-        if any(sign in str(error) for sign in _VALUES):
-            who = layers[0] if layers else "the rule, the model or the loss"
-            raise ValueError(
-                f"{who} branches on a value (an `if` on a tensor, int(), .item()), which a graph can't hold: use torch.where "
-                'or indexing there, or runtime="eager".'
-            ) from error
-        if any(sign in str(error) for sign in _FORWARD):
-            raise ValueError(
-                f"{layers[0] if layers else 'the model or the loss'} uses a function that has no forward mode in torch, which "
-                'memory="mixed" needs: use memory="steps", with the same numbers.'
-            ) from error
-        found = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{layers[0] if layers else 'the model or the loss'} can't take these data ({reason}): found tensors {found}, in "
-            "the order of support and query, inputs and targets; expected what the model reads and, for classes, targets below "
-            "its outputs."
-        ) from error
-
-
-_FORWARD = ("ZeroTensors are immutable", "forward AD")
-"""What torch says where a function has no derivative in forward mode."""
-
-_VALUES = ("value out of a tracing tensor", "data-dependent", "data dependent", "aten._local_scalar_dense")
-"""What torch says where a function that is traced asks for a value."""
-
-
-def _range(x: Tensor) -> str:
-    return "" if x.is_floating_point() or x.is_complex() else f" from {x.min()} to {x.max()}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from metaoptim.core.types import Memory
 
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
 RUNTIMES = ("eager", "trace", "compile")
 PRECISIONS = ("full", "bf16")
-SETTINGS = ("batching", "memory", "runtime", "precision", "budget")  # what a user may choose
+SETTINGS = ("batching", "memory", "runtime", "precision", "budget", "choice")  # what a user may choose
 _BATCHING = re.compile(r"loop|vmap(:[1-9][0-9]*)?|workers:[1-9][0-9]*(:[1-9][0-9]*)?", re.ASCII)
 
 
@@ -28,12 +28,29 @@ class Cut(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The way that is taken, and the seconds per meta-step that were seen for each (empty where it was given)."""
+    """The way that is taken, the seconds per meta-step that were seen for each where they were measured, and who chose it."""
 
     batching: str
     memory: str = "graph"
     runtime: str = "eager"
     seconds: Mapping[str, float] = {}
+    by: Literal["name", "rule", "measurement"] = "name"
+
+    @property
+    def text(self) -> str:
+        """The way in one line, as a recipe has it."""
+        return " ".join(self[:3])
+
+
+def chosen(text: str) -> Choice:
+    """The choice that "BATCHING MEMORY RUNTIME" stands for, as `Choice.text` writes it."""
+    words = text.split()
+    if len(words) != 3 or "auto" in words:
+        raise ValueError(
+            f"engine.choice = {text!r}: it must be a batching, a memory and a runtime, such as 'vmap graph trace'."
+        )
+    check_settings(words[0], words[1], words[2], "full")
+    return Choice(words[0], words[1], words[2], by="measurement")
 
 
 def cut(batching: str) -> Cut:

@@ -12,7 +12,8 @@ from metaoptim.core import trees
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Params, State, Task
-from metaoptim.engine.executor import count_tasks, explained
+from metaoptim.engine.executor import count_tasks
+from metaoptim.engine.faults import explained
 from metaoptim.engine.options import cut
 
 

@@ -24,10 +24,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, jvp
 
 from metaoptim.core import trees
-from metaoptim.core.gradients import exact, held
+from metaoptim.core.gradients import autograd, exact, held, pullback
 from metaoptim.core.inner_loop import one_step
 from metaoptim.core.objectives import Objective, Weight, counts, last, weights_of
 from metaoptim.core.types import (
@@ -168,14 +168,14 @@ class Back:
             return f(trees.add(x, shift))[0]
 
         values = _moving(before)
-        differentiated: Any = vjp(segment, phi, values, given, has_aux=True)
-        (_, judged), pull, info = differentiated
-        found, back, of_given = pull((cotangents, [torch.ones_like(x) for x in judged]), retain_graph=False, create_graph=False)
+        (_, judged), pull, info = pullback(segment, phi, values, given)
+        found, back, of_given = pull((cotangents, [torch.ones_like(x) for x in judged]))
         if of_given and not self.first_order:
-            _load_forward_mode()
+            _load_forward_mode(k.device)
             slope, of_loss = of_given
             zero = {n: torch.zeros_like(x) for n, x in slope.items()}
-            moved: Any = jvp(lambda shift: grad(value, argnums=(0, 1))(phi, values, shift), (zero,), (slope,))
+            with autograd(False):
+                moved: Any = jvp(lambda shift: grad(value, argnums=(0, 1))(phi, values, shift), (zero,), (slope,))
             there, along = moved
             more = trees.zip_tensors(lambda d, g: d + of_loss * g, along, there)
             found, back = trees.plus((found, back), more)
@@ -184,13 +184,13 @@ class Back:
 
 def _moving(state: State) -> list[Tensor]:
     """The tensors of a state that can have a cotangent: not whole numbers."""
-    return [x for x in trees.flatten(state) if x.is_floating_point()]
+    return [x for x in trees.flatten(state) if x.is_floating_point() or x.is_complex()]
 
 
 def _filled(state: State, values: Sequence[Tensor]) -> State:
     """The state with other values for what moves."""
     left = iter(values)
-    return trees.map_tensors(lambda x: next(left) if x.is_floating_point() else x, state)
+    return trees.map_tensors(lambda x: next(left) if x.is_floating_point() or x.is_complex() else x, state)
 
 
 def _scalar(weight: Weight, phi: MetaParams) -> Tensor:
@@ -199,9 +199,9 @@ def _scalar(weight: Weight, phi: MetaParams) -> Tensor:
 
 
 @cache
-def _load_forward_mode() -> None:
+def _load_forward_mode(device: torch.device) -> None:
     """torch loads parts of its forward mode at the first use, and warns of its own code while it does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        one = torch.ones(1)
+        one = torch.ones(1, device=device)
         jvp(torch.sin, (one,), (one,))

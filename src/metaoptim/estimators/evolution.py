@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim.core import trees
-from metaoptim.core.gradients import held
+from metaoptim.core.gradients import autograd, held
 from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import (
     Claim,
@@ -105,7 +105,8 @@ class EvolutionStrategy(Plain):
             mean = {name: (x + other[name]) / 2 for name, x in info.items()}
             return (up + down) / 2, trees.map_tensors(lambda x: slope * x, xi), plus, minus, mean
 
-        loss, gradient, plus, minus, info = vmap(pair, randomness="different")(drawn, seen, carry.plus, carry.minus)
+        with autograd(False):
+            loss, gradient, plus, minus, info = vmap(pair, randomness="different")(drawn, seen, carry.plus, carry.minus)
         loss, gradient, info = trees.map_tensors(lambda x: x.mean(0), (loss, gradient, info))
         return Estimate(loss, gradient, Particles(plus, minus, seen, after(carry.k, self.window, learner)), info)
 

@@ -21,6 +21,7 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import count_tasks, rollout
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network
+from metaoptim.nn import statistics
 from metaoptim.rules import SGD
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run
@@ -86,7 +87,9 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
             f"the head `{name}` is {type(layer).__name__}, which can't be widened; leave the baseline pretrained out."
         )
     parent = net.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], nn.Linear(layer.in_features, tasks.classes("train")))
+    like = layer.weight
+    wide = nn.Linear(layer.in_features, tasks.classes("train"), device=like.device, dtype=like.dtype)
+    setattr(parent, name.rpartition(".")[2], wide)
     _fit(net, run.network.loss,
          lambda i: tasks.batch("train", seed=run.seed, start=i * EXAMPLES, count=EXAMPLES), iterations, progress)  # fmt: skip
     return {
@@ -111,7 +114,9 @@ def _fit(
     for i in tracked(range(iterations), "pretraining the baseline", progress):
         x, y = batches(i)
         optimizer.zero_grad()
-        torch.autograd.backward(loss(net(x.to(device)), y.to(device)))
+        with statistics():  # the batch's, whatever has been stored
+            output = net(x.to(device))
+        torch.autograd.backward(loss(output, y.to(device)))
         optimizer.step()
         schedule.step()
 

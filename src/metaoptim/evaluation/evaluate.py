@@ -14,14 +14,17 @@ from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.checks import check_counts, check_memory, check_time
+from metaoptim.core.random import forked
 from metaoptim.core.types import Normalisation, Task
 from metaoptim.engine import rollout
 from metaoptim.evaluation import baselines as base
 from metaoptim.evaluation.result import Result, Row
-from metaoptim.learners import with_network
+from metaoptim.learners import placed, with_network
+from metaoptim.runs import identity
+from metaoptim.runs.adapted import quiet
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import tracked
-from metaoptim.runs.run import Run, quiet
+from metaoptim.runs.run import Run
 from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import check_seed, episodes_hash
 
@@ -47,9 +50,10 @@ def evaluate(
     episodes: int = 600,
     steps: int | None = None,
     normalisation: Normalisation | None = None,
-    baselines: Sequence[Baseline] = ("untrained", "prototypes"),
+    baselines: Sequence[Baseline] | None = None,
     pretrain_iterations: int = 2000,
     seed: int = 0,
+    device: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Scores every method after each inner step, on the same episodes.
@@ -61,13 +65,16 @@ def evaluate(
         episodes: number of episodes E.
         steps: inner steps K at test; as in training if not given.
         normalisation: policy at test; as in training if not given.
-        baselines: rows beside the method's: "untrained", "prototypes" (needs classes) and "pretrained" (needs training).
+        baselines: rows beside the method's: "untrained", "prototypes" (needs classes) and "pretrained" (needs training); none
+            given: the first two, as far as the tasks allow.
         pretrain_iterations: training steps for the "pretrained" row, of 128 examples each.
         seed: seed of the episodes.
+        device: where it is computed, such as "cuda"; where the run's φ is if not given.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an unknown split or baseline, no episode, no run.
+        ValueError: an unknown split or baseline, no episode, no run, runs that are not seeds of one training, prototypes of
+            tasks without classes.
     """
     given: list[Any] = list(run) if isinstance(run, list | tuple) else [run]
     runs = [r for r in given if isinstance(r, Run)]
@@ -80,9 +87,12 @@ def evaluate(
     check_seed(seed)
     if isinstance(baselines, str):
         raise ValueError(f"baselines={baselines!r}: it must be a list of names, such as [{baselines!r}].")
-    for name in baselines:
+    for name in baselines or ():
         if name not in get_args(Baseline):
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
+    _check_seeds(runs)
+    if device is not None:
+        runs = [on_device(r, device) for r in runs]
     if normalisation is not None:
         runs = [with_normalisation(r, normalisation) for r in runs]
     count = runs[0].method.learner.steps if steps is None else steps
@@ -102,14 +112,19 @@ def evaluate(
 
     methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]] = {"method": [adapted(r) for r in runs]}
     classes = base.has_classes(tasks.sample(split, seed=seed, start=0, count=1))
-    if "untrained" in baselines:
+    default: tuple[Baseline, ...] = ("untrained", "prototypes") if classes else ("untrained",)
+    wanted = default if baselines is None else baselines
+    if "prototypes" in wanted and not classes:
+        raise ValueError(
+            "baseline 'prototypes' needs tasks with classes, as pairs (x, y) with int64 labels; these have none: leave it out."
+        )
+    if "untrained" in wanted:
         methods["untrained"] = [adapted(base.untrained(r)) for r in runs]
-    if "prototypes" in baselines and classes:
+    if "prototypes" in wanted:
         methods["prototypes"] = [partial(base.prototypes, r) for r in runs]
     with quiet(*(r.network.net for r in runs)):
-        if "pretrained" in baselines:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+        if "pretrained" in wanted:
+            with forked(runs[0].phi.device, seed):
                 methods["pretrained"] = [
                     fine_tuned(base.pretrained(r, tasks, pretrain_iterations, count or FINE_TUNING, progress)) for r in runs
                 ]
@@ -117,6 +132,27 @@ def evaluate(
     rows = tuple(_row(name, scores[name], runs[0].method.name if name == "method" else name) for name in methods)
     facts = _facts(runs, tasks, split, seed, episodes, count)
     return Result(rows, facts | ({"pretrain_iterations": pretrain_iterations} if "pretrained" in methods else {}))
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    """Raises a ValueError where runs that would be averaged differ in anything but the seed, as far as is known of each."""
+    first = runs[0].identity
+    for i, run in enumerate(runs[1:], 2):
+        other = run.identity
+        both = [part for part in first if part in other]
+        for field, a, b in identity.differences({k: first[k] for k in both}, {k: other[k] for k in both}):
+            if field != "train.seed":
+                raise ValueError(
+                    f"runs that are judged together must be seeds of one training: {field} is {a} in the first run and {b} in "
+                    f"run {i}; evaluate them one by one."
+                )
+
+
+def on_device(run: Run, device: str) -> Run:
+    """The run, evaluated on another device."""
+    method = placed(run.method, device)
+    phi, inherited = trees.to((run.phi, run.inherited), method.phi.device)
+    return replace(run, method=method, phi=phi, inherited=inherited)
 
 
 def with_normalisation(run: Run, policy: Normalisation) -> Run:
@@ -131,8 +167,7 @@ def _score(
 ) -> dict[str, list[dict[str, Tensor]]]:  # fmt: skip
     """Scores (E, K+1) by method, run and metric; every method sees the same episodes."""
     parts: dict[str, list[list[dict[str, Tensor]]]] = {n: [[] for _ in runs] for n, runs in methods.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(device, seed):
         for start in tracked(range(0, episodes, AT_ONCE), f"evaluating on {split}", progress):
             batch = tasks.sample(split, seed=seed, start=start, count=min(AT_ONCE, episodes - start))
             for name, runs in methods.items():
@@ -144,7 +179,8 @@ def _score(
 def _row(method: str, scores: list[dict[str, Tensor]], name: str) -> Row:
     """One method over its runs: scores per episode, averaged over the seeds, and each seed's own mean after the last step."""
     together = {m: torch.stack([s[m] for s in scores]).mean(0) for m in scores[0]}
-    return Row(name, ABOUT[method], together, tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores))
+    means = tuple({m: x[:, -1].double().mean().item() for m, x in s.items()} for s in scores)
+    return Row(name, ABOUT[method], together, means, tuple(scores))
 
 
 def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: int, steps: int) -> dict[str, Any]:
@@ -158,7 +194,7 @@ def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: 
         "steps": steps,
         "training_steps": runs[0].method.learner.steps,
         "normalisation": runs[0].network.normalisation,
-        "selection": runs[0].selection,
+        "selection": " and ".join(sorted({r.selection for r in runs})),
         "seeds": [r.seed for r in runs],
         "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
         "engine": [r.batching for r in runs],

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from metaoptim.runs.checkpoint import strict_json
+from metaoptim.runs.store import write_atomic
 
-SHOWN = (0, 1, 5, 10, 20)  # with the last one, as many columns as fit in 100 characters
+SHOWN = (0, 1, 5, 10, 20)  # and the last one, as far as they fit
+WIDEST = 120
+SCORES = "scores.safetensors"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method's scores on every episode: `scores` maps a metric to (E, K+1); `seeds` holds each run's means."""
+    """One method's scores on every episode.
+
+    `scores` maps a metric to (E, K+1), averaged over the runs; `runs` holds the same of each run, and `seeds` each run's mean
+    after the last step.
+    """
 
     name: str
     about: str
     scores: Mapping[str, Tensor] = field(repr=False)
     seeds: tuple[Mapping[str, float], ...] = ()
+    runs: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
 
     def mean(self, metric: str) -> list[float]:
         """The mean over episodes after 0 … K steps."""
@@ -63,20 +74,44 @@ class Result:
         """Half the width of its 95 % interval over episodes."""
         return self.rows[0].interval(self.metric)[-1]
 
+    def __repr__(self) -> str:
+        facts, percent = self.facts, self.metric == "accuracy"
+        score = f"{self.metric} {_cell(self.mean, self.interval, percent)}{' %' if percent else ''}"
+        return f"Result({self.rows[0].name}: {score} after {facts['steps']} steps, {facts['episodes']} episodes)"
+
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        console.print(self.table())
+        width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+        console = Console(file=io.StringIO(), width=width)
+        console.print(self.table(width))
         return cast(io.StringIO, console.file).getvalue().rstrip()
 
-    def table(self) -> Table:
-        """One row per method, one column per inner step."""
+    def save(self, folder: str | Path) -> Path:
+        """Writes result.json, and the scores that it names: scores.safetensors; returns the path of the first."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{row.name}/{m}": x for row in self.rows for m, x in row.scores.items()}
+        for row in self.rows if len(self.rows[0].runs) > 1 else ():
+            tensors |= {f"{row.name}/{m}/run{i}": x for i, scores in enumerate(row.runs) for m, x in scores.items()}
+        data = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+        write_atomic(folder / SCORES, safetensors.torch.save(data))
+        write_atomic(folder / "result.json", f"{self.json(scores=SCORES)}\n".encode())
+        return folder / "result.json"
+
+    def table(self, width: int = WIDEST) -> Table:
+        """One row per method, and one column per inner step, as many as fit into so many characters."""
+        last = self.facts["steps"]
+        shown = [k for k in (SHOWN if last > 4 else range(last)) if k < last] + [last]
+        console = Console(width=10 * WIDEST, file=io.StringIO())
+        while len(shown) > 2 and console.measure(self._table(shown, titled=False)).maximum > width:
+            del shown[len(shown) // 2]  # what is before, after the first and after the last step stays longest
+        return self._table(shown)
+
+    def _table(self, shown: list[int], titled: bool = True) -> Table:
         facts, percent = self.facts, self.metric == "accuracy"
         unit = "accuracy, %" if percent else "loss"
-        steps = facts["steps"]
-        shown = [k for k in (SHOWN if steps > 4 else range(steps)) if k < steps] + [steps]
         title = f"{facts['tasks']['family']}, split {facts['split']}: {unit} ± 95 % interval over {facts['episodes']} episodes"
-        table = Table(title=title, caption=_caption(facts))
-        table.add_column("inner steps")
+        table = Table(title=title, caption=_caption(facts)) if titled else Table()
+        table.add_column("inner steps", no_wrap=True)
         for k in shown:
             table.add_column(str(k), justify="right", no_wrap=True)
         table.add_column("difference", justify="right", no_wrap=True)
@@ -88,8 +123,11 @@ class Result:
             table.add_row(row.name, *cells, gap)
         return table
 
-    def json(self) -> str:
-        """Everything in machine-readable form; enough to repeat the evaluation."""
+    def json(self, scores: str | None = None) -> str:
+        """Everything in machine-readable form; enough to repeat the evaluation.
+
+        scores: the file that holds the scores of single episodes; none: they stand in the JSON itself.
+        """
         rows = [
             {
                 "name": row.name,
@@ -99,7 +137,14 @@ class Result:
                     "means": {m: [s[m] for s in row.seeds] for m in row.scores} if row.seeds else {},
                     "spread": {m: _spread([s[m] for s in row.seeds]) for m in row.scores} if row.seeds else {},
                 },
-                **{m: {"mean": row.mean(m), "interval": row.interval(m)} for m in row.scores},
+                **{
+                    m: {
+                        "mean": row.mean(m),
+                        "interval": row.interval(m),
+                        "episodes": f"{scores}: {row.name}/{m}" if scores else x.tolist(),
+                    }
+                    for m, x in row.scores.items()
+                },
                 **(
                     {"against_first": dict(zip(("mean", "interval"), row.paired(self.rows[0], self.metric), strict=True))}
                     if row is not self.rows[0]

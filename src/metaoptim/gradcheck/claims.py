@@ -20,6 +20,7 @@ from metaoptim.engine.bound import Bound
 from metaoptim.engine.executor import keys, starts
 from metaoptim.estimators import Unroll
 from metaoptim.gradcheck.case import REFERENCE, Case, How, Overwritten, prepare
+from metaoptim.gradcheck.causes import in_the_rule
 from metaoptim.gradcheck.differences import TOLERANCE, Probe, distance, probe, seeded
 from metaoptim.gradcheck.held import Held
 from metaoptim.gradcheck.minimum import AtMinimum
@@ -208,7 +209,8 @@ def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = R
     if method.estimator.claim in ("implicit", "stochastic"):
         return None  # `check` takes its time for these
     try:
-        verdict = judge(prepare(method, phi, batch, 2), how)
+        case = prepare(method, phi, batch, 2)
+        verdict = judge(case, how)
     except Overwritten as reason:
         return f"{reason}: metaoptim.check(method, tasks) finds the layer."
     except Exception:  # whatever a module can say to float64; training itself tells of the rest
@@ -216,6 +218,8 @@ def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = R
     error = verdict.error
     if error <= LENIENT or not verdict.estimate.loss.isfinite():  # of which training tells more
         return None
+    if (cause := in_the_rule(method, phi)) and not math.isfinite(trees.norm(case.leaves(verdict.estimate.grad)).item()):
+        return f"the meta-gradient of {method.name} is not finite: {cause}."
     size = f"{error:.1%}" if math.isfinite(error) else "more than any number"
     return (
         f"the meta-gradient of {method.name} is off from central differences of its own loss by {size}: "

@@ -57,7 +57,9 @@ def probe(
     usual = math.sqrt(sum(gradient[n].square().sum().item() for n in names) / sum(at[n].numel() for n in names))
     best: list[tuple[Probe, float]] = []  # of each direction
     for _ in range(tries):
-        random = {n: torch.randn(at[n].shape, generator=draw, dtype=at[n].dtype).to(at[n].device) for n in names}
+        random = {
+            n: torch.randn(at[n].shape, generator=draw, dtype=at[n].dtype, device=draw.device).to(at[n].device) for n in names
+        }
         size = trees.norm(random)
         direction = {n: v / size for n, v in random.items()}
         found: list[tuple[Probe, float]] = []

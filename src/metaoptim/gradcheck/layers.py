@@ -29,6 +29,8 @@ class Layer(NamedTuple):
     module: nn.Module
     weights: Params
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    engines: bool = True
+    """Whether it runs as in the engine, and not as it is."""
 
     @property
     def name(self) -> str:
@@ -48,13 +50,13 @@ class Layer(NamedTuple):
             given = [at[n].clone() if (n := f"{INPUT}{i}") in at else x for i, x in enumerate(trees.flatten(self.arguments))]
             args, kwargs = trees.unflatten(given, self.arguments)
             constant = {n: torch.where(fixed, self.weights[n], at[n]) for n, fixed in held(module).items()}
-            with written_out():
+            with written_out(self.engines):
                 return functional_call(module, {n: at[n] for n in self.weights} | constant, args, kwargs)
 
         return call
 
 
-def layers(network: Network, weights: Params, batch: Batch) -> list[Layer]:
+def layers(network: Network, weights: Params, batch: Batch, engines: bool = True) -> list[Layer]:
     """The layers that a forward pass calls, those inside others first, and the network's output last of all."""
     net, found, open_ = copy.deepcopy(network.net), list[Layer](), dict[str, Any]()
 
@@ -69,7 +71,7 @@ def layers(network: Network, weights: Params, batch: Batch) -> list[Layer]:
             if all(path != layer.path for layer in found):
                 clean = network.net.get_submodule(path)
                 own = {n: weights.get(f"{path}.{n}" if path else n, p.detach()) for n, p in clean.named_parameters()}
-                found.append(Layer(path, clean, own, open_[path]))
+                found.append(Layer(path, clean, own, open_[path], engines))
 
         return hook
 
@@ -90,7 +92,7 @@ def culprits(network: Network, weights: Params, batch: Batch, *, twice: bool, ma
     blamed: list[str] = []
     x, y = batch
     with seeded(trees.device(x)):
-        seen = layers(network, weights, batch)
+        seen = layers(network, weights, batch, engines=not outside)
     for layer in seen:
         if any(path == layer.path or path.startswith(f"{layer.path}." if layer.path else "") for path in blamed):
             continue

@@ -164,12 +164,12 @@ def floats(output: Any) -> Params:
 def random_like(like: Params, seed: int) -> Params:
     """Random numbers in the shapes of these tensors, the same for the same seed."""
     draw = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(x.shape, generator=draw, dtype=x.dtype).to(x.device) for n, x in like.items()}
+    return {n: torch.randn(x.shape, generator=draw, dtype=x.dtype, device=draw.device).to(x.device) for n, x in like.items()}
 
 
 def draws(at: Params) -> AbstractContextManager[None]:
     """Inside, torch draws the same each time."""
-    return seeded(next((x.device for x in at.values()), torch.empty(0).device))
+    return seeded(next((x.device for x in at.values()), torch.get_default_device()))
 
 
 def names_of(names: list[str]) -> str:

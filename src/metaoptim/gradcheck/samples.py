@@ -12,7 +12,7 @@ from torch.func import functional_call
 from metaoptim.core import trees
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.engine import check_tasks
-from metaoptim.engine.executor import explained
+from metaoptim.engine.faults import explained
 from metaoptim.gradcheck.differences import seeded
 from metaoptim.gradcheck.parts import said
 from metaoptim.learners import network_of
@@ -44,20 +44,22 @@ def random_tasks(method: MetaOptimizer, shape: Sequence[int] | None) -> Task:
     dtype, device = next(iter(method.phi.weights.values())).dtype, method.phi.device
 
     def inputs(rows: int) -> Tensor:
-        return torch.randn((2, TASKS, rows, *(shape or _readable(network.net))), generator=draw, dtype=dtype).to(device)
+        return torch.randn(
+            (2, TASKS, rows, *(shape or _readable(network.net))), generator=draw, dtype=dtype, device=draw.device
+        ).to(device)
 
     x = inputs(ROWS)
     output = forward(method, x[0, 0])
     if output.ndim == 2 and ROWS < output.shape[-1] <= MANY_CLASSES:  # so that a support set has all of them
         x = inputs(output.shape[-1])
         output = forward(method, x[0, 0])
-    order = torch.rand((2, TASKS, *output.shape[:-1]), generator=draw).argsort(2)
+    order = torch.rand((2, TASKS, *output.shape[:-1]), generator=draw, device=draw.device).argsort(2)
     classes = (order % output.shape[-1]).to(device)
     try:
         network.loss(output, classes[0, 0])
         y = classes
     except (IndexError, RuntimeError, TypeError, ValueError):
-        y = torch.randn((2, TASKS, *output.shape), generator=draw, dtype=dtype).to(device)
+        y = torch.randn((2, TASKS, *output.shape), generator=draw, dtype=dtype, device=draw.device).to(device)
     return Task((x[0], y[0]), (x[1], y[1]))
 
 

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from metaoptim.core.types import Batch, Info, Learner, Normalisation, Params
-from metaoptim.nn import needs_written_out, refuse, statistics, written_out
+from metaoptim.core import losses, trees
+from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, Normalisation, Params
+from metaoptim.nn import called, needs_written_out, refuse, statistics, written_out
 
 
 def nothing(name: str) -> bool:
@@ -115,40 +115,45 @@ class Network:
 
     def output(self, weights: Params, x: Any, support: Batch | None) -> Any:
         """What the module makes of inputs."""
-        return self._run(self.net, weights, x, support)
+        return self._run(weights, x, support)
 
     def features(self, weights: Params, x: Tensor, support: Batch | None) -> Tensor:
         """What the head reads (B, D) of inputs (B, …)."""
-        # Made anew each time, so that it has whatever the network's attributes have become.
-        *folders, name = self.head_name.split(".")
-        body = parent = _shallow(self.net)
-        for folder in folders:
-            child = _shallow(parent.get_submodule(folder))
-            parent._modules[folder] = child
-            parent = child
-        parent._modules[name] = nn.Identity()
-        found: Tensor = self._run(body, {n: p for n, p in weights.items() if not self.in_head(n)}, x, support)
+        found: Tensor = self._run(weights, x, support, without=self.head_name)
         return found
 
     def judge(self, output: Any, y: Any) -> tuple[Tensor, Info]:
         """The mean loss of an output, and its accuracy where targets are classes."""
-        loss = self.loss(output, y)
-        if loss.ndim:
-            raise ValueError(
-                f"the loss returned a tensor of shape {tuple(loss.shape)}; it must return a scalar, the mean over examples."
-            )
-        both = isinstance(output, Tensor) and isinstance(y, Tensor)
-        if both and output.ndim == y.ndim + 1 and not y.is_floating_point():
-            return loss, {"accuracy": (output.argmax(-1) == y).to(output.dtype).mean()}
+        with written_out(not _is_ours(self.loss)):
+            loss = self.loss(output, y)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__} {loss!r}"
+            raise ValueError(f"the loss returned {found}; it must return a scalar tensor, the mean over examples.")
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and (axis := self._classes(output, y)):
+            return loss, {"accuracy": (output.argmax(axis) == y).to(output.dtype).mean()}
         return loss, {}
 
-    def _run(self, net: nn.Module, weights: Params, x: Tensor, support: Batch | None) -> Any:
+    def _classes(self, output: Tensor, y: Tensor) -> int | None:
+        """The axis of classes: torch's losses want (B, N, …) for targets (B, …), and ours (…, N); None for other targets."""
+        if y.is_floating_point() or y.is_complex() or output.ndim != y.ndim + 1:
+            return None
+        fitting = [axis for axis in (1, output.ndim - 1) if (*output.shape[:axis], *output.shape[axis + 1 :]) == y.shape]
+        if not fitting or output.ndim < 2:
+            return None
+        return fitting[-1] if _is_ours(self.loss) else fitting[0]
+
+    def _run(self, weights: Params, x: Any, support: Batch | None, without: str | None = None) -> Any:
         given = support[0] if support is not None and self.normalisation == "inductive" else None
-        rows = None if given is None else given.shape[0]
+        rows = None if given is None else trees.flatten(given)[0].shape[0]
         with statistics(frozen=self.normalisation == "frozen", rows=rows), written_out(self.unusual):
             if given is None:
-                return functional_call(net, weights, (x,))
-            return functional_call(net, weights, (torch.cat([given, x]),))[given.shape[0] :]
+                return called(self.net, weights, x, without, tidy=self.unusual)
+            both = trees.cat([given, x])
+            return trees.index(called(self.net, weights, both, without, tidy=self.unusual), slice(rows, None))
+
+
+def _is_ours(loss: Any) -> bool:
+    return getattr(loss, "__module__", None) == losses.__name__
 
 
 def pair(batch: Batch) -> tuple[Any, Any]:
@@ -162,17 +167,30 @@ def pair(batch: Batch) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def _shallow(module: nn.Module) -> nn.Module:
-    """The same module, whose children can be replaced without a trace in the original."""
-    other = copy.copy(module)
-    other._modules = dict(module._modules)
-    return other
-
-
 def network_of(learner: Learner) -> Network | None:
     """The network that a learner is built on; None where it is not built on one."""
     model = getattr(learner, "model", None)
     return model if isinstance(model, Network) else None
+
+
+def placed(method: MetaOptimizer, device: str | torch.device | None) -> MetaOptimizer:
+    """The meta-optimizer on a device, with copies of what is elsewhere; None: where it is. A ValueError for no device here."""
+    if device is None:
+        return method
+    try:
+        where = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"device={str(device)!r} can't be used here ({reason}): give one that torch has, such as cpu."
+        ) from error
+    network, learner = network_of(method.learner), method.learner
+    if network is not None and any(x.device != where for x in (*network.net.parameters(), *network.net.buffers())):
+        loss = copy.deepcopy(network.loss).to(where) if isinstance(network.loss, nn.Module) else network.loss
+        learner = with_network(learner, replace(network, net=copy.deepcopy(network.net).to(where), loss=loss))
+    elif method.phi.device == where:
+        return method
+    return replace(method, learner=learner, phi=trees.to(method.phi, where))
 
 
 def with_network(learner: Learner, network: Network) -> Learner:

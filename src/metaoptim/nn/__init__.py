@@ -1,5 +1,6 @@
 """Models, and normalisation layers that are correct under every function transform."""
 
+from metaoptim.nn.call import called
 from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp
 from metaoptim.nn.noise import noise
@@ -11,6 +12,7 @@ __all__ = [
     "BatchNorm",
     "LayerNorm",
     "blame",
+    "called",
     "conv4",
     "convert",
     "held",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
 _CONVERT = "call metaoptim.nn.convert(module), which swaps such layers for ours and keeps the weights"
+_FROZEN = ", or use the stored statistics by normalisation='frozen'"
 _EMBEDDING = {
     "max_norm": "by which a forward pass changes the weights that it is given",
     "sparse": "and sparse gradients have no second derivative",
@@ -29,15 +31,19 @@ def _fault(layer: nn.Module, policy: str) -> str:
     """What is wrong with a layer, and what to do about it; empty if nothing is."""
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "has no weights before it has seen data; call the module once on an example"
-    if isinstance(layer, _NormBase) and layer.track_running_stats:
-        fix = _CONVERT if isinstance(layer, _BatchNorm) else "build it with track_running_stats=False"
+    if isinstance(layer, BATCH_NORMS) and layer.track_running_stats and policy == "frozen":
+        return ""  # stored statistics are what that policy means
+    if isinstance(layer, (*BATCH_NORMS, *_INSTANCE_NORMS)) and layer.track_running_stats:
+        fix = _CONVERT + _FROZEN if isinstance(layer, BATCH_NORMS) else "build it with track_running_stats=False"
         return f"keeps running statistics, which an inner loop would mix across tasks and no transform can update; {fix}"
-    if isinstance(layer, _BatchNorm) and policy != "transductive":
+    if isinstance(layer, BATCH_NORMS) and policy != "transductive":
         return f"knows only its batch's statistics, which the policy `{policy}` forbids; {_CONVERT}"
     for option in ("max_norm", "sparse", "scale_grad_by_freq"):
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and getattr(layer, option):
             return f"has {option}={getattr(layer, option)!r}, {_EMBEDDING[option]}; build it without {option}"
-    spectral = isinstance(layer, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in layer._forward_pre_hooks.values())
+    spectral = type(layer).__name__ == "_SpectralNorm" or any(
+        isinstance(h, SpectralNorm) for h in layer._forward_pre_hooks.values()
+    )
     if spectral and layer.training:
         return "becomes another function whenever it runs in training mode, by a step of power iteration; call its eval()"
     if isinstance(layer, torch.jit.ScriptModule):

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from metaoptim.nn.layers import BATCH_NORMS
 
 
 class _Statistics(NamedTuple):
@@ -53,11 +55,12 @@ class BatchNorm(nn.Module):
     """y = (x − mean) / √(var + eps) · weight + bias, per channel, for inputs (B, C, …) of any number of axes.
 
     Statistics are the batch's (biased variance), or the stored ones, which a forward pass never changes. `statistics` decides
-    which; outside it, the stored ones are used if `stored` is set, as in an adapted module that `Run.adapt` returns.
+    which; outside it, the stored ones are used if `stored` is set, as loading a state dict does whose statistics are counted.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, features: int, eps: float = 1e-5, affine: bool = True) -> None:
         nn.Module.__init__(self)
@@ -66,7 +69,9 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))  # never used, but torch's state dicts contain it
+        self.register_buffer("num_batches_tracked", torch.tensor(0))  # as torch's: 0 where no statistics are stored
+        register: Any = self.register_load_state_dict_post_hook
+        register(_as_saved)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
@@ -87,6 +92,12 @@ class BatchNorm(nn.Module):
         return f"{self.features}, eps={self.eps}, affine={self.weight is not None}"
 
 
+def _as_saved(module: nn.Module, keys: object) -> None:
+    """The use of stored statistics is part of a state dict."""
+    if isinstance(module, BatchNorm):
+        module.stored = bool(module.num_batches_tracked)
+
+
 class LayerNorm(nn.Module):
     """y = (x − mean) / √(var + eps) · weight + bias over the last axes of each example, whose shape is given."""
 
@@ -104,6 +115,34 @@ class LayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.shape}, eps={self.eps}, affine={self.weight is not None}"
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """torch's batch norm on the batch's own statistics, or on stored ones, which it leaves as they are."""
+    policy = _STATISTICS.get() or _Statistics()
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    if running_mean is not None and running_var is not None and (policy.frozen or not training):
+        mean, var = running_mean.view(shape), running_var.view(shape)
+        gap = input - mean
+    elif running_mean is not None:
+        raise ValueError(
+            "a batch norm in training mode would mix its running statistics across tasks: call the model's eval(), or convert "
+            "it by metaoptim.nn.convert(module)."
+        )
+    else:
+        gap, mean, var = centred(input, (0, *range(2, input.ndim)))
+    scale = (var + eps).rsqrt()
+    y = gap * (scale if weight is None else scale * weight.view(shape))
+    return y if bias is None else y + bias.view(shape)
 
 
 def group_norm(
@@ -126,8 +165,9 @@ def convert(module: nn.Module) -> nn.Module:
     for name, child in module._modules.items():  # named_children() would skip the second name of a shared norm
         if child is not None:
             setattr(module, name, convert(child))
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        batch = BatchNorm(module.num_features, module.eps, affine=False)
+    if isinstance(module, BATCH_NORMS):
+        with _place_of(module):
+            batch = BatchNorm(module.num_features, module.eps, affine=False)
         batch.weight, batch.bias = module.weight, module.bias
         if module.running_mean is not None and module.running_var is not None:
             batch.running_mean, batch.running_var = module.running_mean, module.running_var
@@ -137,6 +177,11 @@ def convert(module: nn.Module) -> nn.Module:
         layer.weight, layer.bias = module.weight, module.bias
         return layer
     return module
+
+
+def _place_of(module: nn.Module) -> torch.device:
+    """Where a layer's tensors are; entered, where those without a device of their own are made."""
+    return next((x.device for x in (*module.parameters(), *module.buffers())), torch.get_default_device())
 
 
 def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:
@@ -152,4 +197,5 @@ def store_statistics(module: nn.Module, x: Tensor) -> nn.Module:
             layer.recording = False
     for layer in norms:
         layer.stored = True
+        layer.num_batches_tracked.fill_(1)
     return module

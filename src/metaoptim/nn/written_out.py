@@ -1,4 +1,4 @@
-"""While a model runs, replaces torch functions that a meta-gradient can't go through by ones that it can."""
+"""While a model or a loss runs, replaces torch functions that a meta-gradient can't go through by ones that it can."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.pooling import _MaxPoolNd
 from torch.overrides import TorchFunctionMode
 
+from metaoptim.core.gradients import by_autograd
 from metaoptim.nn.attention import multi_head_attention, scaled_dot_product_attention
+from metaoptim.nn.layers import BATCH_NORMS
+from metaoptim.nn.losses import LOSSES
 from metaoptim.nn.noise import RANDOM, one_pass
-from metaoptim.nn.norms import group_norm
+from metaoptim.nn.norms import batch_norm, group_norm
 from metaoptim.nn.pooling import POOLING
 from metaoptim.nn.recurrent import RECURRENT
 
@@ -27,12 +28,14 @@ def written_out(needed: bool = True) -> Iterator[None]:
 
     torch's recurrent kernels have no batching rule for weights. The second derivative of its fused attention and embedding bags
     is missing, that of its max-pooling and group norm can't be traced under `vmap`, and that of its weight norm is wrong. Its
-    dropout draws other numbers in another order of evaluation. Weights, names, modules and results stay torch's.
+    dropout draws other numbers in another order of evaluation, some of its losses have no forward mode (see `losses`), and its
+    batch norm with stored statistics gives a wrong second derivative under `vmap`. Weights, names, modules and results stay
+    torch's. Where gradients are plain autograd's, on a CPU, what autograd can do runs as torch has it.
     """
     if not needed:
         yield
         return
-    with one_pass(), _Replaced():
+    with one_pass(), _Replaced(_ALWAYS if by_autograd() else _OURS):
         yield
 
 
@@ -80,16 +83,26 @@ def embedding_bag(
     return total / counted.sum(1, keepdim=True).clamp(min=1) if mode == "mean" else total
 
 
-_OURS: Mapping[Any, Callable[..., Any]] = {
+def _unless_cpu(torchs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's recurrent function on a CPU, where it has a second derivative, and ours elsewhere or where it drops out."""
+
+    def run(x: Tensor, *args: Any) -> Any:
+        drops = len(args) > 6 and args[4] and args[5]
+        return (torchs if x.device.type == "cpu" and not drops else ours)(x, *args)
+
+    return run
+
+
+_ALWAYS: Mapping[Any, Callable[..., Any]] = {
     **RANDOM,
-    **RECURRENT,
-    **POOLING,
+    **{torchs: _unless_cpu(torchs, ours) for torchs, ours in RECURRENT.items()},
     F.scaled_dot_product_attention: scaled_dot_product_attention,
     F.multi_head_attention_forward: multi_head_attention,
     F.embedding_bag: embedding_bag,
-    F.group_norm: group_norm,
+    F.batch_norm: batch_norm,
     torch._weight_norm: weight_norm,
 }
+_OURS: Mapping[Any, Callable[..., Any]] = {**_ALWAYS, **RECURRENT, **POOLING, **LOSSES, F.group_norm: group_norm}
 
 _CALLERS = (
     nn.RNNBase,
@@ -100,15 +113,27 @@ _CALLERS = (
     nn.RReLU,
     nn.FractionalMaxPool2d,
     nn.FractionalMaxPool3d,
-    _MaxPoolNd,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
     nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
-    _DropoutNd,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    *BATCH_NORMS,
 )
 
 
 class _Replaced(TorchFunctionMode):
+    def __init__(self, ours: Mapping[Any, Callable[..., Any]]) -> None:
+        TorchFunctionMode.__init__(self)
+        self.ours = ours
+
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return _OURS.get(func, func)(*args, **(kwargs or {}))
+        return self.ours.get(func, func)(*args, **(kwargs or {}))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import tomli_w
 import torch
+from torch import nn
 
 from metaoptim import evaluation, training
 from metaoptim.algorithms import ALGORITHMS
@@ -23,6 +24,7 @@ from metaoptim.core.losses import LOSSES
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.engine import SETTINGS, Engine
 from metaoptim.nn import MODELS
+from metaoptim.recipes import code
 from metaoptim.recipes.schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 from metaoptim.tasks import TASKS, TaskFamily
 from metaoptim.tasks.base import check_seed
@@ -33,7 +35,8 @@ BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "tasks": TASKS,
 }
 _OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
-_TABLES = (*_OPTIONS, "expected")
+_NOTES = ("expected", "described")  # for people, and never read
+_TABLES = (*_OPTIONS, *_NOTES)
 _NOT_IN_RECIPES = ("out", "resume", "engine", "recipe", "progress")
 
 
@@ -55,22 +58,34 @@ class Recipe:
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
         keys = {kind: dict(self.tables[kind]) for kind in BUILDERS}
-        algorithm, model, tasks = (BUILDERS[kind][keys[kind].pop("name")] for kind in BUILDERS)
+        names = {kind: keys[kind].pop("name") for kind in BUILDERS}
         loss = LOSSES[keys["algorithm"].pop("loss")]
-        family = tasks(**keys["tasks"])
+        family = _build("tasks", names["tasks"], keys["tasks"])
         check_seed(self.tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.tables["train"]["seed"])
-            return algorithm(model(**keys["model"]), loss, **keys["algorithm"]), family
+            net = _build("model", names["model"], keys["model"])
+            return ALGORITHMS[names["algorithm"]](net, loss, **keys["algorithm"]), family
 
     def differences(self, other: Recipe) -> list[str]:
-        """The options, as `table.key`, in which two recipes differ."""
+        """The options, as `table.key`, in which two recipes differ, but for what the engine has measured."""
         return [
             f"{table}.{key}"
             for table in _OPTIONS
             for key in {**self.tables[table], **other.tables[table]}
-            if self.tables[table].get(key) != other.tables[table].get(key)
+            if self.tables[table].get(key) != other.tables[table].get(key) and (table, key) != ("engine", "choice")
         ]
+
+
+_EXPECTED: dict[str, tuple[Any, str]] = {
+    "model": (nn.Module, "a torch.nn.Module"),
+    "tasks": (("splits", "sample", "describe"), "a task family, such as mo.tasks.from_function makes"),
+}
+
+
+def _build(kind: str, name: str, keys: Mapping[str, Any]) -> Any:
+    """A model or a task family, by its name or from code of the user's own."""
+    return code.build(name, keys, *_EXPECTED[kind]) if code.is_code(name) else BUILDERS[kind][name](**keys)
 
 
 def names() -> list[str]:
@@ -103,7 +118,8 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"not valid TOML: {error}.") from error
     if not data:
         raise ConfigError(
-            "this recipe is empty (as that of a run started from Python: judge it with metaoptim.evaluate there)."
+            "this recipe is empty; expected tables [algorithm], [model], [tasks] and [train] (a run that was started from "
+            "Python and names none of them is judged there, with metaoptim.evaluate)."
         )
     for override in overrides:
         _replace(data, override)
@@ -116,7 +132,7 @@ def table_options(table: str, name: str = "") -> list[Option]:
         loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
         return [loss, *options(ALGORITHMS[name], keyword_only=True)]
     if table in BUILDERS:
-        return options(BUILDERS[table][name])
+        return code.options_of(name) if code.is_code(name) else options(BUILDERS[table][name])
     if table == "engine":
         return [o for o in options(Engine) if o.name in SETTINGS]
     known = options(training.train if table == "train" else evaluation.evaluate, keyword_only=True)
@@ -174,14 +190,17 @@ def _resolve(data: dict[str, Any], name: str) -> Recipe:
         table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], known[table])
         for table in _OPTIONS
     }
-    tables["expected"] = given["expected"]
+    tables |= {name: given[name] for name in _NOTES if name == "expected" or given[name]}
     return Recipe(data.get("name", name), data.get("description", ""), tables)
 
 
 def _chosen(kind: str, name: Any) -> str:
     builders = BUILDERS[kind]
+    if kind != "algorithm" and code.is_code(name):
+        return str(name)
     if name is None:
-        raise ConfigError(f"missing key `name` in [{kind}]; expected one of: {', '.join(builders)}.")
+        own = "" if kind == "algorithm" else f", or {code.NAMED} of your own"
+        raise ConfigError(f"missing key `name` in [{kind}]; expected one of: {', '.join(builders)}{own}.")
     if not isinstance(name, str) or name not in builders:
         raise ConfigError(f"unknown {kind} `{name}` in [{kind}]{nearest(str(name), builders)}")
     return name

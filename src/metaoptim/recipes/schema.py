@@ -44,10 +44,10 @@ def options(build: Callable[..., Any], *, keyword_only: bool = False) -> list[Op
     """The options of a function that TOML can express, from its signature and the Args of its docstring."""
     meanings = _meanings(inspect.getdoc(build) or "")
     return [
-        Option(p.name, spelled, _plain(p.default), meanings.get(p.name, ""))
+        Option(p.name, spelled, plain_default(p.default), meanings.get(p.name, ""))
         for p in inspect.signature(build, eval_str=True).parameters.values()
         if (p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and not keyword_only))
-        and (spelled := _toml_type(p.annotation))
+        and (spelled := toml_type(p.annotation))
     ]
 
 
@@ -100,20 +100,20 @@ def found(value: Any) -> str:
     return f"the text {text}" if isinstance(value, str) else text
 
 
-def _plain(default: Any) -> Any:
+def plain_default(default: Any) -> Any:
     """A default as TOML would return it."""
-    return [_plain(v) for v in default] if isinstance(default, tuple) else default
+    return [plain_default(v) for v in default] if isinstance(default, tuple) else default
 
 
-def _toml_type(hint: Any) -> Any:
+def toml_type(hint: Any) -> Any:
     """The part of an annotation that TOML can express; None if there is none (a function, a module)."""
     origin, args = get_origin(hint), get_args(hint)
     if hint in (bool, int, float, str) or origin is Literal:
         return hint
     if origin in (Union, UnionType):
-        kinds = [spelled for a in args if a is not NoneType and (spelled := _toml_type(a))]
+        kinds = [spelled for a in args if a is not NoneType and (spelled := toml_type(a))]
         return Union[(*kinds, *(a for a in args if a is NoneType))] if kinds else None
-    if origin in (list, tuple, Sequence) and (item := _toml_type(args[0])):
+    if origin in (list, tuple, Sequence) and (item := toml_type(args[0])):
         return GenericAlias(list, item)
     if origin in (dict, Mapping):
         return dict[str, Any]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
     track,
 )
 
@@ -27,21 +28,70 @@ def _console() -> Console:
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
 
 
-class Reporter:
-    """Shows loss, accuracy, steps/s and time left; `with Reporter(total, done, enabled) as report`."""
+class Pace:
+    """What outer steps and validations take, and so how long is left.
 
-    def __init__(self, total: int, done: int, enabled: bool) -> None:
-        self.console = _console()
+    The first step is not counted, because it plans and traces. Until a validation was seen, one is taken to cost as much as
+    half the training on as many tasks.
+    """
+
+    def __init__(self, total: int, validations: int, share: float, clock: Callable[[], float]) -> None:
+        self.total, self.validations, self.share, self.clock = total, validations, share, clock
+        self.began: float | None = None
+        self.steps = self.judged = 0
+        self.judging = 0.0
+
+    def step(self) -> None:
+        """An outer step is done."""
+        if self.began is None:
+            self.began, self.judging, self.judged = self.clock(), 0.0, 0
+        else:
+            self.steps += 1
+
+    def validated(self, seconds: float) -> None:
+        """A validation is done."""
+        self.judging += seconds
+        self.judged += 1
+
+    @property
+    def seconds(self) -> float | None:
+        """Of an outer step; None before one was seen."""
+        if self.began is None or not self.steps:
+            return None
+        return max(self.clock() - self.began - self.judging, 1e-9) / self.steps
+
+    def left(self, done: int, validations: int) -> float | None:
+        """Seconds to go after so many steps and validations."""
+        if self.seconds is None:
+            return None
+        each = self.judging / self.judged if self.judged else self.share * self.seconds / 2
+        return (self.total - done) * self.seconds + max(0, self.validations - validations) * each
+
+
+class Reporter:
+    """Shows loss, accuracy, steps/s and time left; `with Reporter(total, done, enabled) as report`.
+
+    Args:
+        total, done: outer steps altogether, and those that are done.
+        enabled: whether to show anything.
+        every: outer steps between validations; 0: there are none. share: episodes in one, relative to the tasks in a step.
+    """
+
+    def __init__(
+        self, total: int, done: int, enabled: bool, every: int = 0, share: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.console, self.clock = _console(), clock
         self.bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
             console=self.console, disable=not (enabled and self.console.is_terminal), refresh_per_second=4,
         )  # fmt: skip
-        self.enabled = enabled
-        self.total, self.done, self.rate = total, done, 0.0
-        self.spoken = self.last = time.monotonic()
+        self.enabled, self.total, self.done, self.every = enabled, total, done, every
+        self.pace = Pace(total, -(-total // every) if every else 0, share, clock)
+        self.spoken = clock()
         self.smooth: dict[str, float] = {}
-        self.task = self.bar.add_task("train", total=total, completed=done, text="")
+        self.task = self.bar.add_task("train", total=total, completed=done, text="", left="")
 
     def __enter__(self) -> Reporter:
         self.bar.start()
@@ -51,29 +101,46 @@ class Reporter:
         self.bar.stop()
 
     def busy(self, text: str) -> None:
-        """Shows what is going on before the first step."""
+        """Shows what is going on beside the steps: planning, validation."""
         self.bar.update(self.task, text=text)
-        if self.enabled and not self.console.is_terminal and time.monotonic() - self.spoken > QUIET_SECONDS:
-            self.spoken = time.monotonic()
+        if self.quiet():
             self.say(text)
+
+    def quiet(self) -> bool:
+        """Whether a line is due, where there is no bar."""
+        due = self.enabled and not self.console.is_terminal and self.clock() - self.spoken > QUIET_SECONDS
+        self.spoken = self.clock() if due else self.spoken
+        return due
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, validations among them; None before it can be known."""
+        return self.pace.left(self.done, self.done // self.every + (self.done == self.total) if self.every else 0)
 
     def advanced(self, record: Mapping[str, Any]) -> None:
         """Reports that an outer step is done."""
-        now = time.monotonic()
-        seconds, self.last = max(now - self.last, 1e-9), now
         self.done = record["step"]
-        for name, value in (("loss", record["loss"]), ("accuracy", record.get("accuracy")), ("seconds", seconds)):
+        self.pace.step()
+        for name, value in (("loss", record["loss"]), ("accuracy", record.get("accuracy"))):
             if value is not None:
                 self.smooth[name] = 0.95 * self.smooth.get(name, value) + 0.05 * value
         text = f"loss {self.smooth['loss']:.4f}"
         if "accuracy" in self.smooth:
             text += f"  accuracy {100 * self.smooth['accuracy']:.1f} %"
-        text += f"  {1 / self.smooth['seconds']:.2f} steps/s"
-        self.bar.update(self.task, completed=self.done, text=text)
-        if self.enabled and not self.console.is_terminal and (now - self.spoken > QUIET_SECONDS or self.done == self.total):
-            self.spoken = now
-            left = (self.total - self.done) * self.smooth["seconds"]
-            self.say(f"step {self.done}/{self.total}  {text}  {left:.0f} s left")
+        text += f"  {1 / (self.pace.seconds or record['seconds']):.2f} steps/s"
+        left = "" if self.left is None else f"{timedelta(seconds=round(self.left))} left"
+        self.bar.update(self.task, completed=self.done, text=text, left=left)
+        last = self.enabled and not self.console.is_terminal and self.done == self.total
+        if self.quiet() or last:
+            self.say(f"step {self.done}/{self.total}  {text}  {left}".rstrip())
+
+    @contextmanager
+    def validating(self, episodes: int) -> Iterator[None]:
+        """Around a validation."""
+        self.busy(f"validating on {episodes} episodes")
+        started = self.clock()
+        yield
+        self.pace.validated(self.clock() - started)
 
     def validated(self, step: int, scores: Mapping[str, float], improved: bool) -> None:
         """Reports that a validation is done."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
-from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, Params, State
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params
 from metaoptim.engine import adapt
-from metaoptim.learners import ClosedForm, Network, network_of
-from metaoptim.nn import BatchNorm, store_statistics
+from metaoptim.learners import Network, network_of
+from metaoptim.runs import identity
+from metaoptim.runs.adapted import adapted_module, quiet
 from metaoptim.runs.checkpoint import BEST, Checkpoint
 from metaoptim.runs.store import load_checkpoint
 
@@ -28,7 +27,8 @@ class Run:
 
     method holds the initial φ, phi is the current one; inherited is what a rule's state carries into a new task, by name; step
     counts outer steps; selection says how this φ was chosen ("best" on the validation split, or "last"); batching is how the
-    engine mapped tasks; path is the run directory, if there is one.
+    engine mapped tasks; path is the run directory, if there is one; trained is what is known of the tasks and of the training,
+    in words ({}: nothing).
     """
 
     method: MetaOptimizer
@@ -39,6 +39,17 @@ class Run:
     seed: int = 0
     batching: str = "loop"
     path: Path | None = None
+    trained: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for part in self.phi for p in part.values())
+        where = f", path={str(self.path)!r}" if self.path else ""
+        return f"Run({self.method.name}, step={self.step}, {self.selection}, seed={self.seed}, {count:,} numbers in φ{where})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What this run is: its method, tasks and training, as far as they are known."""
+        return {"method": identity.of_method(self.method), **self.trained}
 
     @property
     def network(self) -> Network:
@@ -49,11 +60,11 @@ class Run:
         return network
 
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
-        """A module adapted to a support set: an ordinary one, which shares nothing with the run.
+        """A module adapted to a support set: an ordinary one in eval mode, which shares nothing with the run.
 
         It is a copy of the network or, for a closed form, a module around such a copy that returns what the closed form
-        predicts. Under the policy "inductive", its batch norms keep the support's statistics; under "transductive", they go
-        on using those of whatever batch they are given.
+        predicts. Under the policies "inductive" and "frozen", its batch norms are torch's own, with the support's or the
+        stored statistics; under "transductive", they go on using those of whatever batch they are given.
 
         Args:
             support: inputs (S, …) and targets (S, …) of one task.
@@ -72,80 +83,21 @@ class Run:
         here = trees.to(support, self.phi.device)
         with quiet(network.net):
             k, state = adapt(self.method, self.phi, here, self.inherited, count)
-        module, learner = copy.deepcopy(network.net), self.method.learner
+        learner = self.method.learner
         weights = network.at(learner.weights(self.phi, state), k)
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(weights[name])
-        _keep_statistics(network, module, here)
-        if isinstance(learner, ClosedForm):
-            policy: Normalisation = "transductive" if network.normalisation == "transductive" else "frozen"
-            own = replace(learner, model=replace(network, net=module, normalisation=policy))
-            return Fitted(own, self.phi.rule, state, here)
-        return module
-
-
-class Fitted(nn.Module):
-    """A closed form fitted to a support set: inputs (B, …) -> its predictions."""
-
-    def __init__(self, learner: ClosedForm, rule: Params, state: State, support: Batch) -> None:
-        nn.Module.__init__(self)
-        self.net = learner.model.net
-        self._learner = learner
-        for name, x in {"rule": rule, "state": state, "support": support}.items():
-            self.register_module(name, _Tensors(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rule, state, support = (self.get_submodule(part)() for part in ("rule", "state", "support"))
-        phi = MetaParams(dict(self.net.named_parameters()), rule)
-        return self._learner.predict(self._learner.model, phi, state, support, x)
-
-
-class _Tensors(nn.Module):
-    """A tree of tensors, held as buffers."""
-
-    def __init__(self, tree: Any) -> None:
-        nn.Module.__init__(self)
-        self._like = trees.map_tensors(lambda x: torch.empty(0), tree)
-        for i, x in enumerate(trees.flatten(tree)):
-            self.register_buffer(f"_{i}", x.detach().clone())
-
-    def forward(self) -> Any:
-        return trees.unflatten(list(self.buffers()), self._like)
-
-
-def _keep_statistics(network: Network, module: nn.Module, support: Batch) -> None:
-    """Makes an adapted module use the policy's statistics when it is called on its own."""
-    if network.normalisation == "inductive":
-        with quiet(module):
-            store_statistics(module, support[0])
-    if network.normalisation == "frozen":
-        for layer in module.modules():
-            if isinstance(layer, BatchNorm):
-                layer.stored = True
-
-
-@contextmanager
-def quiet(*nets: nn.Module) -> Iterator[None]:
-    """Inside, modules run without dropout, as after `eval()`; afterwards, each is in its former mode again."""
-    modes = [(m, m.training) for net in nets for m in net.modules()]
-    for m, _ in modes:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
+        return adapted_module(learner, network, self.phi, weights, state, here)
 
 
 def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
     """Loads a run: its φ, and the meta-optimizer that it was trained with, which the caller has rebuilt.
 
-    Raises ValueError if the checkpoint does not fit that meta-optimizer.
+    Raises ValueError, which names the difference, if it was trained with another one.
     """
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
     checkpoint = load_checkpoint(path, which)
+    saved = identity.saved_in(checkpoint.state, path)
+    identity.refuse_others(path, saved["method"], identity.of_method(method), "build the same model and algorithm")
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
     best, batching = checkpoint.field("best"), checkpoint.field("choice")["batching"]
@@ -156,7 +108,8 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
             f"{checkpoint.step}",
             stacklevel=2,
         )
-    return Run(method, phi, inherited, checkpoint.step, selection, checkpoint.field("seed"), batching, Path(path))
+    known = {part: saved[part] for part in ("tasks", "train")}
+    return Run(method, phi, inherited, checkpoint.step, selection, checkpoint.field("seed"), batching, Path(path), known)
 
 
 def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:

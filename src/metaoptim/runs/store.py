@@ -1,6 +1,6 @@
 """The run directory: everything a run writes. A kill at any moment, or a damaged file, loses next to nothing.
 
-    recipe.toml  environment.json  metrics.jsonl  tensorboard/  state.json (for people only: never read back)
+    recipe.toml  environment.json  metrics.jsonl  tensorboard/  state.json (for people: no run depends on it)
     checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  .lock
 
 Nothing in it is a pickle, so opening somebody else's run can't run their code.
@@ -154,6 +154,10 @@ class RunDirectory:
         state = {"status": status, "step": self._step, "state": self._state}
         self.write("state.json", strict_json(state, indent=2) + "\n")
 
+    def read(self, name: str) -> str:
+        """A text file of that name."""
+        return (self.path / name).read_text(encoding="utf-8")
+
     def write(self, name: str, text: str) -> None:
         """Writes a text file of that name, as a whole or not at all."""
         write_atomic(self.path / name, text.encode(), full=self._when_full)
@@ -182,6 +186,13 @@ def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", 
     if found is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it until the first one is saved")
     return found
+
+
+def finished(folder: Path) -> bool:
+    """Whether a training there came to its end, as its state.json says; False where that can't be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads((folder / "state.json").read_text(encoding="utf-8"))["status"] == "finished")
+    return False
 
 
 def write_atomic(path: Path, data: bytes, *, keep: Path | None = None, full: str = AGAIN) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_split, raw
+
+OTHER = 1_793_205_637  # a seed that nobody else takes
 
 Sample = Callable[[torch.Generator, str], tuple[Batch, Batch]]
 """One task: `sample(generator, split) -> ((x, y) of the support, (x, y) of the query)`, or other trees of tensors."""
@@ -21,7 +26,8 @@ def from_function(sample: Sample, splits: Sequence[str] = ("train", "val", "test
     """A task family from a function that samples one task; it is called once per task, T times.
 
     All randomness must come from the generator, which is seeded from (seed, split, episode). Then an episode
-    is the same in every run. The function itself must keep the classes of the splits apart.
+    is the same in every run; the first one of each split is drawn twice, to see that it is. The function itself
+    must keep the classes of the splits apart.
 
     Args:
         sample: `sample(generator, split)` returns one task's support and query: tensors ((x, y), (x, y)), or dicts of them.
@@ -38,18 +44,28 @@ class FunctionTasks:
     function: Sample
     splits: tuple[str, ...]
     name: str
+    repeated: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # splits seen to give a task again
+
+    def __repr__(self) -> str:
+        known = "" if self.splits == ("train", "val", "test") else f", splits={self.splits}"
+        return f"from_function({getattr(self.function, '__name__', type(self.function).__name__)}{known}, name={self.name!r})"
 
     def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
         """Episodes start … start+count−1 of the stream (seed, split), stacked: T = count."""
         check_split(split, self.splits)
         seeds = raw(seed, f"function/{split}", start, count, 1)[:, 0] >> 1  # torch takes no 64-bit seeds
-        episodes = [self._checked(self.function(torch.Generator().manual_seed(int(s)), split)) for s in seeds]
+        episodes = [self._drawn(int(s), split) for s in seeds]
         for i, episode in enumerate(episodes):
             if (found := _shapes(episode)) != (expected := _shapes(episodes[0])):
                 raise ValueError(
                     f"`{self.name}` gave tensors of shapes {found} for episode {start + i}, but {expected} "
                     f"for episode {start}; all tasks of a family must have the same shapes."
                 )
+        if split not in self.repeated:
+            with _other_generators():
+                again = self._drawn(int(seeds[0]), split)
+            self._check_same(episodes[0], again, f"episode {start} of split {split!r}")
+            self.repeated.add(split)
         batch: Task = trees.stack(episodes)
         return batch
 
@@ -57,6 +73,19 @@ class FunctionTasks:
         """Family and split; only its author knows what the function does."""
         check_split(split, self.splits)
         return {"family": self.name, "options": {}, "split": split}
+
+    def _drawn(self, seed: int, split: str) -> Task:
+        return self._checked(self.function(torch.Generator().manual_seed(seed), split))
+
+    def _check_same(self, first: Task, again: Task, what: str) -> None:
+        """Raises a ValueError where the same generator gave two tasks."""
+        pairs = zip(trees.flatten(first), trees.flatten(again), strict=False)
+        if _shapes(first) == _shapes(again) and all(torch.equal(*map(torch.nan_to_num, pair)) for pair in pairs):
+            return
+        raise ValueError(
+            f"`{self.name}` gave two different tasks for {what} from one generator: draw every random number from the "
+            "generator that it is given, as in torch.rand(5, generator=generator); seed numpy's with generator.initial_seed()."
+        )
 
     def _checked(self, task: Any) -> Task:
         """The task that the function returned: two pairs, or two trees of tensors of any other kind."""
@@ -75,6 +104,20 @@ class FunctionTasks:
                     "examples, one or more."
                 )
         return Task(*parts)
+
+
+@contextmanager
+def _other_generators() -> Iterator[None]:
+    """Inside, the generators that a sampler must not draw from give other numbers; outside, they are as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(OTHER)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _tensors_alone(tree: Any) -> bool:

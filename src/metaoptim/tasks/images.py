@@ -87,6 +87,11 @@ class ImageTasks:
                     )
                 owner[c] = split
 
+    def __repr__(self) -> str:
+        classes = ", ".join(f"{split} {self.classes(split)}" for split in self.splits)
+        own = f", train_shots={self.train_shots}" if self.train_shots is not None else ""
+        return f"ImageTasks({self.name}, ways={self.ways}, shots={self.shots}, queries={self.queries}{own}; classes: {classes})"
+
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self.members)

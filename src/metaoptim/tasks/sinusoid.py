@@ -64,6 +64,11 @@ class Sinusoid:
         if self.grid is not None and self.grid < most:
             raise ValueError(f"A grid of {self.grid} points can't give {most} different ones; pass a larger grid or None.")
 
+    def __repr__(self) -> str:
+        standard = sinusoid()
+        differs = {name: value for name, value in asdict(self).items() if value != getattr(standard, name)}
+        return f"sinusoid({', '.join(f'{name}={value!r}' for name, value in differs.items())})"
+
     @property
     def splits(self) -> tuple[str, ...]:
         return ("train", "val", "test")

@@ -42,7 +42,7 @@ def meta_train(
         inner_lr: inner step size α on the mean loss; for "meta_sgd" where every α starts.
         method: the name of an algorithm.
         loss: loss(output, target) -> scalar mean; by default cross-entropy for integer targets, else mean squared error.
-        engine: settings of the engine, such as {"runtime": "auto"}; memory is "graph" and runtime "eager" unless given.
+        engine: settings of the engine, such as {"runtime": "auto"}; runtime is "eager" unless given.
 
     Returns:
         The outer loss of each step.
@@ -84,7 +84,7 @@ class _Stepper:
             known = optimizer.param_groups[-1:]
         self.rule = dict(zip(names, known[0]["params"], strict=True)) if known else {}
         self.optimizer, self.outer_step = optimizer, 0
-        self.engine = Engine(method, **({"memory": "graph", "runtime": "eager"} | dict(engine)))
+        self.engine = Engine(method, **({"runtime": "eager"} | dict(engine)))
         self.carry: Carry | None = None
 
     def __call__(self, batch: Task) -> float:

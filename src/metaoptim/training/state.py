@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,19 +16,22 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.random import forked
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Choice, heritage, rollout
-from metaoptim.gradcheck import self_check
+from metaoptim.gradcheck import in_the_data, in_the_rule, overshoot, self_check
 from metaoptim.learners import network_of
-from metaoptim.runs.checkpoint import Checkpoint
-from metaoptim.runs.run import Run, pack, part, quiet, unpack
-from metaoptim.runs.store import RunDirectory
+from metaoptim.runs import identity
+from metaoptim.runs.adapted import quiet
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
+from metaoptim.runs.run import Run, pack, part, unpack
+from metaoptim.runs.store import RunDirectory, finished
 from metaoptim.tasks import TaskFamily
+from metaoptim.training.callbacks import AT_ONCE
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import OptimizerStep, OuterStep, grad_norm
 from metaoptim.training.source import Episodes, Source
 
-AT_ONCE = 50  # validation episodes sampled and adapted at a time
 CURE = "Lower the inner or the outer step size, or set clip, and train again."
 
 
@@ -47,13 +52,15 @@ class Training:
 
     def __init__(
         self, method: MetaOptimizer, source: Source, tasks: TaskFamily | None, module: MetaModule, outer_step: OuterStep,
-        iterations: int, seed: int, facts: Mapping[str, Any], check: bool,
+        iterations: int, seed: int, protocol: Mapping[str, Any], check: bool,
     ) -> None:  # fmt: skip
         self.method, self.source, self.tasks, self.module, self.outer_step = method, source, tasks, module, outer_step
         self.iterations, self.seed, self.check = iterations, seed, check
-        self.facts = {"seed": seed, "iterations": iterations, **facts, **outer_step.facts}
+        protocol = {"seed": seed, "iterations": iterations, **protocol, **identity.described(outer_step.facts)}
+        self.identity = {"method": identity.of_method(method), "tasks": identity.of_tasks(tasks), "train": protocol}
         self.best: Best | None = None
         self.best_phi: tuple[MetaParams, Params] | None = None
+        self.vain = 0  # validations in a row without a better score
 
     @property
     def step(self) -> int:
@@ -64,12 +71,13 @@ class Training:
         """One outer step; returns its record."""
         started, step = time.perf_counter(), self.step
         phi = self.module.phi()
-        with _seeded(self.seed, step, "tasks"):
+        with _seeded(self.seed, step, self.device, "tasks"):
             batch = self.source(step, phi)
-        if self.check and step == 0 and (fault := self_check(self.method, phi, batch)):
-            warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
+        for look in (self_check, overshoot) if self.check and step == 0 else ():
+            if fault := look(self.method, phi, batch):
+                warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
         carry = self.module.carry
-        with _seeded(self.seed, step):
+        with _seeded(self.seed, step, self.device):
             estimate = self.module.estimate(batch)
         size = grad_norm(estimate)
         if wrong := self.fault(estimate, size, batch, step):
@@ -77,7 +85,7 @@ class Training:
             raise TrainingError(f"step {step + 1}: {wrong[0]}; {self.keep(directory)}. {wrong[1]}")
 
         def again(phi: MetaParams) -> Estimate:
-            with _seeded(self.seed, step):
+            with _seeded(self.seed, step, self.device):
                 return self.module.engine(phi, batch, carry, step)
 
         self.module.assign(self.outer_step(phi, estimate, again))
@@ -98,11 +106,12 @@ class Training:
         def called(task: int) -> str:
             return f"task {task}" + ("" if first is None else f" (episode {first + task} of seed {self.seed})")
 
-        if odd := odd_data(batch):
-            return f"the data of {called(odd[0])} hold NaN or infinity, in {odd[1]}", "Mend the data, and train again."
-        if not bad:
-            return "the meta-gradient is not finite, though every loss is", CURE
-        return f"the loss of {called(bad[0])} is not finite", CURE
+        if odd := in_the_data(batch):
+            return f"the data of {called(odd[0])} hold {odd[1]}", "Mend the data, and train again."
+        if bad:
+            return f"the loss of {called(bad[0])} is not finite", CURE
+        cause = in_the_rule(self.method, self.module.phi())
+        return "the meta-gradient is not finite, though every loss is", f"The cause: {cause}." if cause else CURE
 
     def keep(self, directory: RunDirectory | None) -> str:
         """Saves the state that a failed step began with; where the last good φ is, in words."""
@@ -117,7 +126,7 @@ class Training:
         totals: dict[str, float] = {}
         phi, inherited = self.module.phi(), self.inherited
         network = network_of(self.method.learner)
-        with _seeded(self.seed, self.step), quiet(*([network.net] if network else [])):
+        with _seeded(self.seed, self.step, self.device), quiet(*([network.net] if network else [])):
             for start in range(0, episodes, AT_ONCE):
                 batch = tasks.sample("val", seed=self.seed, start=start, count=min(AT_ONCE, episodes - start))
                 scores = rollout(self.method, phi, trees.to(batch, phi.device), inherited, steps, self.choice.batching)
@@ -132,15 +141,25 @@ class Training:
             self.best is None
             or (scores[metric] > self.best.score if metric == "accuracy" else scores[metric] < self.best.score)
         )
+        self.vain = 0 if better else self.vain + 1
         if better:
             self.best = Best(metric, scores[metric], self.step)
             self.best_phi = (trees.map_tensors(Tensor.clone, self.module.phi()), self.inherited)
         return better
 
+    def stale(self, patience: int | None) -> bool:
+        """Whether so many validations in a row have been in vain (None: never)."""
+        return patience is not None and self.vain >= patience
+
     @property
     def inherited(self) -> Params:
         """What a new task starts from."""
         return {} if self.module.carry is None else heritage(self.method, self.module.carry)
+
+    @property
+    def device(self) -> torch.device:
+        """Where φ is."""
+        return self.method.phi.device
 
     @property
     def choice(self) -> Choice:
@@ -153,10 +172,25 @@ class Training:
         for name, value in self.outer_step.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"outer/{name}"] = value
         best = self.best._asdict() if self.best else None
-        choice = {
-            name: value for name, value in self.choice._asdict().items() if name != "seconds"
-        }  # the same run, the same bytes
-        return Checkpoint(self.step, tensors, {**self.facts, "scalars": scalars, "best": best, "choice": choice})
+        # Without what was measured, so that the same run is the same bytes.
+        choice = {name: value for name, value in self.choice._asdict().items() if name != "seconds"}
+        state = {"seed": self.seed, "identity": self.identity, "scalars": scalars, "best": best, "vain": self.vain}
+        return Checkpoint(self.step, tensors, {**state, "choice": choice})
+
+    def done(self, path: Path) -> bool:
+        """Whether the run in a folder has come to its end already; a ValueError where it is another run than this one."""
+        checkpoint, _, _ = newest(path, (LAST, PREVIOUS, BEST))
+        if checkpoint is None:
+            return False
+        saved, here = identity.saved_in(checkpoint.state, path), copy.deepcopy(self.identity)
+        longer = self.outer_step.facts.get("schedule") == "constant" and self.iterations >= checkpoint.step
+        if longer:  # what was done is the beginning of what is wanted
+            here["train"]["iterations"] = saved["train"]["iterations"]
+        advice = "resume it with the same, or start a new run in another folder"
+        identity.refuse_others(path, saved, here, advice)
+        self.vain = checkpoint.field("vain")
+        over = checkpoint.step >= self.iterations or self.stale(self.identity["train"]["early_stopping"])
+        return over and finished(path)
 
     def restore(self, directory: RunDirectory) -> None:
         """Goes back to the last checkpoint, or to the start where there is none yet."""
@@ -164,28 +198,14 @@ class Training:
         if checkpoint is None:
             directory.rewind(0)
             return
-        state = checkpoint.state
-        for name, value in self.facts.items():
-            outer = state.get("outer", {})
-            longer = name == "iterations" and outer.get("schedule") == "constant" and self.iterations >= checkpoint.step
-            if name != "method" and state.get(name) != value and not longer:
-                raise ValueError(
-                    f"the run in {directory.path} was trained with {name}={state.get(name)}, not {value}: resume with the "
-                    "same value, or start a new run in another folder."
-                )
         phi = unpack(checkpoint, self.method)
-        if state.get("method") != self.facts["method"]:
-            raise ValueError(
-                f"the run in {directory.path} was trained with another method: its network, rule, steps or estimator differ; "
-                "resume with the same one, or start a new run in another folder."
-            )
         self.module.assign(phi)
         self.module.outer_step = checkpoint.step
         self.module.carry = self.carry(checkpoint, phi)
         self.outer_step.restore(part(checkpoint.tensors, "outer") | part(checkpoint.field("scalars"), "outer"))
         self.module.engine.restore(Choice(**checkpoint.field("choice")))
         best = checkpoint.field("best")
-        self.best = Best(**best) if best else None
+        self.best, self.vain = Best(**best) if best else None, checkpoint.field("vain")
         directory.rewind(self.step)
 
     def carry(self, checkpoint: Checkpoint, phi: MetaParams) -> Carry:
@@ -193,7 +213,7 @@ class Training:
         saved = part(checkpoint.tensors, "carry")
         if not saved:
             return ()
-        with _seeded(self.seed, self.step):
+        with _seeded(self.seed, self.step, self.device):
             like = self.module.engine.init(phi, self.source(self.step, phi))
         try:
             return trees.to(trees.filled(like, saved), phi.device)
@@ -205,7 +225,8 @@ class Training:
         phi, inherited = self.best_phi or (self.module.phi(), self.inherited)
         selection: Literal["best", "last"] = "best" if self.best else "last"
         step = self.best.step if self.best else self.step
-        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching)
+        known = {part: self.identity[part] for part in ("tasks", "train")}
+        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching, trained=known)
 
 
 def _kept(directory: RunDirectory | None) -> str:
@@ -214,21 +235,10 @@ def _kept(directory: RunDirectory | None) -> str:
     return f"the last good checkpoint is step {directory.step} in {directory.path}"
 
 
-def odd_data(batch: Task) -> tuple[int, str] | None:
-    """The first task with data that are not finite, and the tensor that they are in; None where there is none."""
-    found = []
-    for where, tree in zip(Task._fields, batch, strict=True):
-        for path, x in trees.named(tree).items():
-            tasks = (~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()
-            found += [(int(t), f"{where} {'xy'[int(path[1])] if path in ('[0]', '[1]') else path}") for t in tasks[:1]]
-    return min(found, key=lambda place: place[0], default=None)
-
-
 @contextmanager
-def _seeded(seed: int, step: int, what: Literal["estimate", "tasks"] = "estimate") -> Iterator[None]:
+def _seeded(seed: int, step: int, device: torch.device, what: Literal["estimate", "tasks"] = "estimate") -> Iterator[None]:
     """torch's generator as a function of (seed, step), so that no generator's state need be saved; the caller's is kept."""
-    with torch.random.fork_rng(devices=[]):
-        # Hashed, because torch's CPU generator reads 32 bits of its seed alone.
-        words = (seed, step) if what == "estimate" else (seed, step, 1)
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+    # Hashed, because torch's CPU generator reads 32 bits of its seed alone.
+    words = (seed, step) if what == "estimate" else (seed, step, 1)
+    with forked(device, int(np.random.SeedSequence(words).generate_state(1)[0])):
         yield

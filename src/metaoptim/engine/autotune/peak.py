@@ -42,6 +42,16 @@ def free(device: torch.device) -> int | None:
         return None
 
 
+def total(device: torch.device) -> int | None:
+    """All memory in bytes; None where the system doesn't report it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return _field(Path("/proc/meminfo"), "MemTotal")
+    except OSError:
+        return None
+
+
 def _resident(name: str) -> int:
     return _field(_STATUS, name)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -24,6 +25,29 @@ GAIN = 0.5  # the share of a step's time that compiling is expected to save
 FEW = 8  # tasks below which a quarter of them at a time is not tried
 
 Build = Callable[[Choice], Callable[[], Any]]
+
+
+Way = tuple[str, str, str]
+
+
+class Attempt(Protocol):
+    """Told of every way before it is built, so that the next process knows where one ended."""
+
+    def __call__(self, way: Way) -> AbstractContextManager[None]: ...
+
+    def died(self, way: Way) -> bool:
+        """Whether a process ended while it tried this way."""
+        ...
+
+
+class Unwatched:
+    """Nobody is told."""
+
+    def __call__(self, way: Way) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def died(self, way: Way) -> bool:
+        return False
 
 
 class Row(NamedTuple):
@@ -74,9 +98,10 @@ class Search:
         self, build: Build, settings: tuple[str, str, str], memories: Sequence[str], count: int, steps: int, single: int,
         budget: int, device: torch.device, horizon: int, rows: Iterable[Row] = (),
         clock: Callable[[], float] = time.perf_counter, rest: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] = lambda text: None, attempt: Attempt | None = None,
     ) -> None:  # fmt: skip
         self.build, self.rest, self.say, self.clock = build, rest, say, clock
+        self.attempt: Attempt = attempt or Unwatched()
         self.count, self.steps, self.single = count, steps, single
         self.budget, self.device, self.horizon = budget, device, horizon
         self.batching = None if settings[0] == "auto" else settings[0]
@@ -86,7 +111,7 @@ class Search:
         self.runtimes = [r for r in RUNTIMES if settings[2] in ("auto", r)]
         self.rows = list(rows)
         self.errors: list[Exception] = []
-        self.building: dict[tuple[str, str, str], float] = {}  # seconds of the first call, which traces
+        self.building: dict[Way, float] = {}  # seconds of the first call, which traces
 
     def run(self) -> Plan:
         """Tries mappings of the tasks first, then memory modes for the best mapping, and last, where it can pay, compiling."""
@@ -140,15 +165,19 @@ class Search:
         if (expected := self.foretold(batching, memory)) > self.budget:
             self.rows.append(Row(batching, memory, runtime, None, expected, "not tried: above the memory budget"))
             return
+        if self.attempt.died(way := (batching, memory, runtime)):
+            self.rows.append(Row(*way, note="not tried: an earlier process ended while it tried this"))
+            return
         try:
             self.rest()  # idle threads of the previous way would slow this one down (docs/log.md)
             self.say(f"measuring {batching}, {memory}, {runtime}")
-            run = self.build(Choice(batching, memory, runtime))
-            start = self.clock()
-            run()  # traces, compiles, warms up
-            self.building[batching, memory, runtime] = self.clock() - start
-            self.rest()  # buffers kept from the first call would not show in the peak
-            _, used = peak.of(run, self.device)
+            with self.attempt(way):
+                run = self.build(Choice(*way))
+                start = self.clock()
+                run()  # traces, compiles, warms up
+                self.building[way] = self.clock() - start
+                self.rest()  # buffers kept from the first call would not show in the peak
+                _, used = peak.of(run, self.device)
         except Exception as error:  # torch can raise anything, as for a layer without a batching rule
             self.errors.append(error)
             self.rows.append(Row(batching, memory, runtime, note=" ".join(str(error).split())))
@@ -186,4 +215,4 @@ class Search:
             why = f"no way keeps to {limit}; of the {len(timed)} that were timed this one has the lowest peak"
         else:
             why = f"the fastest of the {len(timed)} ways that were timed, with a peak within {limit}"
-        return Plan(tuple(self.rows), Choice(*best[:3], timed), why)
+        return Plan(tuple(self.rows), Choice(*best[:3], timed, "measurement"), why)

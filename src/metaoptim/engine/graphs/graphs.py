@@ -1,7 +1,7 @@
 """Runs functions of tensors as graphs that are traced once, and compiled if so asked.
 
-A graph is specific to the shapes, strides, dtypes and devices of its inputs, to their structure, and to what a module's own
-branches depend on (training or not). Anything else is traced afresh.
+A graph is specific to the shapes, strides, dtypes and devices of its inputs, to their structure, and to the state of the code
+that was traced (see `guards`). Anything else is traced afresh.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
+from metaoptim.engine.graphs.guards import Guards
 from metaoptim.engine.graphs.trace import bare, draws, trace
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
@@ -34,13 +35,13 @@ class Graphs:
     """Runs pure functions of tensors as graphs; random numbers are drawn afresh in every run.
 
     Args:
-        owner: holds the modules whose mode (`training`) a graph depends on.
+        guards: tell the states of the code apart that the functions run; none: it never changes.
         compiled: whether Inductor compiles the graphs.
     """
 
-    def __init__(self, owner: Any, compiled: bool = False) -> None:
+    def __init__(self, guards: Guards | None = None, compiled: bool = False) -> None:
         self.compiled = compiled
-        self.modules = [m for net in modules(owner) for m in net.modules()]
+        self.guards, self.state = guards, 0
         self.graphs: dict[Any, _Graph] = {}
         self.scratch = Scratch()
 
@@ -56,10 +57,17 @@ class Graphs:
             # Ordinary tensors again, not inference tensors; in their own memory, because the next graph writes into the pieces.
             return [x.clone() for x in outputs], graph.beside
 
+    def look(self) -> None:
+        """Sees what state the code is in; raises Unsteady where no graph can be kept for it."""
+        if self.guards is not None:
+            self.state = self.guards.state()
+
     def key(self, name: Hashable, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         """Equal keys mean the same graph."""
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
-        return name, shapes, tuple(m.training for m in self.modules)
+        device = inputs[0].device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return name, shapes, self.state, torch.get_default_dtype(), half
 
     @property
     def draws(self) -> bool:

@@ -1,0 +1,30 @@
+"""What things are called where they are printed: one short line, with what differs from the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+LONGEST = 60
+
+
+def brief(x: Any, name: str = "", leave: tuple[str, ...] = ()) -> str:
+    """A dataclass with those of its fields that differ from their defaults, if they are short and not left out."""
+    if not is_dataclass(x) or isinstance(x, type):
+        return getattr(x, "__name__", None) or _plain(x)
+    named = [f for f in fields(x) if f.init and f.repr and f.name not in leave]
+    shown = {f.name: brief(getattr(x, f.name)) for f in named if _differs(getattr(x, f.name), f)}
+    inside = ", ".join(f"{key}={value}" for key, value in shown.items() if len(value) <= LONGEST)
+    return f"{name or type(x).__name__}({inside})"
+
+
+def _plain(x: Any) -> str:
+    simple = x is None or isinstance(x, bool | int | float | str | list | tuple | dict | set | frozenset)
+    text = repr(x) if simple else type(x).__name__
+    return text if "\n" not in text else type(x).__name__
+
+
+def _differs(value: Any, field: Field[Any]) -> bool:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    different = default is MISSING or value != default
+    return different if isinstance(different, bool) else True  # of a tensor, say

@@ -1,0 +1,92 @@
+"""Says in a sentence what is at fault where a model, a loss or a rule breaks down in torch, and which setting works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaoptim.core import trees
+from metaoptim.engine.graphs.graphs import modules
+from metaoptim.nn import blame
+
+_VALUE = re.compile(r"value out of a tracing tensor|data.dependent|_local_scalar_dense|\.item\(\) on a Tensor|data_ptr", re.I)
+_FORWARD = re.compile(r"ZeroTensors are immutable|forward AD|forward-mode AD")
+_TWICE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(once_differentiable)")
+_MAP = re.compile(r"vmap|batching rule|BatchedTensor", re.I)
+_CHECKPOINT = re.compile(r"computes values again in the backward pass")
+_DATA = re.compile(
+    r"shape|size|dimension|scalar type|dtype|out of (?:range|bounds)|index|device|channels|multipl|broadcast|Expected|target",
+    re.I,
+)
+_CALL = re.compile(r"forward\(\) .*(?:argument|keyword)")
+
+_SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (
+    (_CHECKPOINT, lambda who, found: found.string),
+    (_VALUE, lambda who, found: (
+        f"{who} branches on a value (an `if` on a tensor, int(), .item()), which neither vmap nor a graph can hold: use "
+        'torch.where or indexing there, or batching="loop" with runtime="eager"'
+    )),
+    (_FORWARD, lambda who, found: (
+        f'{who} uses a function that has no forward mode in torch, which memory="mixed" needs: use memory="steps", with the '
+        "same numbers"
+    )),
+    (_TWICE, lambda who, found: (
+        f"{who} uses `{found[1] or found[2]}`, which torch can't differentiate twice, as a gradient through inner steps must: "
+        "use another function there, or a first-order method, such as fomaml"
+    )),
+    (_MAP, lambda who, found: (
+        f'{who} does what vmap can\'t map ({_line(found.string)}): use batching="loop", which needs no map'
+    )),
+)  # fmt: skip
+
+
+@contextmanager
+def explained(data: Any, owner: Any) -> Iterator[None]:
+    """Turns what torch says about a shape, an operator or a class number inside a model into one sentence, as a ValueError.
+
+    owner: has the modules in its fields, among which the layer is looked for.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, TypeError) and not _CALL.search(str(error))):
+            raise
+        raise ValueError(f"{sentence(error, owner, data)}.") from error
+
+
+def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
+    """What is at fault, without a full stop."""
+    text = str(error).strip()
+    if isinstance(error, ValueError):  # one of ours
+        return text.rstrip(".")
+    layers = [layer for module in modules(owner) if (layer := blame(error, module))]
+    who = layers[0] if layers else "the model, the loss or the rule"
+    for sign, told in _SENTENCES:
+        if found := sign.search(text):
+            return told(who, found)
+    if isinstance(error, TypeError):
+        return (
+            f"the model is called with the inputs of a batch as one argument, but {_line(text)}; wrap it in one that takes them"
+        )
+    if not _DATA.search(text):
+        return f"{who} failed: {_line(text)}"
+    shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
+    who = layers[0] if layers else "the model or the loss"
+    return (
+        f"{who} can't take these data ({_line(text)}): found tensors {shapes}, in the order of support and query, inputs and "
+        "targets; expected what the model reads and, for classes, targets below its outputs"
+    )
+
+
+def _line(text: str) -> str:
+    return text.strip().partition("\n")[0].rstrip(".")
+
+
+def _range(x: Tensor) -> str:
+    numbers = not (x.is_floating_point() or x.is_complex()) and x.numel() > 0
+    return f" from {x.min()} to {x.max()}" if numbers else ""

@@ -1,0 +1,45 @@
+"""Looks at a model, a loss and a rule once, by the gradient of one task in plain autograd, for what would be wrong silently."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+
+import torch
+
+from metaoptim.core import trees
+from metaoptim.core.gradients import inspected
+from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Task
+from metaoptim.engine.executor import Executor
+from metaoptim.learners import network_of
+
+LONG = 5  # inner steps beyond which the graph of a whole run could be too large
+
+
+def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -> None:
+    """Warns of losses that no weight influences, and of parameters that are read beside φ and stay constant.
+
+    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice.
+    """
+    memory = "steps" if "steps" in method.estimator.memories and method.learner.steps > LONG else method.estimator.memories[0]
+    one, carried = trees.index((batch, carry), slice(1))
+    # What fails is told of where it is run.
+    with inspected() as found, torch.random.fork_rng(devices=[]), suppress(Exception):
+        Executor(method, "loop", memory, "eager")(phi, one, carried, 0)
+    network = network_of(method.learner)
+    loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
+    if found.once:
+        raise ValueError(
+            "the model, the loss or the rule has a function marked @once_differentiable, which a meta-gradient would have to "
+            "differentiate twice: write its backward in differentiable operations, or use a first-order method, such as fomaml."
+        )
+    if found.parameters:
+        names = {id(p): n for n, p in network.net.named_parameters()} if network else {}
+        name = next((f"`{names[i]}` of the network" for i in found.parameters if i in names), "parameters of its own")
+        warnings.warn(
+            f"the loss `{loss}` reads {name} itself, and not the weights that adapt: it stays constant, without a gradient. "
+            "Compute penalties from the model's output, or let an update rule decay weights.",
+            stacklevel=5,
+        )
+    elif found.looked and not found.reached and method.estimator.claim in ("exact", "first_order", "truncated"):
+        warnings.warn(f"no weight influences the loss `{loss}`: its meta-gradient is zero.", stacklevel=5)

@@ -1,0 +1,101 @@
+"""Calls a module with other weights, and leaves it as it was: whatever its forward pass does, and whether or not it fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from metaoptim.nn.layers import BATCH_NORMS
+
+_ALONE = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
+_WRITTEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()  # buffers that a forward pass writes in place
+_CONTAINERS = (dict, list, set)
+_TORCHS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+
+
+def called(net: nn.Module, weights: Mapping[str, Tensor], x: Any, without: str | None = None, tidy: bool = True) -> Any:
+    """net(x) with these weights (names as of `named_parameters`); attributes and buffers that a forward pass sets are set back.
+
+    torch's `functional_call` forgets the weights of a module that has two names.
+
+    Args:
+        without: a submodule that passes on what it is given.
+        tidy: whether the module's own code may set attributes, which none of torch's layers does.
+    """
+    with _ALONE, _tidied(net) if tidy else _nothing(), _exchanged(net, weights, without):
+        return net(x)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _exchanged(net: nn.Module, weights: Mapping[str, Tensor], without: str | None) -> Iterator[None]:
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        names: dict[int, str] = {}
+        for prefix, module in net.named_modules():
+            own: dict[str, Any] = module._parameters
+            for leaf, p in own.items():
+                if p is None:
+                    continue
+                name = names.setdefault(id(p), f"{prefix}.{leaf}" if prefix else leaf)
+                if (value := weights.get(name)) is not None:
+                    changed.append((own, leaf, p))
+                    own[leaf] = value
+        if without is not None:
+            parent, _, leaf = without.rpartition(".")
+            folder: dict[str, Any] = net.get_submodule(parent)._modules
+            changed.append((folder, leaf, folder[leaf]))
+            folder[leaf] = nn.Identity()
+        yield
+    finally:
+        for own, leaf, p in reversed(changed):
+            own[leaf] = p
+
+
+@contextmanager
+def _tidied(net: nn.Module) -> Iterator[None]:
+    """Sets everything back that a forward pass changes in a module: its attributes, lists and dicts among them, its buffers."""
+    modules = list(net.modules())
+    kept = [(module.__dict__, dict(module.__dict__)) for module in modules]
+    inside = [(v, v.copy()) for _, own in kept for name, v in own.items() if type(v) in _CONTAINERS and name not in _TORCHS]
+    written, copies = _WRITTEN.get(net), []
+    for module in modules:
+        if isinstance(module, BATCH_NORMS):
+            module._buffers["num_batches_tracked"] = None  # no batch is counted
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (written is None or name in written):
+                module._buffers[name] = copy = buffer.clone()
+                copies.append((name, copy, copy._version))
+    try:
+        yield
+    finally:
+        counted = [name for name, copy, version in copies if copy._version != version]
+        if written is None:
+            counted += [n for own, before in kept for n, x in own.items() if isinstance(x, int | float) and before.get(n) != x]
+            _tell(net, counted)
+        _WRITTEN[net] = frozenset(counted)  # what the first call has not written is not copied again
+        for own, before in kept:
+            own.clear()
+            own.update(before)
+        for container, before in inside:
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
+
+
+def _tell(net: nn.Module, counted: list[str]) -> None:
+    if counted:
+        warnings.warn(
+            f"{type(net).__name__} changes `{counted[0]}` while it runs, which is set back after each call, so that a gradient "
+            "is a function of the weights alone: change it in your loop.",
+            stacklevel=6,
+        )

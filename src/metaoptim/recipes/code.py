@@ -1,0 +1,92 @@
+"""Code of the user's own, named on the command line or in a recipe: FILE.py:NAME, in the current folder, or MODULE:NAME."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
+
+NAMED = "FILE.py:NAME"
+
+
+def is_code(name: object) -> bool:
+    """Whether a name is one of code."""
+    return isinstance(name, str) and ":" in name
+
+
+def find(spec: str) -> Any:
+    """What FILE.py:NAME or MODULE:NAME is. Errors: ConfigError."""
+    file, _, name = spec.partition(":")
+    module = file.removesuffix(".py").replace("/", ".")
+    if not module or not name:
+        raise ConfigError(f"{spec}: expected MODULE:NAME, as in my_module:Net.")
+    found = explained(spec, lambda: getattr(importlib.import_module(module), name, None))
+    if found is None:
+        raise ConfigError(f"there is no `{name}` in {module}{nearest(name, _callables(sys.modules[module]))}")
+    return found
+
+
+def explained(spec: str, run: Callable[[], Any]) -> Any:
+    """Runs code of the user's own, which may import from the current folder; ConfigError says how it stopped."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        return run()
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        where = f"there is no module {error.name} in this folder, nor one that is installed"
+        raise ConfigError(f"{spec}: {where}.") from error
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{spec}: it stopped with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def options_of(spec: str) -> list[Option]:
+    """The keyword arguments of a class or function, as a recipe's keys; those without a type may be anything."""
+    found = find(spec)
+    if not inspect.isroutine(found) and not isinstance(found, type):
+        return []  # an object, which is taken as it is
+    try:
+        parameters = explained(spec, lambda: inspect.signature(found, eval_str=True)).parameters.values()
+    except ConfigError:  # a type that can't be looked up
+        parameters = inspect.signature(found).parameters.values()
+    known = []
+    for p in parameters:
+        kind = Any if p.annotation is p.empty or isinstance(p.annotation, str) else toml_type(p.annotation)
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and kind and (p.default is p.empty or _plain(p.default)):
+            default = REQUIRED if p.default is p.empty else plain_default(p.default)
+            known.append(Option(p.name, kind, default, f"see {spec}"))
+    return known
+
+
+def build(spec: str, options: Mapping[str, Any], expected: type | tuple[str, ...], what: str) -> Any:
+    """What the code is or builds: an object of a type, or one with these attributes. Errors: ConfigError."""
+
+    def fits(x: Any) -> bool:
+        if isinstance(expected, type):
+            return isinstance(x, expected)
+        return not isinstance(x, type) and all(hasattr(x, name) for name in expected)
+
+    found = find(spec)
+    if fits(found):
+        return found
+    if not callable(found):
+        raise ConfigError(f"{spec}: it is {type(found).__name__}; expected {what}, or a class or function that builds one.")
+    made = explained(spec, lambda: found(**options))
+    if not fits(made):
+        raise ConfigError(f"{spec}: it gave {type(made).__name__}; expected {what}.")
+    return made
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
+
+
+def _callables(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -1,0 +1,129 @@
+"""What a run is, in words that are the same in every process: its method, its tasks and how it was trained.
+
+Nested dictionaries of JSON's types, kept in every checkpoint: so that what differs between two runs can be named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaoptim.core.types import MetaOptimizer
+from metaoptim.tasks import TaskFamily
+
+FEW = 8  # numbers of a tensor that are written out
+
+MISSING = "missing"
+
+
+def of_method(method: MetaOptimizer) -> dict[str, Any]:
+    """Algorithm, learner (network, loss, rule, steps, …), estimator and the other choices of a meta-optimizer."""
+    learner = described(method.learner)
+    learner = learner if isinstance(learner, dict) else {"kind": learner}
+    masks = {"adapts": _chosen(method, method.learner.adapts), "learns": _chosen(method, method.learns)}
+    parts = {part: described(getattr(method, part)) for part in ("estimator", "reduction", "outer")}
+    return {"algorithm": method.name, "learner": learner | {"adapts": masks["adapts"]}, "learns": masks["learns"], **parts}
+
+
+def _chosen(method: MetaOptimizer, mask: Callable[[str], bool]) -> str | list[str]:
+    names = [n for n in method.phi.weights if mask(n)]
+    return names if len(names) < len(method.phi.weights) else "all"
+
+
+def of_tasks(tasks: TaskFamily | None) -> dict[str, Any]:
+    """What a family says of the tasks that it trains on; {} where a source of one's own gives them."""
+    if tasks is None:
+        return {}
+    known: dict[str, Any] = described(tasks.describe("train" if "train" in tasks.splits else tasks.splits[0]))
+    return known
+
+
+def described(x: Any) -> Any:
+    """Anything in JSON's types. Functions have their names, modules their layers, dataclasses their fields."""
+    if x is None or isinstance(x, bool | int | str):
+        return x
+    if isinstance(x, float):
+        return x if math.isfinite(x) else str(x)
+    if isinstance(x, Tensor):
+        return _tensor(x)
+    if isinstance(x, nn.Module):
+        return {name or "itself": f"{type(m).__name__}({m.extra_repr()})" for name, m in x.named_modules()}
+    if isinstance(x, Mapping):
+        return {str(k): described(v) for k, v in x.items()}
+    if isinstance(x, tuple) and hasattr(x, "_asdict"):
+        return described(x._asdict())
+    if isinstance(x, list | tuple):
+        return [described(v) for v in x]
+    if isinstance(x, set | frozenset):
+        return sorted(map(str, x))
+    if is_dataclass(x) and not isinstance(x, type):
+        return {"kind": type(x).__name__} | {f.name: described(getattr(x, f.name)) for f in fields(x) if f.init}
+    if isinstance(x, partial):
+        return {"kind": x.func.__name__} | described(x.keywords) | {str(i): described(v) for i, v in enumerate(x.args)}
+    if isinstance(x, np.generic):
+        return described(x.item())
+    if isinstance(x, MethodType) and is_dataclass(x.__self__):
+        return described(x.__self__) | {"method": x.__name__}
+    if callable(x) and hasattr(x, "__name__"):
+        return x.__name__
+    return {"kind": type(x).__name__} | {
+        k: described(v) for k, v in getattr(x, "__dict__", {}).items() if isinstance(v, _PLAIN)
+    }
+
+
+_PLAIN = (bool, int, float, str, Tensor)
+
+
+def _tensor(x: Tensor) -> Any:
+    if x.numel() <= FEW:
+        return described(x.tolist())
+    digest = hashlib.sha256(x.detach().reshape(-1).contiguous().view(torch.uint8).numpy(force=True).tobytes()).hexdigest()
+    return f"{x.dtype} {tuple(x.shape)}, sha256 {digest[:12]}"
+
+
+def differences(saved: Any, here: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Each field in which two descriptions differ, and both of its values: ("learner.rule.lr", "0.4", "0.1")."""
+    both = isinstance(saved, Mapping) and isinstance(here, Mapping)
+    if both and saved.get("kind") == here.get("kind"):
+        for key in _order(saved, here):
+            yield from differences(saved.get(key, MISSING), here.get(key, MISSING), f"{path}.{key}".lstrip("."))
+    elif saved != here:
+        yield path, _short({k: saved[k] for k in _order(saved, here) if k in saved} if both else saved), _short(here)
+
+
+def _order(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The fields of both, as they are ordered here: a checkpoint's are sorted."""
+    return list({**here, **saved})
+
+
+def _short(x: Any) -> str:
+    """A value in a sentence."""
+    if isinstance(x, Mapping):
+        inside = ", ".join(f"{k}={_short(v)}" for k, v in x.items() if k != "kind" and not isinstance(v, Mapping | list))
+        return f"{x.get('kind', '')}({inside})" if len(inside) <= 80 else str(x.get("kind", "another"))
+    text = str(x)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def saved_in(state: Mapping[str, Any], path: object) -> Any:
+    """What the run of a checkpoint with this state is; a ValueError where an early version did not record it."""
+    if "identity" not in state:
+        raise ValueError(f"the run in {path} was saved by a version that did not record what a run is; train it again.")
+    return state["identity"]
+
+
+def refuse_others(path: object, saved: Any, here: Any, advice: str) -> None:
+    """Raises a ValueError that names the first field in which a run differs from what is asked for."""
+    for field, there, now in differences(saved, here):
+        raise ValueError(
+            f"the run in {path} differs from what is asked for: {field} is {there} in the run and {now} here; {advice}."
+        )
