@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mo.__file__).parents[1]), "O
 
 DRIVER = """
 import json, os, signal, sys, time, traceback
+from importlib import import_module
 from pathlib import Path
 import torch, torch._dynamo, torch.utils.tensorboard  # once, ahead of the forks
 import metaoptim as mo
@@ -287,7 +289,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_engines_choice_is_stored_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's opinion of what is fastest has changed in the meantime; the run must not notice."""
     monkeypatch.setenv("METAOPTIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("metaoptim.training.train.WAIT", 2)
+    monkeypatch.setattr(import_module("metaoptim.training.train"), "WAIT", 2)
     stopped, whole = stopped_and_whole(tmp_path, engine={"batching": "auto", "runtime": "auto"})
     assert tomllib.loads((whole / "recipe.toml").read_text())["engine"]["choice"].split()[0] in ("loop", "vmap")
     (plan,) = (tmp_path / "cache" / "plans").glob("*.json")
