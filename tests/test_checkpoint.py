@@ -103,7 +103,7 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert torch.equal(safetensors.torch.load_file(file)["weights.a"], at_step(3).tensors["weights.a"])
     with safetensors.safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    assert metadata.keys() == {"step", "state", "sha256"}
+    assert metadata.keys() == {"format", "step", "state", "sha256"}
     assert (metadata["step"], json.loads(metadata["state"])) == ("3", {"best": 0.3})
 
 

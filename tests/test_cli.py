@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import metaoptim as mo
 from metaoptim import training
 from metaoptim.algorithms import ALGORITHMS
+from metaoptim.cli.errors import TRACER
 from metaoptim.cli.main import main
 from metaoptim.nn import MODELS
 from metaoptim.recipes import recipe as config
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS
 from metaoptim.runs.store import load_checkpoint
 from metaoptim.tasks import TASKS
 
@@ -358,11 +362,24 @@ def raising(error: BaseException, like: Callable[..., Any]) -> Callable[..., Any
 
 
 def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "train", raising(training.Interrupted("stopped after step 2"), like=training.train))
-    code, out, err = cli("train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b")
-    assert (code, out) == (130, "")
+    command = ["train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b"]
     again = "metaoptim train tiny.toml --set algorithm.lr=0.5 --out 'a b' --resume"
-    assert err == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
+
+    def interrupted(message: str = "") -> str:
+        with monkeypatch.context() as patch:
+            stop = training.Interrupted(message) if message else KeyboardInterrupt()
+            patch.setattr(training, "train", raising(stop, like=training.train))
+            code, out, err = cli(*command)
+        assert (code, out) == (130, "")
+        return err
+
+    assert interrupted() == "Nothing was saved.\ninterrupted\n"
+    assert cli(*command)[0] == 0
+    assert interrupted("stopped after step 2") == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
+    for name in (LAST, PREVIOUS, BEST):
+        Path("a b", name).unlink(missing_ok=True)
+    assert interrupted() == f"No step was saved yet. To start again: {again}\ninterrupted\n"
+    assert cli(*command, "--resume")[0] == 0
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,3 +412,122 @@ def test_data_sets_the_folder_of_the_data(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     assert cli("train", "tiny.toml", "--data", "data", "--set", "algorithm.stpes=1")[0] == 2
     assert os.environ["METAOPTIM_DATA"] == "data"
+
+
+# ---- nothing raw on the terminal
+
+
+def test_errors_in_a_trace_are_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's tracer logs a traceback of what it could not trace, to a handler of its own, which is one more here."""
+    logged: list[logging.LogRecord] = []
+    handler, logger = logging.Handler(), logging.getLogger(TRACER)
+    monkeypatch.setattr(handler, "emit", logged.append)
+    logger.addHandler(handler)
+    args = ("train", "tiny.toml", "--set", "engine.runtime=trace", "--set", "model.sizes=[2, 8, 1]", "--out")
+    code, out, err = cli(*args, "a")
+    assert (code, out, logged) == (2, "", [])
+    assert err.startswith("error: layer `0`") and err.count("\n") == 1
+    monkeypatch.setenv("METAOPTIM_DEBUG", "1")
+    cli(*args, "b")
+    assert logged
+    logger.removeHandler(handler)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+@pytest.mark.parametrize("place", ["typer", "torch"])
+def test_ctrl_c_during_imports_is_130_and_no_traceback(tmp_path: Path, place: str) -> None:
+    """The process interrupts itself where an import would swallow the exception, as NumPy's and torch's can."""
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {place!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000): pass
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Finder())
+from metaoptim.cli.main import main
+sys.exit(main(["train", "sinusoid-maml", "--set", "train.iterations=1", "--out", sys.argv[1]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_result_that_cannot_be_saved_is_printed_first(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("train", "tiny.toml", "--out", "run")[0] == 0
+    assert cli("evaluate", "run")[0] == 0
+    before = {name: Path("run", name).read_bytes() for name in ("result.json", "result.png")}
+    for fails_at, name in enumerate(("scores.safetensors", "result.json", "result.png"), 1):
+        calls = iter(range(1, 9))
+        fsync = os.fsync
+
+        def full(handle: int, calls: Any = calls, fails_at: int = fails_at, fsync: Any = fsync) -> None:
+            if next(calls) == 2 * fails_at - 1:  # the folder is synced after each file
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            fsync(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            code, out, err = cli("evaluate", "run", "--episodes", "4")
+        assert code == 1 and "│ maml" in out and "over 4 episodes" in out
+        assert err == (
+            f"error: the result, printed above, could not be saved: can't write run/{name} (Read-only file system): check the "
+            "path and its permissions\n"
+        )
+        assert not list(Path("run").glob(".*.tmp"))
+    assert Path("run/result.png").read_bytes() == before["result.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["plan", "tiny.toml", "--set", "model.sizes=[2, 8, 1]"], "layer `0` (Linear) can't take these data"),
+        (["plan", "tiny.toml", "--set", "train.tasks_per_step=0"], "tasks_per_step=0: it must be a whole number"),
+        (["plan", "tiny.toml", "--set", "train.seed=18446744073709551616"], "The seed is 18446744073709551616"),
+        (["train", "tiny.toml", "--set", "train.seed=18446744073709551616"], "The seed is 18446744073709551616"),
+        (["train", "tiny.toml", "--out", ""], "--out is empty"),
+        (["train", "tiny.toml", "--out", "o\udcff"], r"'o\udcff' isn't UTF-8 text"),
+        (["train", "r\udcff.toml"], r"'r\udcff.toml' isn't UTF-8 text"),
+        (["train", "tiny.toml", "--set", "algorithm.steps=1000000000"], "1,000,000,000 inner steps"),
+        (["train", "tiny.toml", "--set", "train.optimizer=LBFGS"], "LBFGS can't take outer steps"),
+    ],
+)
+def test_what_used_to_be_an_internal_error(cli: Cli, args: list[str], words: str) -> None:
+    code, out, err = cli(*args)
+    assert (code, out) == (2, "") and words in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_the_device_is_an_option_of_train_and_evaluate(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("train", "tiny.toml", "--out", "run", "--device", "cpu")[0] == 0
+    assert config.load("run/recipe.toml").tables["train"]["device"] == "cpu"
+    for name, others in (("same", ()), ("seed", ("--set", "train.seed=1"))):
+        assert cli("train", "tiny.toml", "--out", name, *others)[0] == 0
+    a, b = (load_checkpoint(name, "last").tensors for name in ("run", "same"))
+    assert all(torch.equal(x, b[n]) for n, x in a.items())
+    assert cli("evaluate", "run", "seed", "--device", "cpu")[0] == 0  # seeds may be trained on several devices
+
+    place = training.train
+    monkeypatch.setattr(training, "train", raising(training.Interrupted("stopped"), like=place))
+    _, _, err = cli("train", "tiny.toml", "--out", "run", "--device", "cpu")
+    assert "To go on: metaoptim train tiny.toml --device cpu --out run --resume" in err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_an_unknown_device_is_one_sentence(cli: Cli, command: str) -> None:
+    assert cli("train", "tiny.toml", "--out", "run")[0] == 0
+    args = ("train", "tiny.toml", "--out", "other") if command == "train" else ("evaluate", "run")
+    code, out, err = cli(*args, "--device", "nowhere")
+    assert (code, out) == (2, "") and err.startswith("error: device='nowhere' can't be used here") and err.count("\n") == 1
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 7 TiB"), RuntimeError("can't allocate memory: 7 TiB")])
+def test_too_little_memory_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(training, "train", raising(error, like=training.train))
+    code, _, err = cli("train", "tiny.toml")
+    assert code == 1 and err.startswith("error: there is not enough memory (") and "smaller" in err and err.count("\n") == 1

@@ -51,7 +51,8 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
     assert tables["train"] == {**tables["train"], "iterations": 3, "clip": None}
     assert tables["train"]["tasks_per_step"] == default(training.train, "tasks_per_step")
     assert tables["evaluate"]["episodes"] == default(evaluation.evaluate, "episodes")
-    assert tables["engine"] == {"batching": "auto", "memory": "auto", "runtime": "auto", "precision": "full", "budget": None}
+    autos = {"batching": "auto", "memory": "auto", "runtime": "auto"}
+    assert tables["engine"] == {**autos, "precision": "full", "budget": None, "choice": None}
     assert not {"out", "resume", "engine", "recipe", "progress"} & tables["train"].keys()
     assert config.parse(TINY.replace("sizes = [1, 8, 1]", ""), "x").tables["model"]["sizes"] == [1, 40, 40, 1]
 

@@ -212,6 +212,13 @@ def test_several_runs_are_seeds(run: Run) -> None:
     assert told["rows"][0]["seeds"]["spread"]["accuracy"] == pytest.approx(np.std(means, ddof=1))
 
 
+def test_a_result_says_both_where_runs_were_selected_in_different_ways(run: Run) -> None:
+    runs = [replace(run, selection=how) for how in ("last", "best")]
+    result = judge(runs, episodes=2, baselines=[])
+    assert result.facts["selection"] == "best and last" and "checkpoint: best and last" in str(result)
+    assert judge(runs[:1], episodes=2, baselines=[]).facts["selection"] == "last"
+
+
 def test_dropout_is_off_for_every_run_and_back_on_afterwards() -> None:
     def net() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Dropout(0.9), nn.Linear(8, 3))

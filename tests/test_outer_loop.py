@@ -91,13 +91,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown option": ({"optimizer_options": {"momentun": 0.9}}, "can't be made: .*momentun"),
     "a class without lr": ({"optimizer": NoLr}, "can't be made: "),
     "a closure": ({"optimizer": lambda params: torch.optim.LBFGS(params[0]["params"] + params[1]["params"])}, "outer_step="),
-    "no rule": ({"rule_lr": -0.1}, "rule_lr=-0.1; it must be positive"),
+    "no rule": ({"rule_lr": -0.1}, "rule_lr=-0.1: it must be a positive number"),
     "a schedule and a scheduler": ({"schedule": "linear", "scheduler": lambda o: None}, "give one of them"),
     "no scheduler": ({"scheduler": lambda o: None}, "scheduler gave NoneType"),
     "a plateau": ({"scheduler": lr_scheduler.ReduceLROnPlateau}, "steps without a metric"),
     "another optimizer's": ({"scheduler": lambda o: lr_scheduler.StepLR(OTHER, 1)}, "StepLR of another optimizer"),
     "a state with tensors": ({"scheduler": lambda o: lr_scheduler.LambdaLR(o, Lambda())}, "a checkpoint can't keep it"),
-    "no patience": ({"early_stopping": 0}, "early_stopping=0: it must be at least 1"),
+    "no patience": ({"early_stopping": 0}, "early_stopping=0: it must be a whole number, at least 1"),
     "nothing to stop by": ({"early_stopping": 3, "validate_every": 0}, "needs validations"),
 }  # fmt: skip
 

@@ -277,9 +277,9 @@ images_of, waves, function_of = cast(tuple[Any, Any, Any], (ImageTasks, sinusoid
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "one way": (lambda: family(ways=1), "ways is 1"),
     "too many ways": (lambda: family(ways=4), "4 ways were asked for, but split `val`"),
-    "no shots": (lambda: family(shots=0), "shots is 0"),
-    "no queries": (lambda: family(queries=-1), "queries is -1"),
-    "no train shots": (lambda: family(train_shots=0), "train_shots is 0"),
+    "no shots": (lambda: family(shots=0), "shots=0: it must be a whole number, at least 1."),
+    "no queries": (lambda: family(queries=-1), "queries=-1: it must be a whole number"),
+    "no train shots": (lambda: family(train_shots=0), "train_shots=0: it must be a whole number"),
     "too few drawings": (lambda: family(shots=4), "4 shots and 3 queries need 7 images of each class"),
     "too few drawings to train": (lambda: family(train_shots=5), "5 shots and 3 queries need 8"),
     "unknown split": (
@@ -306,7 +306,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: images_of("p", pictures()[..., :3], ["x"] * 12, {}, rotations=True),
         "can't be turned by 90 degrees",
     ),
-    "sinusoid shots": (lambda: waves(shots=0), "shots is 0"),
+    "sinusoid shots": (lambda: waves(shots=0), "shots=0: it must be a whole number, at least 1."),
     "sinusoid phase": (lambda: waves(phase="3pi"), "phase is '3pi'"),
     "sinusoid grid": (lambda: waves(train_shots=50, grid=20), "grid of 20 points can't give 50"),
     "sinusoid split": (lambda: waves().describe("dev"), "no split 'dev'"),

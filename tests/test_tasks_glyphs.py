@@ -134,6 +134,19 @@ def test_glyphs_are_cached_and_mended(few_glyphs: list[str], empty_cache: Path) 
     assert [p.name for p in empty_cache.iterdir()] == [path.name]
 
 
+def test_wrong_glyphs_in_the_cache_are_drawn_again(few_glyphs: list[str], empty_cache: Path) -> None:
+    """Files that are whole, and hold other pictures than they say, or don't say."""
+    right = glyphs().images
+    (path,) = empty_cache.glob("glyphs-*.npz")
+    with np.load(path) as archive:
+        stated = archive["sha256"]
+    for others in ({"images": right + 1}, {"images": right + 1, "sha256": stated}, {"images": right[:5], "sha256": stated}):
+        np.savez(path, allow_pickle=False, **others)
+        few_glyphs.clear()
+        assert np.array_equal(glyphs().images, right) and len(few_glyphs) == 1
+        assert np.array_equal(glyphs().images, right) and len(few_glyphs) == 1
+
+
 def test_other_glyphs_are_announced(
     few_glyphs: list[str], empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
-from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Outer
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Outer, Task
+from metaoptim.gradcheck import in_the_data
 from metaoptim.runs import progress
 from metaoptim.runs.store import load_checkpoint
 from metaoptim.training import TrainingError
@@ -214,6 +216,20 @@ def poisoned(bad_step: int) -> mo.tasks.TaskFamily:
     return mo.tasks.from_function(sample, name="function")
 
 
+def test_odd_data_are_found_in_whatever_they_are_part_of() -> None:
+    def ones() -> Any:
+        return {"x": torch.ones(3, 2), "n": torch.ones(3, dtype=torch.int64)}, {"x": torch.ones(3, 2), "none": torch.ones(3, 0)}
+
+    batch = Task(*ones())
+    assert in_the_data(batch) is None
+    batch.query["x"][2, 0] = float("nan")
+    assert in_the_data(batch) == (2, 'NaN, in `["x"]` of its query set')
+    batch.support["x"][1, 1] = -float("inf")
+    assert in_the_data(batch) == (1, 'infinity, in `["x"]` of its support set')
+    pairs = Task((torch.ones(2, 1), torch.ones(2)), (torch.ones(2, 1), torch.tensor([1.0, float("inf")])))
+    assert in_the_data(pairs) == (1, "infinity, in the targets of its query set")
+
+
 @pytest.mark.parametrize("how", ["loop", "vmap"])
 def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path: Path, how: str) -> None:
     options = {
@@ -226,11 +242,17 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_checkpoint(tmp_path:
     with pytest.raises(TrainingError) as error:
         mo.train(build(), poisoned(4), **options, out=tmp_path / "run")
     said = str(error.value)
-    assert said.startswith("step 4: the loss of task 1 (episode 7 of seed 0) is not finite; the last good checkpoint is step 2")
-    assert said.endswith("; the targets of its support set hold NaN: mend the data.") and "\n" not in said
+    assert said == (
+        "step 4: the data of task 1 (episode 7 of seed 0) hold NaN, in the targets of its support set; the last good "
+        f"checkpoint is step 3 in {tmp_path / 'run'}. Mend the data, and train again."
+    )
     assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "failed"
     checkpoint = load_checkpoint(tmp_path / "run", "last")
-    assert checkpoint.step == 2 and all(x.isfinite().all() for x in checkpoint.tensors.values())
+    assert checkpoint.step == 3 and all(x.isfinite().all() for x in checkpoint.tensors.values())
+    mended = mo.train(build(), poisoned(10**6), **options, out=tmp_path / "run", resume=True)
+    whole = mo.train(build(), poisoned(10**6), **options)
+    assert mended.step == whole.step == 6
+    assert all(torch.equal(x, mended.phi.weights[n]) for n, x in whole.phi.weights.items())
 
     with pytest.raises(TrainingError, match=r"step 1: .* task 1 .*; no checkpoint was saved"):
         mo.train(build(), poisoned(1), **options)
@@ -282,17 +304,21 @@ def test_a_step_that_raises_the_support_loss_is_told_with_one_that_lowers_it() -
         x = torch.ones(4, 1)
         return (x, x), (x, x)
 
-    def train(lr: float) -> None:
+    class Uphill(mo.rules.SGD):
+        def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+            return {n: self.lr * g for n, g in grads.items()}, state
+
+    def train(lr: float, rule: type[mo.rules.SGD] = mo.rules.SGD) -> None:
         net = nn.Linear(1, 1, bias=False)
         nn.init.constant_(net.weight, 3.0)
-        method, tasks = mo.maml(net, mo.losses.mse, lr=lr), mo.tasks.from_function(sample)
-        mo.train(method, tasks, **{**SMALL, "iterations": 1}, validate_every=0)
+        method = mo.compose(net, mo.losses.mse, rule=rule(lr), steps=1)
+        mo.train(method, mo.tasks.from_function(sample), **{**SMALL, "iterations": 1}, validate_every=0)
 
     train(0.9)
     with pytest.warns(UserWarning, match=r"raises the support loss from 4\.\d+ to 19\d \(.* 1/8 as long \(lr=0.5\) lowers it"):
         train(4.0)
     with pytest.warns(UserWarning, match=r"raises the support loss .* no shorter one lowers it either; does the rule return"):
-        train(-0.1)
+        train(0.1, Uphill)
 
 
 def test_any_failure_leaves_the_state_failed_and_lets_go_of_the_folder(tmp_path: Path) -> None:
@@ -349,5 +375,6 @@ def test_worker_threads_end_before_validation(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("empty_cache")
 def test_what_is_being_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(import_module("metaoptim.training.train"), "WAIT", 1)
     mo.train(build(), SINUSOID, **{**SMALL, "iterations": 2, "engine": {}, "progress": True}, validate_every=0)
     assert "measuring vmap, graph, eager" in capsys.readouterr().err

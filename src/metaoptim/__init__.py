@@ -6,7 +6,6 @@ Names are loaded when first used, so that the command line starts at once.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +42,10 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-try:
-    __version__ = version("metaoptim")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOME:
@@ -60,6 +56,15 @@ def __getattr__(name: str) -> Any:
         if name in algorithms:
             return algorithms[name]
     raise AttributeError(f"module 'metaoptim' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # here, because importing it takes longer than all the rest
+
+    try:
+        return version("metaoptim")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.checks import check_flags
 from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Unroll
 from metaoptim.rules import SGD
@@ -44,6 +45,7 @@ def article_maml(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_flags(first_order=first_order)
     return compose(
         net,
         loss,

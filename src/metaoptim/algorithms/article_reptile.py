@@ -17,6 +17,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
 from metaoptim.rules import SGD
@@ -40,6 +41,8 @@ def article_reptile(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_counts(steps=steps)
+    check_positive(beta=beta)
     if steps == 1:
         warnings.warn("with steps=1 this is joint training: θ̄ − θ = −α · the mean gradient. Use steps >= 2.", stacklevel=2)
     return compose(

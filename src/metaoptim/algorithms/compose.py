@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_counts, check_numbers, check_time
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Mask, Network, mask
@@ -51,6 +52,10 @@ def compose(
         outer: the outer optimizer.
         name: what tables call it.
     """
+    check_counts(0, steps=steps)
+    check_time(steps, f"steps={steps}: an inner run")
+    check_counts(batch_size=batch_size)
+    check_numbers(0, prox=prox)
     for what, value, method in (("rule", rule, "update"), ("estimator", estimator, "lasts")):
         if isinstance(value, type) or not hasattr(value, method):
             example = "mo.rules.SGD(0.1)" if what == "rule" else "mo.estimators.Unroll()"
@@ -65,7 +70,7 @@ def compose(
             f"nothing adapts: of the {len(weights)} weights none is chosen by adapts={adapts!r} and has requires_grad=True; "
             "choose others, free some, or take steps=0."
         )
-    learner = GradientLearner(network, rule, steps, moves, prox, start, batch_size)
+    learner = GradientLearner(network, rule, int(steps), moves, prox, start, batch_size)
     phi = MetaParams(weights, rule.start(moving, generator()) if moving else {})
     return MetaOptimizer(learner, estimator, phi, learnt, reduction, outer, name)
 

@@ -19,6 +19,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.checks import check_counts, check_numbers, check_positive
 from metaoptim.core.types import MetaOptimizer, Normalisation
 from metaoptim.estimators import Implicit
 from metaoptim.rules import SGD
@@ -56,6 +57,10 @@ def imaml(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_counts(steps=steps)
+    check_counts(0, iterations=iterations)
+    check_numbers(0, prox=prox, damping=damping)
+    check_positive(scale=scale)
     return compose(
         net,
         loss,

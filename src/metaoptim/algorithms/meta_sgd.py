@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.checks import check_counts, check_flags, check_numbers
 from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
 from metaoptim.estimators import Unroll
 
@@ -27,6 +28,11 @@ class StepSizes:
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        check_numbers(low=self.low, high=self.high)
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}: step sizes are drawn from low to high; swap them.")
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         def draw(w: Tensor) -> Tensor:  # where the generator is, so that every device starts from the same numbers
@@ -62,6 +68,8 @@ def meta_sgd(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_counts(steps=steps)
+    check_flags(first_order=first_order)
     return compose(
         net,
         loss,

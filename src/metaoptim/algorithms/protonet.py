@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, State
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, Network, mask
@@ -68,6 +69,7 @@ def protonet(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_counts(ways=ways)
     network, prototypes = Network(net, loss, normalisation, head), Prototypes(ways)
     return MetaOptimizer(
         ClosedForm(network, prototypes.fit, prototypes.predict),

@@ -18,6 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
 from metaoptim.rules import SGD, Adam
@@ -45,6 +46,9 @@ def reptile(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
+    check_counts(steps=steps)
+    check_choice(("adam", "sgd"), inner=inner)
+    check_choice(("carried", "reset"), moments=moments)
     if steps == 1:
         warnings.warn(
             "Reptile with steps=1 is joint training: the expected outer step is the plain gradient step on all tasks' "

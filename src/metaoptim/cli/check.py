@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metaoptim.cli.interrupts import quitting
 from metaoptim.cli.shared import Data, console, use
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def check(
     if model is None and (stray := [option for option, value in only.items() if value is not None]):
         raise ValueError(f"{stray[0]} goes with --model alone; leave it out, or name a model.")
     use(data)
+    with quitting():
+        from metaoptim import gradcheck
     if name is not None:
         method, tasks, shape = _named(name)
     elif recipe is not None:
         method, tasks, shape = _recipe(recipe)
     else:
         method, tasks, shape = _own(model or "", loss, input, ways, algorithm)
-
-    from metaoptim import gradcheck
 
     with console(stderr=True).status("checking") as status:
         report = gradcheck.check(

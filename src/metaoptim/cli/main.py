@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
-import traceback
-import warnings
-from collections.abc import Sequence
-from errno import EDQUOT, ENOSPC
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from metaoptim.cli.interrupts import quitting
 
-import typer
-from typer.main import get_command
+with quitting():
+    import shlex
+    import sys
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Annotated, Literal
 
-import metaoptim
-from metaoptim.cli.check import check
-from metaoptim.cli.shared import Data, console, use
+    import typer
+    from typer.main import get_command
+
+    import metaoptim
+    from metaoptim.cli.check import check
+    from metaoptim.cli.errors import told
+    from metaoptim.cli.shared import Data, console, use
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -44,6 +44,8 @@ Settings = Annotated[
     ),
 ]
 
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Where it is computed, as in cuda; the CPU if not given.")]
+
 
 @app.callback(invoke_without_command=True)
 def top(
@@ -64,7 +66,8 @@ def list_(
     ] = None,
 ) -> None:
     """List recipes and their results, algorithms, tasks and models."""
-    from metaoptim.cli.show import overview
+    with quitting():
+        from metaoptim.cli.show import overview
 
     console().print(overview(kind))
 
@@ -74,7 +77,8 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An algorithm, recipe, task family or model.")],
 ) -> None:
     """Explain one of them: equation, paper, deviations, options."""
-    from metaoptim.cli.show import explain
+    with quitting():
+        from metaoptim.cli.show import explain
 
     console().print(explain(name))
 
@@ -83,17 +87,22 @@ def show(
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `metaoptim list`), or a TOML file.")],
     set_: Settings = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/RECIPE if not given.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="The run's folder; runs/RECIPE if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder, to the same floats.")] = False,
+    device: Device = None,
     data: Data = None,
 ) -> None:
     """Meta-train from a recipe."""
-    from metaoptim import training
-    from metaoptim.recipes import recipe as config
+    with quitting():
+        from metaoptim import training
+        from metaoptim.recipes import recipe as config
 
+    if out is not None and not out:
+        raise ValueError("--out is empty; expected the name of a folder.")
     use(data)
-    chosen = config.load(recipe, set_ or ())
-    folder = out or Path("runs", chosen.name)
+    settings = [*(set_ or ()), *([f"train.device={device}"] if device is not None else [])]
+    chosen = config.load(recipe, settings)
+    folder = Path(out) if out else Path("runs", chosen.name)
     if resume:
         _check_same(chosen, folder)
     method, tasks = chosen.build()
@@ -111,10 +120,11 @@ def train(
     except training.TrainingError as error:
         raise typer.TyperException(str(error)) from error
     except KeyboardInterrupt as stop:
-        settings = [part for setting in set_ or () for part in ("--set", setting)]
-        settings += ["--data", str(data)] if data else []
-        again = shlex.join(["metaoptim", "train", recipe, *settings, "--out", str(folder), "--resume"])
-        typer.echo(f"{stop}\nTo go on: {again}".lstrip(), err=True)
+        options = [part for setting in set_ or () for part in ("--set", setting)]
+        options += ["--device", device] if device is not None else []
+        options += ["--data", str(data)] if data else []
+        again = shlex.join(["metaoptim", "train", recipe, *options, "--out", str(folder), "--resume"])
+        typer.echo(f"{stop}\n{_advice(folder, again)}".strip(), err=True)
         raise
     typer.echo(f"The run is in {folder}.")
     typer.echo(f"To judge it: {shlex.join(['metaoptim', 'evaluate', str(folder)])}")
@@ -132,10 +142,11 @@ def plan(
     Prints seconds and peak memory, and which way training takes. The memory budget is the recipe's engine.budget, in GiB:
     --set engine.budget=2.
     """
-    import json
+    with quitting():
+        import json
 
-    from metaoptim.cli import plan as costs
-    from metaoptim.recipes import recipe as config
+        from metaoptim.cli import plan as costs
+        from metaoptim.recipes import recipe as config
 
     use(data)
     chosen = config.load(recipe, set_ or ())
@@ -161,6 +172,7 @@ def evaluate(
         Literal["best", "last"], typer.Option(help="The φ of the best validation score, or the last one.")
     ] = "best",
     set_: Settings = None,
+    device: Device = None,
     data: Data = None,
 ) -> None:
     """Evaluate trained runs on held-out episodes.
@@ -168,17 +180,18 @@ def evaluate(
     Options that aren't given come from the recipe. A run that was started from Python may need names for its code, as in --set
     model.name=my.py:Net.
     """
-    from metaoptim import evaluation
-    from metaoptim import runs as stored
-    from metaoptim.recipes import recipe as config
-    from metaoptim.report import draw
+    with quitting():
+        from metaoptim import evaluation
+        from metaoptim import runs as stored
+        from metaoptim.recipes import recipe as config
+        from metaoptim.report import draw
 
     use(data)
-    given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation}
+    given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
     overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
     recipes = [config.load(_recipe_of(run), overrides) for run in runs]
     for run, recipe in zip(runs, recipes, strict=True):
-        if others := [key for key in recipes[0].differences(recipe) if key != "train.seed"]:
+        if others := [key for key in recipes[0].differences(recipe) if key not in ("train.seed", "train.device")]:
             raise ValueError(
                 f"{runs[0]} and {run} differ in {', '.join(others)}; runs that are judged together must be "
                 "seeds of one recipe: evaluate them one by one."
@@ -187,11 +200,26 @@ def evaluate(
     trained = [stored.load(run, method, checkpoint) for run, (method, _) in zip(runs, built, strict=True)]
     tasks = built[0][1]
     result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
-    result.save(runs[0])
-    draw(result, trained[0], tasks, runs[0] / "result.png")
     screen = console()
     screen.print(result.table(screen.width))
-    typer.echo(f"The numbers are in {runs[0] / 'result.json'}, the picture in {runs[0] / 'result.png'}.")
+    picture = runs[0] / "result.png"
+    try:
+        numbers = result.save(runs[0])
+        draw(result, trained[0], tasks, picture)
+    except OSError as error:
+        raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error
+    typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
+
+
+def _advice(folder: Path, again: str) -> str:
+    """How to go on with the run in that folder, if there is one."""
+    from metaoptim.runs.checkpoint import LAST, PREVIOUS
+    from metaoptim.runs.store import RECIPE
+
+    if not (folder / RECIPE).is_file():
+        return "Nothing was saved."
+    saved = any((folder / name).is_file() for name in (LAST, PREVIOUS))
+    return f"To go on: {again}" if saved else f"No step was saved yet. To start again: {again}"
 
 
 def _check_same(recipe: Recipe, folder: Path) -> None:
@@ -216,52 +244,9 @@ def _recipe_of(run: Path) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; the one place where errors become sentences."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            code = get_command(app)(args, prog_name="metaoptim", standalone_mode=False)
-        except KeyboardInterrupt:
-            code = 130
-        except typer.TyperException as error:
-            return _fail(error, f"error: {error.format_message()}", error.exit_code)
-        except (ValueError, OSError) as error:
-            return _fail(error, f"error: {_sentence(error)}", 1 if _is_full(error) else 2)
-        except Exception as error:
-            hint = "(set METAOPTIM_DEBUG=1 for the traceback)"
-            return _fail(error, f"internal error: {type(error).__name__}: {_sentence(error)} {hint}", 1)
-    if code == 130:
-        typer.echo("interrupted", err=True)
-    return code or 0
-
-
-def _fail(error: Exception, line: str, code: int) -> int:
-    if os.environ.get("METAOPTIM_DEBUG"):
-        traceback.print_exception(error)
-    typer.echo(line, err=True)
-    return code
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether a disk is full, which is not the input's fault."""
-    return any(isinstance(e, OSError) and e.errno in (ENOSPC, EDQUOT) for e in (error, error.__cause__))
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    """Runs the command line and returns its exit code."""
+    command = get_command(app)
+    return told(lambda given: command(given, prog_name="metaoptim", standalone_mode=False), args)
 
 
 if __name__ == "__main__":

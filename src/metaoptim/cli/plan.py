@@ -9,8 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from metaoptim.core.checks import check_counts
 from metaoptim.engine import Engine, Plan
+from metaoptim.engine.faults import explained
 from metaoptim.recipes.recipe import Recipe
+from metaoptim.training.size import check_batch, check_inner_run
 
 
 def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Plan:
@@ -22,8 +25,12 @@ def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     options = recipe.tables["train"]
     engine = Engine(method, **recipe.tables["engine"], horizon=options["iterations"])
     engine.say = say
+    check_counts(tasks_per_step=options["tasks_per_step"], iterations=options["iterations"])
+    check_inner_run(method)
+    check_batch(tasks, options["seed"], options["tasks_per_step"])
     batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
-    return engine.plan(method.phi, batch, engine.init(method.phi, batch), again=True)
+    with explained(batch, method):
+        return engine.plan(method.phi, batch, engine.init(method.phi, batch), again=True)
 
 
 def table(plan: Plan, recipe: Recipe) -> RenderableType:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_counts, check_memory, check_time
 from metaoptim.core.random import forked
 from metaoptim.core.types import Normalisation, Task
 from metaoptim.engine import rollout
@@ -25,11 +26,12 @@ from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run
 from metaoptim.tasks import TaskFamily
-from metaoptim.tasks.base import episodes_hash
+from metaoptim.tasks.base import check_seed, episodes_hash
 
 Baseline = Literal["untrained", "prototypes", "pretrained"]
 FINE_TUNING = 10  # steps of the pretrained baseline if the method takes none
 AT_ONCE = 50  # episodes sampled and adapted at a time
+SCORE = 32  # bytes, at the least, for each score of the method: two metrics, gathered, and averaged in double precision
 
 ABOUT: dict[str, str] = {
     "method": "the trained φ",
@@ -80,11 +82,9 @@ def evaluate(
         raise ValueError(f"evaluate takes runs; found {type(given[0]).__name__}: mo.Run(method, phi) makes one of any φ.")
     if not runs:
         raise ValueError("evaluate needs a run; the list is empty.")
-    if episodes < 1 or (steps is not None and steps < 0) or pretrain_iterations < 1:
-        raise ValueError(
-            f"episodes={episodes}, steps={steps}, pretrain_iterations={pretrain_iterations}: needs at least one episode "
-            "and one iteration, and no negative number of steps."
-        )
+    check_counts(episodes=episodes, pretrain_iterations=pretrain_iterations)
+    check_counts(0, steps=steps)
+    check_seed(seed)
     if isinstance(baselines, str):
         raise ValueError(f"baselines={baselines!r}: it must be a list of names, such as [{baselines!r}].")
     for name in baselines or ():
@@ -96,6 +96,8 @@ def evaluate(
     if normalisation is not None:
         runs = [with_normalisation(r, normalisation) for r in runs]
     count = runs[0].method.learner.steps if steps is None else steps
+    check_memory(SCORE * episodes * (count + 1) * len(runs), f"episodes={episodes}, steps={count}: the scores")
+    check_time(-(-episodes // AT_ONCE) * (count + 1), f"episodes={episodes}, steps={count}: the evaluation")
 
     def adapted(r: Run) -> Callable[[Task], dict[str, Tensor]]:
         return lambda batch: rollout(r.method, r.phi, batch, r.inherited, count, r.batching)
@@ -192,7 +194,7 @@ def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: 
         "steps": steps,
         "training_steps": runs[0].method.learner.steps,
         "normalisation": runs[0].network.normalisation,
-        "selection": runs[0].selection,
+        "selection": " and ".join(sorted({r.selection for r in runs})),
         "seeds": [r.seed for r in runs],
         "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
         "engine": [r.batching for r in runs],

@@ -25,15 +25,17 @@ INFINITE = (
 )
 
 
-def in_the_data(batch: Task, t: int) -> str | None:
-    """Which part of task t holds numbers that are not finite."""
-    for part, tree in zip(Task._fields, trees.index(batch, t), strict=True):
-        for i, x in enumerate(trees.flatten(tree)):
-            if x.is_floating_point() and not x.isfinite().all():
-                what = "NaN" if x.isnan().any() else "infinity"
-                name = ("inputs", "targets")[i] if isinstance(tree, tuple | list) and len(tree) == 2 else "tensors"
-                return f"the {name} of its {part} set hold {what}: mend the data"
-    return None
+def in_the_data(batch: Task) -> tuple[int, str] | None:
+    """The first task with data that are not finite, and what is where: (1, "NaN, in the targets of its support set")."""
+    found = []
+    for part, tree in zip(Task._fields, batch, strict=True):
+        pair = isinstance(tree, tuple | list) and len(tree) == 2
+        for path, x in trees.named(tree).items():
+            name = {"[0]": "inputs", "[1]": "targets"}.get(path) if pair else None
+            for t in (~x.isfinite()).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()[:1]:
+                what = "NaN" if x[t].isnan().any() else "infinity"
+                found.append((t, f"{what}, in {f'the {name}' if name else f'`{path}`'} of its {part} set"))
+    return min(found, key=lambda place: place[0], default=None)
 
 
 def in_the_rule(method: MetaOptimizer, phi: MetaParams) -> str | None:

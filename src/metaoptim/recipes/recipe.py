@@ -27,6 +27,7 @@ from metaoptim.nn import MODELS
 from metaoptim.recipes import code
 from metaoptim.recipes.schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 from metaoptim.tasks import TASKS, TaskFamily
+from metaoptim.tasks.base import check_seed
 
 BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "algorithm": ALGORITHMS,
@@ -60,6 +61,7 @@ class Recipe:
         names = {kind: keys[kind].pop("name") for kind in BUILDERS}
         loss = LOSSES[keys["algorithm"].pop("loss")]
         family = _build("tasks", names["tasks"], keys["tasks"])
+        check_seed(self.tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.tables["train"]["seed"])
             net = _build("model", names["model"], keys["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from metaoptim.core.types import Task
 from metaoptim.evaluation import Result
 from metaoptim.runs import Run
+from metaoptim.runs.store import write_atomic
 from metaoptim.tasks import TaskFamily
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # distinguishable with any kind of colour vision
@@ -35,7 +37,9 @@ def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
         _sheet(right, batch) if images else _fits(right, run, batch, facts["steps"])
     else:
         _curves(figure.subplots(), result)
-    figure.savefig(path, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    write_atomic(path, picture.getvalue())
 
 
 def _curves(axes: Axes, result: Result) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaoptim.core.checks import check_fractions, check_positive
 from metaoptim.core.gradients import hold
 from metaoptim.core.types import Params, State, Step
 
@@ -23,6 +24,10 @@ class Adam:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr, eps=self.eps)
+        check_fractions(b1=self.b1, b2=self.b2)
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         return {}

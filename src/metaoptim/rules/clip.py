@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_numbers
 from metaoptim.core.types import Params, State, Step
 
 
@@ -18,6 +19,7 @@ class Clip:
     value: float | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(norm=self.norm, value=self.value)
         if (self.norm is None) == (self.value is None) or self._bound <= 0:
             raise ValueError(
                 f"clip takes norm= or value=, one of them and positive; found norm={self.norm}, value={self.value}."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.checks import check_fractions, check_positive
 from metaoptim.core.types import Params, State, Step
 
 
@@ -15,6 +16,10 @@ class Momentum:
 
     lr: float
     decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr)
+        check_fractions(decay=self.decay)
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         return {}

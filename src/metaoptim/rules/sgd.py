@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.checks import check_positive
 from metaoptim.core.types import Params, State, Step
 
 
@@ -14,6 +15,9 @@ class SGD:
     """u = −lr · g."""
 
     lr: float
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr)
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         return {}

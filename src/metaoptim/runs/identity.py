@@ -94,10 +94,15 @@ def differences(saved: Any, here: Any, path: str = "") -> Iterator[tuple[str, st
     """Each field in which two descriptions differ, and both of its values: ("learner.rule.lr", "0.4", "0.1")."""
     both = isinstance(saved, Mapping) and isinstance(here, Mapping)
     if both and saved.get("kind") == here.get("kind"):
-        for key in {**saved, **here}:
+        for key in _order(saved, here):
             yield from differences(saved.get(key, MISSING), here.get(key, MISSING), f"{path}.{key}".lstrip("."))
     elif saved != here:
-        yield path, _short(saved), _short(here)
+        yield path, _short({k: saved[k] for k in _order(saved, here) if k in saved} if both else saved), _short(here)
+
+
+def _order(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The fields of both, as they are ordered here: a checkpoint's are sorted."""
+    return list({**here, **saved})
 
 
 def _short(x: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
 from metaoptim.runs import identity
 from metaoptim.runs.adapted import adapted_module, quiet
-from metaoptim.runs.checkpoint import Checkpoint
+from metaoptim.runs.checkpoint import BEST, Checkpoint
 from metaoptim.runs.store import load_checkpoint
 
 
@@ -95,15 +96,20 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
     checkpoint = load_checkpoint(path, which)
-    state = checkpoint.state
-    saved = identity.saved_in(state, path)
+    saved = identity.saved_in(checkpoint.state, path)
     identity.refuse_others(path, saved["method"], identity.of_method(method), "build the same model and algorithm")
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
-    selection: Literal["best", "last"] = "best" if which == "best" and state.get("best") else "last"
-    batching = state["choice"]["batching"]
+    best, batching = checkpoint.field("best"), checkpoint.field("choice")["batching"]
+    selection: Literal["best", "last"] = "best" if which == "best" and best and best["step"] == checkpoint.step else "last"
+    if which == "best" and best and selection == "last":
+        warnings.warn(
+            f"{Path(path) / BEST}, the best by validation (step {best['step']}), is lost: this is the last one, step "
+            f"{checkpoint.step}",
+            stacklevel=2,
+        )
     known = {part: saved[part] for part in ("tasks", "train")}
-    return Run(method, phi, inherited, checkpoint.step, selection, state["seed"], batching, Path(path), known)
+    return Run(method, phi, inherited, checkpoint.step, selection, checkpoint.field("seed"), batching, Path(path), known)
 
 
 def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:

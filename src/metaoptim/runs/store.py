@@ -11,21 +11,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest, pack, read, strict_json
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from metaoptim.runs.events import Events
 
 Status = Literal["running", "interrupted", "finished", "failed"]
 
-RECIPE, METRICS = "recipe.toml", "metrics.jsonl"
+RECIPE, METRICS, SPOILT = "recipe.toml", "metrics.jsonl", "metrics.damaged.jsonl"
+
+AGAIN = "free some space and try again"
 
 
 class RunDirectory:
@@ -34,10 +35,14 @@ class RunDirectory:
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self._lock = lock
-        self._writer: SummaryWriter | None = None
-        self._purge: int | None = None
+        self._events = Events(path / "tensorboard")
         self._step = 0
         self._state: dict[str, Any] = {}
+
+    @property
+    def step(self) -> int:
+        """The step of the last checkpoint that was saved or loaded; 0 before the first."""
+        return self._step
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any]) -> RunDirectory:
@@ -46,7 +51,7 @@ class RunDirectory:
         Raises ValueError if the folder holds a run already or another process works there, OSError if it
         can't be created.
         """
-        folder = Path(path)
+        folder = _folder(path)
         with _explained(f"create the run {folder}"):
             if folder.exists() and not folder.is_dir():
                 raise ValueError(f"{folder} is a file, and a run needs a folder: choose another path")
@@ -72,7 +77,7 @@ class RunDirectory:
 
         Raises ValueError if there is no run or another process holds it, OSError if it can't be opened.
         """
-        folder = Path(path)
+        folder = _folder(path)
         with _explained(f"open the run {folder}"):
             _require_run(folder)
             run = cls(folder, _locked(folder))
@@ -90,8 +95,8 @@ class RunDirectory:
         # The best goes first: after a kill in between, the resumed run gets here again and writes the same files.
         # In the other order, it would resume with a state that knows the new best score and a file with the old best.
         if best:
-            write_atomic(self.path / BEST, data)
-        write_atomic(self.path / LAST, data, keep=self.path / PREVIOUS)
+            write_atomic(self.path / BEST, data, full=self._when_full)
+        write_atomic(self.path / LAST, data, keep=self.path / PREVIOUS, full=self._when_full)
         self._step, self._state = checkpoint.step, checkpoint.state
         self.mark("running")
 
@@ -114,29 +119,35 @@ class RunDirectory:
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl and its numbers to TensorBoard; `record["step"]` is the outer step."""
         step = record["step"]
-        with _explained(f"write {self.path / METRICS}"):
-            with open(self.path / METRICS, "a", encoding="utf-8") as file:
-                file.write(strict_json(record) + "\n")
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second to import
-
-                self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge)
-            for name, value in record.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, step)
+        with (
+            _explained(f"write {self.path / METRICS}", self._when_full),
+            open(self.path / METRICS, "a", encoding="utf-8") as file,
+        ):
+            file.write(strict_json(record) + "\n")
+        self._events.add(step, {n: x for n, x in record.items() if n != "step" and isinstance(x, int | float)})
 
     def rewind(self, step: int) -> None:
-        """Removes what was logged after that step, and lines that a kill left incomplete.
+        """Removes what was logged after that step, and lines that a kill left incomplete at the end.
 
-        metrics.jsonl is rewritten; TensorBoard is told to forget those steps.
+        metrics.jsonl is rewritten; TensorBoard is told to forget those steps. Warns of lines in the middle that
+        can't be read, and keeps the file that has them as metrics.damaged.jsonl.
         """
         with _explained(f"read {self.path / METRICS}"):
             data = (self.path / METRICS).read_bytes() if (self.path / METRICS).exists() else b""
-        kept = b"".join(line for line in data.splitlines(keepends=True) if _belongs(line, step))
+        lines = data.splitlines(keepends=True)
+        steps = [_step_of(line) for line in lines]
+        whole = max((i for i, s in enumerate(steps) if s is not None), default=0)
+        if damaged := [str(i + 1) for i in range(whole) if steps[i] is None]:
+            write_atomic(self.path / SPOILT, data, full=self._when_full)
+            where = ", ".join(damaged[:5]) + (", …" if damaged[5:] else "")
+            warnings.warn(
+                f"{self.path / METRICS} is damaged in line {where}: what can be read goes on, and {SPOILT} is a copy of all",
+                stacklevel=2,
+            )
+        kept = b"".join(line for line, s in zip(lines, steps, strict=True) if s is not None and s <= step)
         if kept != data:
-            write_atomic(self.path / METRICS, kept)
-        self._close_writer()
-        self._purge = step + 1
+            write_atomic(self.path / METRICS, kept, full=self._when_full)
+        self._events = Events(self.path / "tensorboard", purge=step + 1)
 
     def mark(self, status: Status) -> None:
         """Writes state.json: the status, and the step and state of the last checkpoint saved or loaded."""
@@ -149,20 +160,17 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file of that name, as a whole or not at all."""
-        write_atomic(self.path / name, text.encode())
+        write_atomic(self.path / name, text.encode(), full=self._when_full)
 
     def close(self) -> None:
         """Releases the run; may be called twice."""
-        try:
-            self._close_writer()
-        finally:
-            self._lock.release()
+        self._lock.release()
 
-    def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with _explained(f"write {self.path / 'tensorboard'}"):
-                writer.close()
+    @property
+    def _when_full(self) -> str:
+        if not (self.path / RECIPE).exists():
+            return AGAIN
+        return f"{'what was saved before is intact' if self._step else 'no step was saved yet'}, so free some space and resume"
 
 
 def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", "last"] = "best") -> Checkpoint:
@@ -171,7 +179,7 @@ def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", 
     A run without a best one yet gives its last. Warns if it had to skip a damaged one; raises ValueError if
     there is no run, no checkpoint, or none intact.
     """
-    folder = Path(path_of_run)
+    folder = _folder(path_of_run)
     with _explained(f"read the run {folder}"):
         _require_run(folder)
         found, _ = read(folder, (BEST, LAST, PREVIOUS) if which == "best" else (LAST, PREVIOUS, BEST))
@@ -187,14 +195,14 @@ def finished(folder: Path) -> bool:
     return False
 
 
-def write_atomic(path: Path, data: bytes, *, keep: Path | None = None) -> None:
+def write_atomic(path: Path, data: bytes, *, keep: Path | None = None, full: str = AGAIN) -> None:
     """Writes a file so that, whatever happens, the old or the new one is there; the old one moves to `keep`.
 
     A kill between the two renames leaves the old file under the name `keep` only. Raises OSError if it can't
-    be written.
+    be written, with the advice `full` where the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explained(f"write {path}"):
+    with _explained(f"write {path}", full):
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -204,10 +212,9 @@ def write_atomic(path: Path, data: bytes, *, keep: Path | None = None) -> None:
                 os.replace(path, keep)
             os.replace(temporary, path)
             _sync_folder(path.parent)
-        except OSError:
+        finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -218,6 +225,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of that name. Its name becomes part of files that are UTF-8 text."""
+    name = os.fspath(path)
+    if not name:
+        raise ValueError("the name of the run's folder is empty: give a path")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of the folder {name!a} isn't UTF-8 text: rename it, or choose another folder") from None
+    return Path(path)
 
 
 def _require_run(folder: Path) -> None:
@@ -241,20 +260,22 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _belongs(line: bytes, step: int) -> bool:
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None where the line isn't whole."""
     try:
-        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return False
+        return None
+    return step if isinstance(step, int) and line.endswith(b"\n") else None
 
 
 @contextmanager
-def _explained(action: str) -> Iterator[None]:
+def _explained(action: str, full: str = AGAIN) -> Iterator[None]:
     """Turns an operating system error into one sentence; not to be nested."""
     try:
         yield
     except OSError as error:
         advice = "check the path and its permissions"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "what was saved before is intact, so free some space and resume"
+            advice = full
         raise OSError(f"can't {action} ({error.strerror or error}): {advice}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +41,7 @@ def raw(seed: int, stream: str, start: int, count: int, words: int) -> NDArray[n
     if start < 0 or count < 1:
         raise ValueError(f"{count} episodes from number {start} were asked for; ask for 1 or more, from number 0 or later.")
     blocks = -(-words // 4)  # one counter value of Philox gives four words
-    key = seed | zlib.crc32(stream.encode()) << 64
+    key = int(seed) | zlib.crc32(stream.encode()) << 64
     bits = np.random.Philox(counter=start * blocks, key=key).random_raw(count * blocks * 4)
     return bits.reshape(count, blocks * 4)[:, :words]
 
@@ -59,23 +60,16 @@ def choose(keys: NDArray[np.float64], n: int) -> NDArray[np.intp]:
     return np.take_along_axis(few, np.argsort(np.take_along_axis(keys, few, axis=-1), axis=-1), axis=-1)
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: Any) -> None:
     """Raises a ValueError for a seed that is out of range."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"The seed is {seed}; it must be a whole number from 0 to 2**64 - 1.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
+        raise ValueError(f"The seed is {seed!r}; it must be a whole number from 0 to 2**64 - 1.")
 
 
 def check_split(split: str, splits: tuple[str, ...]) -> None:
     """Raises a ValueError that lists the splits if `split` is none of them."""
     if split not in splits:
         raise ValueError(f"There is no split {split!r}; choose one of {', '.join(map(repr, splits))}.")
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError for the first count below 1; a count of None isn't used."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} is {count}; it must be 1 or more.")
 
 
 def episodes_hash(family: TaskFamily, split: str, *, seed: int, start: int, count: int, chunk: int = 64) -> str:

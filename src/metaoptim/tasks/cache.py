@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from rich.progress import Progress, ProgressColumn, track
 from metaoptim.core import folders
 
 Arrays = dict[str, NDArray[Any]]
+CHECKSUM = "sha256"
 
 
 def directory() -> Path:
@@ -35,12 +37,14 @@ def folder(path: Path) -> Path:
 
 
 def read(path: Path) -> Arrays | None:
-    """The arrays in a cache file, or None if it is missing or damaged."""
+    """The arrays in a cache file, or None if it is missing, damaged, or not what `write` has written there."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except Exception:  # damage makes zipfile and numpy raise nearly anything; the answer is always the same
         return None
+    stated = arrays.pop(CHECKSUM, None)
+    return arrays if stated is not None and stated.tolist() == checksum(arrays) else None
 
 
 def write(path: Path, arrays: Arrays) -> None:
@@ -48,7 +52,7 @@ def write(path: Path, arrays: Arrays) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be making the same file
     try:
         with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, **arrays, **{CHECKSUM: np.array(checksum(arrays))})
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -56,6 +60,15 @@ def write(path: Path, arrays: Arrays) -> None:
         raise OSError(f"{path} can't be written ({error.strerror}); name a writable folder in METAOPTIM_CACHE.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def checksum(arrays: Arrays) -> str:
+    """The sha256 of arrays: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def progress(*columns: str | ProgressColumn) -> Progress:

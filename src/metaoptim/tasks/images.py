@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, Task
-from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
+from metaoptim.tasks.base import check_split, choose, uniforms
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class ImageTasks:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_counts(shots=self.shots, queries=self.queries, train_shots=self.train_shots)
+        check_counts(ways=self.ways, shots=self.shots, queries=self.queries, train_shots=self.train_shots)
         if self.ways < 2:
             raise ValueError(f"ways is {self.ways}; telling classes apart takes 2 or more.")
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metaoptim.core.checks import check_counts, check_memory
 from metaoptim.core.types import Batch, Task
-from metaoptim.tasks.base import check_counts, check_split, choose, uniforms
+from metaoptim.tasks.base import check_split, choose, uniforms
+
+DRAWN = 32  # bytes that drawing one point takes
 
 
 def sinusoid(
@@ -55,8 +58,10 @@ class Sinusoid:
         check_counts(shots=self.shots, queries=self.queries, train_shots=self.train_shots)
         if self.phase not in ("pi", "2pi"):
             raise ValueError(f"phase is {self.phase!r}; it must be 'pi' or '2pi'.")
+        check_counts(2, grid=self.grid)
         most = max(self.shots, self.queries, self.train_shots or 1)
-        if self.grid is not None and self.grid < max(most, 2):
+        check_memory(DRAWN * 2 * max(most, self.grid or 1), "one task of so many points")
+        if self.grid is not None and self.grid < most:
             raise ValueError(f"A grid of {self.grid} points can't give {most} different ones; pass a larger grid or None.")
 
     def __repr__(self) -> str:

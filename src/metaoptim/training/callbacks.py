@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from metaoptim.core.checks import check_counts, check_time
+from metaoptim.tasks import TaskFamily
+
+AT_ONCE = 50  # validation episodes sampled and adapted at a time
+
 OnStep = Callable[[dict[str, Any]], object]
 """on_step(record): told of every outer step. What returns True ends the training; what raises does too."""
 
@@ -23,18 +28,24 @@ class Rhythm(NamedTuple):
     log_every: int
     early_stopping: int | None
 
-    def check(self, validates: bool) -> None:
-        """Raises a ValueError for what can't be."""
-        check_counts(checkpoint_every=self.checkpoint_every, log_every=self.log_every, validate_episodes=self.validate_episodes)
-        if self.validate_steps is not None and self.validate_steps < 0:
-            raise ValueError(f"validate_steps={self.validate_steps}: it must not be negative.")
+    def check(self, steps: int) -> None:
+        """Raises a ValueError for what can't be; steps: the inner steps of training."""
+        check_counts(checkpoint_every=self.checkpoint_every, log_every=self.log_every,
+                     validate_episodes=self.validate_episodes, early_stopping=self.early_stopping)  # fmt: skip
+        check_counts(0, validate_every=self.validate_every, validate_steps=self.validate_steps)
+        steps = steps if self.validate_steps is None else self.validate_steps
+        batches = -(-self.validate_episodes // AT_ONCE)
+        check_time(batches * (steps + 1), f"validate_episodes={self.validate_episodes}: a validation")
+
+    def judged(self, tasks: TaskFamily | None) -> TaskFamily | None:
+        """The tasks, if there are validations on them; a ValueError where stopping early needs some."""
+        if tasks is not None and self.validate_every > 0 and "val" in tasks.splits:
+            return tasks
         if self.early_stopping is not None:
-            check_counts(early_stopping=self.early_stopping)
-            if not validates:
-                raise ValueError(
-                    f"early_stopping={self.early_stopping} needs validations: give tasks with a split val, and "
-                    "validate_every >= 1."
-                )
+            raise ValueError(
+                f"early_stopping={self.early_stopping} needs validations: give tasks with a split val, and validate_every >= 1."
+            )
+        return None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -62,10 +73,3 @@ class Listeners:
             self.raised = reason
             raise
         self.ended = any(answer is True for answer in answers)
-
-
-def check_counts(**counts: int) -> None:
-    """Raises a ValueError for the first count below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: it must be at least 1.")

@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_positive
 from metaoptim.core.types import Estimate, MetaParams, Outer
 from metaoptim.training.module import MetaModule
+
+UNFIT = {
+    "LBFGS": "it asks for the loss again and again within a step",
+    "SparseAdam": "it takes sparse gradients, and meta-gradients are dense",
+}
 
 
 class OuterStep(Protocol):
@@ -141,23 +147,32 @@ def make_optimizer(
             f"optimizer is {type(make).__name__}; give a name, a class, or a function that makes one of the parameters it is "
             "given, such as lambda params: torch.optim.AdamW(params, lr=1e-3)."
         )
-    if not by_class and options:
+    if by_class:
+        _check_kind(kind, module)
+    elif options:
         raise ValueError("optimizer_options go with an optimizer's name or class: a function of your own sets them itself.")
-    for name, value in {"lr": lr, "rule_lr": rule_lr}.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"the outer step size is {name}={value}; it must be positive.")
+    check_positive(**{"outer lr": lr, "rule_lr": rule_lr})
     groups: list[dict[str, Any]] = [{"params": list(module.weights.parameters())}]
     rule = list(module.rule.parameters())
     if rule_lr is not None and not rule:
         raise ValueError(f"rule_lr={rule_lr}: this method's rule has no parameters of its own; leave it out.")
-    own = {} if rule_lr is None else {"lr": rule_lr}
+    own = {} if rule_lr is None else {"lr": float(rule_lr)}
     groups += [{"params": rule, "weight_decay": 0.0, **own}] if rule else []
     try:
-        made: Any = kind(groups, lr=lr, **options) if by_class else kind(groups)
+        made: Any = kind(groups, lr=float(lr), **options) if by_class else kind(groups)
     except TypeError as error:
         raise ValueError(f"the optimizer can't be made: {error}.") from error
     _check_optimizer(made, module)
     return cast(torch.optim.Optimizer, made)
+
+
+def _check_kind(kind: type[torch.optim.Optimizer], module: MetaModule) -> None:
+    """Raises a ValueError for an optimizer of torch's that can't step this module by a meta-gradient."""
+    reason = UNFIT.get(kind.__name__)
+    if kind.__name__ == "Muon" and (odd := [(n, p) for n, p in module.named_parameters() if p.ndim != 2]):
+        reason = f"it takes matrices alone, and `{odd[0][0]}` has the shape {tuple(odd[0][1].shape)}"
+    if reason:
+        raise ValueError(f"the optimizer {kind.__name__} can't take outer steps, for {reason}; take another, such as Adam.")
 
 
 def _check_optimizer(made: Any, module: MetaModule) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import tomli_w
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def recorded(
         "algorithm": named_algorithm(method),
         "model": named_module(network.net) if network else {},
         "tasks": named_tasks(known["tasks"]),
-        "train": {k: v for k, v in settings.items() if isinstance(v, bool | int | float | str | Mapping)},
+        "train": {k: v for k, v in settings.items() if isinstance(v, bool | int | float | str | np.generic | Mapping)},
         "engine": dict(engine or {}),
     }
     for name, table in (given or {}).items():
@@ -161,4 +162,6 @@ def _toml(value: Any) -> Any:
         return {str(k): _toml(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_toml(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return "none" if value is None else value

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,11 +27,12 @@ from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
 from metaoptim.runs.run import Run, pack, part, unpack
 from metaoptim.runs.store import RunDirectory, finished
 from metaoptim.tasks import TaskFamily
+from metaoptim.training.callbacks import AT_ONCE
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import OptimizerStep, OuterStep, grad_norm
 from metaoptim.training.source import Episodes, Source
 
-AT_ONCE = 50  # validation episodes sampled and adapted at a time
+CURE = "Lower the inner or the outer step size, or set clip, and train again."
 
 
 class TrainingError(RuntimeError):
@@ -78,37 +79,46 @@ class Training:
         carry = self.module.carry
         with _seeded(self.seed, step, self.device):
             estimate = self.module.estimate(batch)
-        size = self.check_finite(estimate, step, batch, directory)
+        size = grad_norm(estimate)
+        if wrong := self.fault(estimate, size, batch, step):
+            self.module.carry, self.module.outer_step = carry, step  # φ has not moved yet
+            raise TrainingError(f"step {step + 1}: {wrong[0]}; {self.keep(directory)}. {wrong[1]}")
 
         def again(phi: MetaParams) -> Estimate:
             with _seeded(self.seed, step, self.device):
                 return self.module.engine(phi, batch, carry, step)
 
         self.module.assign(self.outer_step(phi, estimate, again))
+        if odd := [n for n, p in self.module.named_parameters() if not torch.isfinite(p).all()]:
+            raise TrainingError(f"step {step + 1}: it made `{odd[0]}` not finite; {_kept(directory)}. {CURE}")
         scalars = {n: x.item() for n, x in estimate.info.items() if n != "losses"}
         rate = {"lr": self.outer_step.rate} if isinstance(self.outer_step, OptimizerStep) else {}
         return {"step": self.step, "loss": estimate.loss.item(), **scalars, "grad_norm": size, **rate,
                 "seconds": time.perf_counter() - started}  # fmt: skip
 
-    def check_finite(self, estimate: Estimate, step: int, batch: Task, directory: RunDirectory | None) -> float:
-        """The norm of the meta-gradient; a TrainingError where it or a loss is not finite."""
-        size = grad_norm(estimate)
+    def fault(self, estimate: Estimate, size: float, batch: Task, step: int) -> tuple[str, str] | None:
+        """What is not finite in an estimate, whose gradient has that norm, and what to do about it."""
         bad = (~torch.isfinite(estimate.info["losses"])).nonzero().flatten().tolist()
         if not bad and math.isfinite(size):
-            return size
-        what, cause = "the meta-gradient is not finite, though every loss is", in_the_rule(self.method, self.module.phi())
+            return None
+        first = self.source.first(step) if isinstance(self.source, Episodes) else None
+
+        def called(task: int) -> str:
+            return f"task {task}" + ("" if first is None else f" (episode {first + task} of seed {self.seed})")
+
+        if odd := in_the_data(batch):
+            return f"the data of {called(odd[0])} hold {odd[1]}", "Mend the data, and train again."
         if bad:
-            episode = self.source.first(step) + bad[0] if isinstance(self.source, Episodes) else None
-            where = "" if episode is None else f" (episode {episode} of seed {self.seed})"
-            what, cause = f"the loss of task {bad[0]}{where} is not finite", in_the_data(batch, bad[0])
-        saved = directory.load() if directory is not None else None
-        good = (
-            f"the last good checkpoint is step {saved.step} in {directory.path}"
-            if saved is not None and directory is not None
-            else "no checkpoint was saved"
-        )
-        advice = cause or "lower the inner or the outer step size, or set clip, and train again"
-        raise TrainingError(f"step {step + 1}: {what}; {good}; {advice}.")
+            return f"the loss of {called(bad[0])} is not finite", CURE
+        cause = in_the_rule(self.method, self.module.phi())
+        return "the meta-gradient is not finite, though every loss is", f"The cause: {cause}." if cause else CURE
+
+    def keep(self, directory: RunDirectory | None) -> str:
+        """Saves the state that a failed step began with; where the last good φ is, in words."""
+        if directory is not None and directory.step < self.step:
+            with suppress(OSError):  # such as a full disk; what was saved before is there
+                directory.save(self.checkpoint())
+        return _kept(directory)
 
     def validate(self, tasks: TaskFamily, episodes: int, steps: int | None) -> dict[str, float]:
         """Mean scores on split "val" after the last inner step."""
@@ -162,8 +172,10 @@ class Training:
         for name, value in self.outer_step.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"outer/{name}"] = value
         best = self.best._asdict() if self.best else None
+        # Without what was measured, so that the same run is the same bytes.
+        choice = {name: value for name, value in self.choice._asdict().items() if name != "seconds"}
         state = {"seed": self.seed, "identity": self.identity, "scalars": scalars, "best": best, "vain": self.vain}
-        return Checkpoint(self.step, tensors, {**state, "choice": self.choice._asdict()})
+        return Checkpoint(self.step, tensors, {**state, "choice": choice})
 
     def done(self, path: Path) -> bool:
         """Whether the run in a folder has come to its end already; a ValueError where it is another run than this one."""
@@ -176,7 +188,7 @@ class Training:
             here["train"]["iterations"] = saved["train"]["iterations"]
         advice = "resume it with the same, or start a new run in another folder"
         identity.refuse_others(path, saved, here, advice)
-        self.vain = checkpoint.state["vain"]
+        self.vain = checkpoint.field("vain")
         over = checkpoint.step >= self.iterations or self.stale(self.identity["train"]["early_stopping"])
         return over and finished(path)
 
@@ -186,14 +198,14 @@ class Training:
         if checkpoint is None:
             directory.rewind(0)
             return
-        state = checkpoint.state
         phi = unpack(checkpoint, self.method)
         self.module.assign(phi)
         self.module.outer_step = checkpoint.step
         self.module.carry = self.carry(checkpoint, phi)
-        self.outer_step.restore(part(checkpoint.tensors, "outer") | part(state["scalars"], "outer"))
-        self.module.engine.restore(Choice(**state["choice"]))
-        self.best, self.vain = Best(**state["best"]) if state["best"] else None, state["vain"]
+        self.outer_step.restore(part(checkpoint.tensors, "outer") | part(checkpoint.field("scalars"), "outer"))
+        self.module.engine.restore(Choice(**checkpoint.field("choice")))
+        best = checkpoint.field("best")
+        self.best, self.vain = Best(**best) if best else None, checkpoint.field("vain")
         directory.rewind(self.step)
 
     def carry(self, checkpoint: Checkpoint, phi: MetaParams) -> Carry:
@@ -215,6 +227,12 @@ class Training:
         step = self.best.step if self.best else self.step
         known = {part: self.identity[part] for part in ("tasks", "train")}
         return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching, trained=known)
+
+
+def _kept(directory: RunDirectory | None) -> str:
+    if directory is None or directory.step == 0:
+        return "no checkpoint was saved"
+    return f"the last good checkpoint is step {directory.step} in {directory.path}"
 
 
 @contextmanager

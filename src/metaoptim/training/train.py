@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from metaoptim.core.checks import check_counts, check_flags, check_positive
 from metaoptim.core.types import MetaOptimizer, Outer
 from metaoptim.engine import SETTINGS
 from metaoptim.learners import placed
@@ -18,10 +19,11 @@ from metaoptim.runs.run import Run, load
 from metaoptim.runs.store import RunDirectory
 from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import check_seed
-from metaoptim.training.callbacks import Listeners, OnStep, OnValidation, Rhythm, check_counts
+from metaoptim.training.callbacks import Listeners, OnStep, OnValidation, Rhythm
 from metaoptim.training.module import MetaModule
 from metaoptim.training.outer_step import Make, OptimizerStep, OuterStep, Scheduler
 from metaoptim.training.recorded import keep_choice, kept_choice, recorded
+from metaoptim.training.size import check_batch, check_inner_run
 from metaoptim.training.source import Episodes, Source
 from metaoptim.training.state import Training
 
@@ -107,13 +109,13 @@ def train(
         on_validation: called with (step, scores) of each validation, in the same way.
 
     Raises:
-        ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite. Interrupted:
-        stopped by Ctrl-C, after the state was saved.
+        ValueError: settings that can't be used. TrainingError: a loss or meta-gradient that is not finite, after the
+        state before that step was saved. Interrupted: stopped by Ctrl-C, after the state was saved.
     """
     check_counts(iterations=iterations, tasks_per_step=tasks_per_step)
+    check_positive(clip=clip)
+    check_flags(resume=resume, progress=progress, check=check)
     check_seed(seed)
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip={clip}: it must be positive, or None for no clipping.")
     if resume and out is None:
         raise ValueError("resume needs the run directory: give out=, the folder of the run to go on with.")
     if not isinstance(method, MetaOptimizer) or not (tasks is None or hasattr(tasks, "sample")):
@@ -123,6 +125,10 @@ def train(
         )
     if tasks is None and source is None:
         raise ValueError("train needs tasks, or a source of them.")
+    check_inner_run(method)
+    rhythm = Rhythm(validate_every, validate_episodes, validate_steps, checkpoint_every, log_every, early_stopping)
+    rhythm.check(method.learner.steps)
+    judged = rhythm.judged(tasks)
     asked = {"optimizer": optimizer, "optimizer_options": optimizer_options, "lr": lr, "rule_lr": rule_lr, "schedule": schedule,
              "scheduler": scheduler, "clip": clip}  # fmt: skip
     if outer_step is not None and (vain := [name for name, value in asked.items() if value is not None]):
@@ -130,12 +136,10 @@ def train(
     if unknown := set(engine or {}) - set(SETTINGS):
         raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
     method = placed(method, device)
-    rhythm = Rhythm(validate_every, validate_episodes, validate_steps, checkpoint_every, log_every, early_stopping)
-    judged = tasks if tasks is not None and validate_every > 0 and "val" in tasks.splits else None
-    rhythm.check(judged is not None)
     # Here the loop is ours, so what is fastest is measured, once a few steps were taken.
     module = MetaModule(method, **{"runtime": "auto", **(engine or {})}, horizon=iterations, wait=WAIT)
     if source is None and tasks is not None:
+        check_batch(tasks, seed, tasks_per_step)
         source = Episodes(tasks, seed, tasks_per_step, method.estimator.lasts(method.learner))
     if outer_step is None:
         outer = _outer(method.outer, optimizer, lr, schedule, scheduler)
@@ -213,13 +217,14 @@ def _loop(
                 record |= {f"val_{name}": value for name, value in scores.items()}
                 report.validated(training.step, scores, improved)
                 done = done or training.stale(rhythm.early_stopping)
+            halt = bool(stopped)  # asked once, for what comes in between would not have been saved
             if directory is not None:
                 if done or scores is not None or training.step == 1 or training.step % rhythm.log_every == 0:
                     directory.log(record)
-                if done or improved or stopped or training.step % rhythm.checkpoint_every == 0:
+                if done or improved or halt or training.step % rhythm.checkpoint_every == 0:
                     directory.save(training.checkpoint(), best=improved)
             report.advanced(record)
-            if stopped and not done:
+            if halt and not done:
                 raise Interrupted(_resume_hint(training.step, directory))
             listeners.tell(record, scores)
 

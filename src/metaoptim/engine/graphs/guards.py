@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from io import IOBase
 from logging import Logger
+from numbers import Number
 from pathlib import Path
 from threading import Lock, RLock
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 
 MANY = 8  # states of the code for which graphs are kept; beyond, it changes from step to step
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Size, torch.layout)
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Size, torch.layout,
+    Number,  # NumPy's too
+)  # fmt: skip
 _FIXED = (BuiltinFunctionType, property, Logger, IOBase, type(Lock()), type(RLock()))
 _TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _MISSING = object()

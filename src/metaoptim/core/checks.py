@@ -1,0 +1,99 @@
+"""What arguments must be. Each check says nothing, or raises a ValueError of one sentence: what was found, what was expected.
+
+An argument that is None was not given, and passes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+MOST = 2**63 - 1  # what a tensor of integers holds
+INNER_STEP = 1e-4  # seconds: next to no inner step is as quick
+PATIENCE = 3600.0  # seconds
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Whole numbers, such as iterations or steps."""
+    for name, value in counts.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and least <= int(value) <= MOST):
+            raise ValueError(f"{name}={value!r}: it must be a whole number, at least {least}{_and_at_most(value, MOST)}.")
+
+
+def check_numbers(least: float = -LARGEST, **values: Any) -> None:
+    """Numbers that float32 can hold."""
+    for name, value in values.items():
+        if value is not None and not (_is_number(value) and least <= value <= LARGEST):
+            bound = "" if least == -LARGEST else f" and at least {least:g}"
+            raise ValueError(f"{name}={value!r}: it must be a number that is finite{bound}{_and_at_most(value, LARGEST)}.")
+
+
+def check_positive(**values: Any) -> None:
+    """Numbers above 0 that float32 can hold, such as step sizes."""
+    for name, value in values.items():
+        if value is not None and not (_is_number(value) and SMALLEST <= value <= LARGEST):
+            raise ValueError(f"{name}={value!r}: it must be a positive number that float32 can hold.")
+
+
+def check_fractions(**values: Any) -> None:
+    """Numbers from 0 to below 1, such as the decay of a mean."""
+    for name, value in values.items():
+        if value is not None and not (_is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name}={value!r}: it must be a number from 0 to below 1.")
+
+
+def check_flags(**flags: Any) -> None:
+    """True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: it must be True or False.")
+
+
+def check_choice(choices: Sequence[str], **words: Any) -> None:
+    """One of a few words."""
+    for name, word in words.items():
+        if word is not None and word not in choices:
+            raise ValueError(f"{name}={word!r} is unknown: choose {' or '.join(choices)}.")
+
+
+def check_memory(size: int, what: str) -> None:
+    """Whether that many bytes fit into this machine's memory at all; what: the subject of the sentence."""
+    total = memory()
+    if total is not None and size > total:
+        raise ValueError(
+            f"{what} would take {size / 2**30:,.1f} GiB or more, and this machine has {total / 2**30:,.1f} GiB of memory; "
+            "ask for fewer."
+        )
+
+
+def check_time(inner_steps: int, what: str) -> None:
+    """Whether that many inner steps, one after the other, end within hours; what: the subject of the sentence."""
+    seconds = inner_steps * INNER_STEP
+    if seconds > PATIENCE:
+        raise ValueError(
+            f"{what} would go through {inner_steps:,} inner steps one after the other, which takes {seconds / 3600:,.1f} hours "
+            "even for the smallest network; ask for fewer."
+        )
+
+
+def memory() -> int | None:
+    """The bytes of memory that this machine has; None where the system doesn't report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _and_at_most(value: Any, most: float) -> str:
+    """The upper bound, where that is what was crossed."""
+    return f", and at most {most:.3g}" if _is_number(value) and value > most else ""
