@@ -200,6 +200,6 @@ def test_a_loss_that_is_no_mean_is_refused() -> None:
 
 def test_accuracy_is_reported_for_classes_alone() -> None:
     network = Network(torch.nn.Identity(), cross_entropy)
-    info = network({}, (torch.eye(4), torch.tensor([0, 1, 0, 0])), None, torch.tensor(0))[1]
+    info = network({}, (torch.eye(4), torch.tensor([0, 1, 0, 0])), (), torch.tensor(0))[1]
     assert info["accuracy"] == 0.5
-    assert Network(torch.nn.Identity(), mse)({}, (torch.eye(4), torch.eye(4)), None, torch.tensor(0))[1] == {}
+    assert Network(torch.nn.Identity(), mse)({}, (torch.eye(4), torch.eye(4)), (), torch.tensor(0))[1] == {}

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
+from metaoptim.core.gradients import by_autograd
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -20,6 +22,8 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"cross_entropy: the targets are {target.dtype}; they must be class numbers, such as int64 (for regression: mse)."
         )
+    if by_autograd() and output.ndim == 2:
+        return F.cross_entropy(output, target)
     return -F.log_softmax(output, -1).gather(-1, target.unsqueeze(-1)).mean()
 
 

@@ -108,10 +108,11 @@ class Network:
     def __call__(self, weights: Params, batch: Batch, support: Batch | None, k: Tensor) -> tuple[Tensor, Info]:
         """The mean loss on a batch (x, y) after k steps, and its accuracy where targets are classes.
 
-        support: the set whose statistics count under "inductive"; None while that set itself is fitted.
+        support: the set whose statistics count under "inductive"; None while that set itself is fitted, with no report.
         """
         x, y = pair(batch)
-        return self.judge(self.output(self.at(weights, k), x, support), y)
+        output = self.output(self.at(weights, k), x, support)
+        return (self.mean_loss(output, y), {}) if support is None else self.judge(output, y)
 
     def output(self, weights: Params, x: Any, support: Batch | None) -> Any:
         """What the module makes of inputs."""
@@ -124,14 +125,19 @@ class Network:
 
     def judge(self, output: Any, y: Any) -> tuple[Tensor, Info]:
         """The mean loss of an output, and its accuracy where targets are classes."""
+        loss = self.mean_loss(output, y)
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and (axis := self._classes(output, y)):
+            return loss, {"accuracy": (output.argmax(axis) == y).to(output.dtype).mean()}
+        return loss, {}
+
+    def mean_loss(self, output: Any, y: Any) -> Tensor:
+        """The mean loss of an output; a ValueError for a loss that returns something else."""
         with written_out(not _is_ours(self.loss)):
             loss = self.loss(output, y)
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__} {loss!r}"
             raise ValueError(f"the loss returned {found}; it must return a scalar tensor, the mean over examples.")
-        if isinstance(output, Tensor) and isinstance(y, Tensor) and (axis := self._classes(output, y)):
-            return loss, {"accuracy": (output.argmax(axis) == y).to(output.dtype).mean()}
-        return loss, {}
+        return loss
 
     def _classes(self, output: Tensor, y: Tensor) -> int | None:
         """The axis of classes: torch's losses want (B, N, …) for targets (B, …), and ours (…, N); None for other targets."""
