@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from works import Work
 
@@ -73,9 +74,15 @@ def stock(work: Work, dtype: torch.dtype = torch.float32) -> nn.Module:
     return nn.Sequential(blocks).to(dtype)
 
 
-def loop(work: Work) -> Way:
-    """The base line: plain autograd, task by task, with every inner step in the graph (learn2learn's algorithm)."""
+def loop(work: Work, module: bool = False) -> Way:
+    """The base line: plain autograd, task by task, with every inner step in the graph (learn2learn's algorithm).
+
+    module: the network is torch's module, called by `functional_call`, and not written out as a function.
+    """
     net, loss, exact = forward(work), loss_of(work), work.algorithm == "maml"
+    if module:
+        layers = stock(work)
+        net = lambda weights, x: functional_call(layers, weights, (x,))  # noqa: E731
 
     def adapted(start: Params, x: Tensor, y: Tensor) -> Params:
         fast = start

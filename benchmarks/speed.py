@@ -78,7 +78,10 @@ def prepare(work: Work, options: argparse.Namespace, closers: list[JaxPeer]) -> 
     """Every way that can be had, with its first call made and its meta-gradient compared; the loop comes first."""
     weights, batches = work.weights(), [work.batch(i) for i in range(BATCHES)]
     _, truth = peers.loop(work)(work.weights(torch.float64), work.batch(0, torch.float64))
-    ways: list[tuple[str, peers.Way, Engine | None]] = [("loop", peers.loop(work), None)]
+    ways: list[tuple[str, peers.Way, Engine | None]] = [
+        ("loop", peers.loop(work), None),
+        ("loop, functional_call", peers.loop(work, module=True), None),
+    ]
     for name, package, build in (("higher", "higher", peers.with_higher), ("TorchOpt", "torchopt", peers.with_torchopt)):
         why = peers.missing(package) or (
             "it has no first-order option" if package == "torchopt" and work.algorithm != "maml" else ""

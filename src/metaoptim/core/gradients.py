@@ -48,8 +48,8 @@ def by_autograd() -> bool:
 def exact(f: Loss, x: Params) -> tuple[Params, Tensor]:
     """(∇f(x), f(x)), to be differentiated again."""
     if _AUTOGRAD.get():
-        # Views, because f may read the same tensors in another role, in which they are no part of x.
-        here = {n: p.view_as(p) if p.requires_grad else _leaf(p) for n, p in x.items()}
+        # Views, because f may read φ's own tensors in another role, in which they are no part of x.
+        here = {n: p if p.grad_fn is not None else p.view_as(p) if p.requires_grad else _leaf(p) for n, p in x.items()}
         loss = f(here)[0]
         return dict(zip(here, _slopes([loss], list(here.values()), again=True), strict=True)), loss
     grads, (loss, _) = grad_and_value(f, has_aux=True)(x)

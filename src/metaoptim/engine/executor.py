@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -24,6 +23,7 @@ from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.engine.graphs.guards import Guards
 from metaoptim.engine.graphs.parts import Parts
 from metaoptim.engine.options import cut
+from metaoptim.nn import steady
 
 
 class Executor:
@@ -56,12 +56,14 @@ class Executor:
         parts, cuts = (batch, carry, keys(count, device)), self.cut.pieces(count)
         step = torch.tensor(outer_step, device=device)
         pieces = [(learnt, fixed, step, *(trees.index(parts, rows) if len(cuts) > 1 else parts)) for rows in cuts]
-        found = self._side_by_side(pieces) if self.cut.workers > 1 else [self.piece(*piece) for piece in pieces]
         scale = 1.0 if self.method.reduction == "sum" else 1.0 / count
-        losses, after, info = found[0].loss, found[0].carry, found[0].info
-        grad = reduce(trees.plus, (f.grad for f in found))
-        if len(found) > 1:
-            losses, after, info = trees.cat([(f.loss, f.carry, f.info) for f in found])
+        grad: Any = None
+        others: list[tuple[Tensor, Carry, Any]] = []
+        with steady():
+            for found in self._side_by_side(pieces) if self.cut.workers > 1 else (self.piece(*piece) for piece in pieces):
+                grad = found.grad if grad is None else trees.plus(grad, found.grad)
+                others.append((found.loss, found.carry, found.info))
+        losses, after, info = trees.cat(others) if len(others) > 1 else others[0]
         return Estimate(
             losses.sum() * scale,
             trees.map_tensors(lambda g: g * scale, grad),

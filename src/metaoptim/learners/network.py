@@ -132,8 +132,11 @@ class Network:
 
     def mean_loss(self, output: Any, y: Any) -> Tensor:
         """The mean loss of an output; a ValueError for a loss that returns something else."""
-        with written_out(not _is_ours(self.loss)):
+        if _is_ours(self.loss):
             loss = self.loss(output, y)
+        else:
+            with written_out():
+                loss = self.loss(output, y)
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__} {loss!r}"
             raise ValueError(f"the loss returned {found}; it must return a scalar tensor, the mean over examples.")

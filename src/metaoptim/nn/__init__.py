@@ -1,6 +1,6 @@
 """Models, and normalisation layers that are correct under every function transform."""
 
-from metaoptim.nn.call import called
+from metaoptim.nn.call import called, steady
 from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp
 from metaoptim.nn.noise import noise
@@ -21,6 +21,7 @@ __all__ = [
     "noise",
     "refuse",
     "statistics",
+    "steady",
     "store_statistics",
     "written_out",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from metaoptim.nn.layers import BATCH_NORMS
 
 _ALONE = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()  # buffers that a forward pass writes in place
+_KNOWN: ContextVar[dict[int, list[tuple[dict[str, Any], str, str]]] | None] = ContextVar("_KNOWN", default=None)
 _CONTAINERS = (dict, list, set)
 _TORCHS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 
@@ -28,38 +30,56 @@ def called(net: nn.Module, weights: Mapping[str, Tensor], x: Any, without: str |
         without: a submodule that passes on what it is given.
         tidy: whether the module's own code may set attributes, which none of torch's layers does.
     """
-    with _ALONE, _tidied(net) if tidy else _nothing(), _exchanged(net, weights, without):
-        return net(x)
+    with _ALONE:
+        if tidy:
+            with _tidied(net):
+                return _called(net, weights, x, without)
+        return _called(net, weights, x, without)
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _exchanged(net: nn.Module, weights: Mapping[str, Tensor], without: str | None) -> Iterator[None]:
+def _called(net: nn.Module, weights: Mapping[str, Tensor], x: Any, without: str | None) -> Any:
     changed: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        names: dict[int, str] = {}
-        for prefix, module in net.named_modules():
-            own: dict[str, Any] = module._parameters
-            for leaf, p in own.items():
-                if p is None:
-                    continue
-                name = names.setdefault(id(p), f"{prefix}.{leaf}" if prefix else leaf)
-                if (value := weights.get(name)) is not None:
-                    changed.append((own, leaf, p))
-                    own[leaf] = value
+        for own, leaf, name in _places(net):
+            if name in weights:
+                changed.append((own, leaf, own[leaf]))
+                own[leaf] = weights[name]
         if without is not None:
             parent, _, leaf = without.rpartition(".")
             folder: dict[str, Any] = net.get_submodule(parent)._modules
             changed.append((folder, leaf, folder[leaf]))
             folder[leaf] = nn.Identity()
-        yield
+        return net(x)
     finally:
         for own, leaf, p in reversed(changed):
             own[leaf] = p
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Inside, where the weights of a network are is looked up once: nobody gives it other layers meanwhile."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _places(net: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where each weight is: the dictionary of its module, the key there, and its first name in the network."""
+    known = _KNOWN.get()
+    if known is not None and id(net) in known:
+        return known[id(net)]
+    names: dict[int, str] = {}
+    found: list[tuple[dict[str, Any], str, str]] = []
+    for prefix, module in net.named_modules():
+        own: dict[str, Any] = module._parameters
+        for leaf, p in own.items():
+            if p is not None:
+                found.append((own, leaf, names.setdefault(id(p), f"{prefix}.{leaf}" if prefix else leaf)))
+    if known is not None:
+        known[id(net)] = found
+    return found
 
 
 @contextmanager
