@@ -35,7 +35,7 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -
         )
     if found.parameters:
         names = {id(p): n for n, p in network.net.named_parameters()} if network else {}
-        name = next((f"`{names[i]}` of the network" for i in found.parameters if i in names), "parameters of its own")
+        name = next((f"`{n}` of the network" for i, n in names.items() if i in found.parameters), "parameters of its own")
         warnings.warn(
             f"the loss `{loss}` reads {name} itself, and not the weights that adapt: it stays constant, without a gradient. "
             "Compute penalties from the model's output, or let an update rule decay weights.",

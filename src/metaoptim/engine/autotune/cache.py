@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -56,12 +57,22 @@ def _code(owner: Any) -> set[str]:
     found: set[str] = set()
     for part in (owner, *modules(owner), *(m for net in modules(owner) for m in net.modules()), *_fields(owner)):
         kind = part if inspect.isfunction(part) else type(part)
-        with suppress(OSError, TypeError):  # written at a prompt, or in C
-            found.add(f"{kind.__module__}.{kind.__qualname__} {inspect.getsource(kind)}")
+        own = (
+            [kind] if inspect.isfunction(kind) else [x for k in kind.__mro__ for x in vars(k).values() if inspect.isfunction(x)]
+        )
+        found.add(f"{kind.__module__}.{kind.__qualname__} {[_instructions(f.__code__) for f in own]}")
         if isinstance(part, nn.Module):
             plain = {n: x for n, x in vars(part).items() if isinstance(x, bool | int | float | str)}
             found.add(f"{kind.__qualname__} {sorted(plain.items())}")
     return found
+
+
+def _instructions(code: CodeType) -> str:
+    """What code does, in every process alike, wherever it stands in its file."""
+    constants = [
+        _instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts if not isinstance(c, frozenset)
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def _fields(owner: Any) -> Iterator[Any]:

@@ -1,0 +1,346 @@
+"""The default: a rule, a gate, a loop to fall back to, a journal of attempts; and sentences that blame what is at fault."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import metaoptim as mo
+from metaoptim.core.types import Params, Step, Task
+from metaoptim.engine import Choice, Engine
+from metaoptim.engine.autotune import cache
+from metaoptim.engine.autotune.search import Row, Search
+from metaoptim.engine.rule import by_rule, one_step
+from metaoptim.nn import conv4, mlp
+
+T = 5
+
+
+def batch(count: int = T, rows: int = 6) -> Task:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(count, 2 * rows, 3, generator=draw), torch.randn(count, 2 * rows, 2, generator=draw)
+    return Task((x[:, :rows], y[:, :rows]), (x[:, rows:], y[:, rows:]))
+
+
+def method(net: nn.Module | None = None, loss: Callable[..., Any] = F.mse_loss, **how: Any) -> mo.MetaOptimizer:
+    torch.manual_seed(0)
+    return mo.maml(net or mlp((3, 8, 2)), loss, **({"steps": 2} | how))
+
+
+def ruled(m: mo.MetaOptimizer, tasks: Task, budget: int = 2**40) -> Choice:
+    return by_rule(m, m.phi, tasks, ("auto", "auto", "auto"), budget)
+
+
+# --- The rule -----------------------------------------------------------------------------------------------------------
+
+
+def test_small_models_and_many_tasks_are_mapped() -> None:
+    assert ruled(method(), batch())[:3] == ("vmap", "graph", "eager")
+    assert ruled(method(), batch(count=2)).batching == "loop", "too few tasks"
+    assert ruled(method(mlp((3, 2000, 2000, 2))), batch()).batching == "loop", "too much to compute"
+    images = Task(*[(torch.rand(T, 5, 1, 28, 28), torch.arange(5).expand(T, 5))] * 2)
+    assert ruled(mo.maml(conv4(ways=5, filters=4), mo.losses.cross_entropy), images).batching == "loop", "convolutions"
+
+
+def test_states_are_kept_where_the_graph_does_not_fit() -> None:
+    m = method(steps=10)
+    bytes_of_a_step = one_step(m, m.phi, batch())
+    assert bytes_of_a_step > 6 * 8 * 4
+    assert ruled(m, batch(), budget=10 * T * bytes_of_a_step).memory == "graph"
+    assert ruled(m, batch(), budget=10 * T * bytes_of_a_step - 1).memory == "steps"
+    assert ruled(method(steps=1), batch(), budget=1).memory == "graph", "there is nothing to save"
+
+
+def test_nothing_is_timed_and_two_runs_are_equal(empty_cache: Path) -> None:
+    losses = []
+    for _ in range(2):
+        module = mo.MetaModule(method())
+        losses.append([module.backward(batch()).item() for _ in range(3)])
+        assert module.engine.choice is not None and module.engine.choice.by == "rule"
+    assert losses[0] == losses[1] and not list(empty_cache.rglob("*.json"))
+
+
+# --- Falling back -------------------------------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.a = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return y if y.sum() > 0 else 2 * y
+
+
+def test_the_loop_takes_over_where_a_map_fails_with_one_warning() -> None:
+    m = method(Branches())
+    module = mo.MetaModule(m)
+    with pytest.warns(UserWarning, match=r"vmap, graph, eager: .*\(Branches\) branches on a value.* From here on: loop, graph"):
+        module.backward(batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.backward(batch())
+    named = mo.MetaModule(m, "loop", "graph", "eager")
+    named.backward(batch())
+    named.backward(batch())
+    for p, q in zip(module.parameters(), named.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad)
+
+
+def test_a_way_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, m = import_module("metaoptim.engine.engine"), method()
+
+    class Wrong(engine.Executor):  # type: ignore[misc, name-defined]
+        def __call__(self, *args: Any) -> Any:
+            found = super().__call__(*args)
+            if self.batching == "loop":
+                return found
+            return found._replace(grad=mo.MetaParams({n: 1.01 * g for n, g in found.grad.weights.items()}, {}))
+
+    monkeypatch.setattr(engine, "Executor", Wrong)
+    module = mo.MetaModule(m)
+    with pytest.warns(UserWarning, match=r"vmap.*its meta-gradient is 1 % off that of the plain loop"):
+        module.backward(batch())
+    assert module.engine.choice is not None and module.engine.choice.batching == "loop"
+    right = mo.MetaModule(m, "loop", "graph", "eager")
+    right.backward(batch())
+    for p, q in zip(module.parameters(), right.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad)
+
+
+def test_a_measured_way_is_held_to_the_loop_at_powers_of_two(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, m, seen = import_module("metaoptim.engine.engine"), method(), list[tuple[int, str]]()
+
+    class Counts(engine.Executor):  # type: ignore[misc, name-defined]
+        def __call__(self, phi: Any, tasks: Any, carry: Any, step: int) -> Any:
+            seen.append((step, self.batching))
+            return super().__call__(phi, tasks, carry, step)
+
+    monkeypatch.setattr(engine, "Executor", Counts)
+    whole = Engine(m, choice="vmap graph trace")
+    for step in range(9):
+        whole(m.phi, batch(), None, step)
+    assert [step for step, way in seen if way == "loop"] == [0, 1, 2, 4, 8]
+    assert not list(empty_cache.rglob("*.json")), "a choice that is given is not measured"
+
+
+def test_an_error_of_the_users_own_is_raised_as_it_is() -> None:
+    class Fails(Branches):
+        def forward(self, x: Tensor) -> Any:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        mo.MetaModule(method(Fails())).backward(batch())
+
+
+# --- The journal --------------------------------------------------------------------------------------------------------
+
+
+def test_a_way_during_which_a_process_ended_is_not_tried_again(empty_cache: Path) -> None:
+    with pytest.raises(SystemExit), cache.Journal("k")(("vmap", "graph", "eager")):
+        raise SystemExit
+    assert not cache.Journal("k").died(("vmap", "graph", "eager")), "it came to an end of its own"
+    open_ = cache.Journal("k")(("vmap", "graph", "trace"))
+    open_.__enter__()  # and the process ends here
+    journal = cache.Journal("k")
+    assert journal.died(("vmap", "graph", "trace")) and not journal.died(("loop", "graph", "trace"))
+    device = torch.device("cpu")
+    search = Search(lambda how: lambda: 1.0, ("auto", "graph", "auto"), ("graph",), 4, 1, 0, 2**40, device, 10**5,
+                    attempt=journal)  # fmt: skip
+    rows = search.run().rows
+    notes = [r.note for r in rows if r[:3] == ("vmap", "graph", "trace")]
+    assert notes == ["not tried: an earlier process ended while it tried this"]
+    assert cache.Journal("k").died(("vmap", "graph", "trace")), "what was tried since has not struck it out"
+
+
+def test_failures_are_not_remembered(empty_cache: Path) -> None:
+    cache.write("k", [Row("loop", "graph", "eager", 0.1), Row("vmap", "graph", "eager", note="it failed")])
+    assert cache.read("k") == [Row("loop", "graph", "eager", 0.1)]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Two rules that print alike."""
+
+    scale: float = 0.5
+
+    def __repr__(self) -> str:
+        return "Rule()"
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> Any:
+        return {}
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Step) -> tuple[Params, Any]:
+        return {n: -self.scale * g for n, g in grads.items()}, state
+
+
+@dataclass(frozen=True)
+class Quarters(Halves):
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Step) -> tuple[Params, Any]:
+        return {n: -0.25 * g for n, g in grads.items()}, state
+
+
+def test_works_are_told_apart_by_their_code() -> None:
+    def key(net: nn.Module, rule: Any) -> str:
+        m = mo.compose(net, F.mse_loss, rule=rule, steps=2)
+        return cache.key(m, m.phi, batch(), ("auto",))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x)
+
+    first = Net
+
+    class Net(nn.Module):  # type: ignore[no-redef]
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x).tanh()
+
+    keys = [key(first(), Halves()), key(Net(), Halves()), key(first(), Quarters())]
+    assert len(set(keys)) == 3 and key(first(), Halves()) == keys[0]
+
+
+def test_the_choice_is_in_the_recipe_and_gives_the_same_floats(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("metaoptim.training.train"), "WAIT", 3)
+    how: dict[str, Any] = {"iterations": 6, "tasks_per_step": 4, "validate_every": 0, "progress": False}
+    m = method(mlp((1, 8, 1)))
+    first = mo.train(m, mo.tasks.sinusoid(), out=tmp_path / "a", **how)
+    choice = tomllib.loads((tmp_path / "a" / "recipe.toml").read_text())["engine"]["choice"]
+    monkeypatch.setattr(Engine, "plan", None)  # nothing is to be measured
+    again = mo.train(m, mo.tasks.sinusoid(), engine={"choice": choice}, **how)
+    assert all(torch.equal(p, again.phi.weights[n]) for n, p in first.phi.weights.items())
+
+
+@pytest.mark.parametrize("text", ["vmap graph", "auto graph eager", "vmap graph never", "workers:2 graph eager"])
+def test_a_choice_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"engine\."):
+        Engine(method(), choice=text)
+    with pytest.raises(ValueError, match="is none of loop, auto, auto"):
+        Engine(method(), "loop", choice="vmap graph trace")
+
+
+# --- What is told before the first step ---------------------------------------------------------------------------------
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g
+
+
+class Scaled(Branches):
+    def forward(self, x: Tensor) -> Any:
+        return Once.apply(self.a(x))  # type: ignore[no-untyped-call]
+
+
+def test_a_function_that_is_differentiated_once_is_refused_where_that_matters() -> None:
+    with pytest.raises(ValueError, match=r"marked @once_differentiable.*or use a first-order method, such as fomaml"):
+        mo.MetaModule(method(Scaled()), "loop", "graph", "eager").backward(batch())
+    mo.MetaModule(mo.fomaml(Scaled(), F.mse_loss), "loop", "graph", "eager").backward(batch())
+
+
+def test_a_penalty_on_the_networks_own_weights_is_told() -> None:
+    net = mlp((3, 8, 2))
+
+    def penalised(output: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(output, target) + 0.1 * sum(p.square().sum() for p in net.parameters())
+
+    with pytest.warns(UserWarning, match=r"the loss `penalised` reads `0\.weight` of the network itself.*stays constant"):
+        mo.MetaModule(mo.maml(net, penalised)).backward(batch())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_loss_that_no_weight_influences_is_told() -> None:
+    def nothing(output: Tensor, target: Tensor) -> Tensor:
+        return target.square().mean()
+
+    with pytest.warns(UserWarning, match="no weight influences the loss `nothing`: its meta-gradient is zero"):
+        mo.MetaModule(method(loss=nothing)).backward(batch())
+
+
+# --- Who is at fault ----------------------------------------------------------------------------------------------------
+
+
+class Checkpointed(Branches):
+    def forward(self, x: Tensor) -> Any:
+        return torch.utils.checkpoint.checkpoint(self.a, x, use_reentrant=False)
+
+
+class Dynamic(Branches):
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return y * torch.nonzero(y > -100).shape[0]
+
+
+class TwoInputs(Branches):
+    def forward(self, u: Tensor, v: Tensor) -> Any:
+        return self.a(u + v)
+
+
+LOOP, VMAP = ("loop", "graph", "eager"), ("vmap", "graph", "eager")
+FAULTS: dict[str, tuple[nn.Module, Callable[..., Any], tuple[str, str, str], str]] = {
+    "a branch": (Branches(), F.mse_loss, VMAP, r'\(Branches\) branches on a value.*batching="loop" with runtime="eager"'),
+    "no batching rule": (Dynamic(), F.mse_loss, VMAP, r'\(Dynamic\) does what vmap can\'t map.*use batching="loop"'),
+    "no second derivative": (mlp((3, 8, 2)), lambda x, y: F.multi_margin_loss(x, y.argmax(1)), LOOP,
+                             r"uses `multi_margin_loss_backward`, which torch can't differentiate twice"),
+    "checkpointing": (Checkpointed(), F.mse_loss, LOOP, r"computes values again in the backward pass.*memory=\"steps\""),
+    "two inputs": (TwoInputs(), F.mse_loss, LOOP, r"called with the inputs of a batch as one argument, but .*'v'"),
+    "data": (nn.Linear(4, 2), F.mse_loss, LOOP, r"the module itself \(Linear\) can't take these data"),
+    "a loss of Python's numbers": (mlp((3, 8, 2)), lambda x, y: 1.0, LOOP, r"the loss returned float 1\.0; it must"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_at_fault_is_blamed(name: str) -> None:
+    net, loss, how, words = FAULTS[name]
+    with pytest.raises(ValueError, match=words):
+        mo.MetaModule(mo.maml(net, loss), *how).backward(batch())
+
+
+@pytest.mark.parametrize("given", [None, 3, [1, 2], (batch().support,), (batch().support, None),
+                                   ((torch.ones(2, 3, 1), None), batch().query)])  # fmt: skip
+def test_what_is_no_batch_of_tasks_is_one_sentence(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"a batch of tasks is Task\(support=\(x, y\), query=\(x, y\)\).*; found "):
+        mo.MetaModule(method()).backward(given)
+
+
+@pytest.mark.parametrize("policy", ["transductive", "inductive"])
+def test_running_statistics_name_both_ways_out(policy: Literal["transductive", "inductive"]) -> None:
+    with pytest.raises(ValueError, match=r"nn\.convert\(module\).*or use the stored statistics by normalisation='frozen'"):
+        mo.maml(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), F.mse_loss, normalisation=policy)
+
+
+def test_the_checkpoints_choice_says_who_made_it(tmp_path: Path) -> None:
+    mo.train(method(mlp((1, 8, 1))), mo.tasks.sinusoid(), iterations=1, tasks_per_step=4, out=tmp_path / "run", progress=False,
+             validate_every=0)  # fmt: skip
+    state = json.loads((tmp_path / "run" / "state.json").read_text())["state"]
+    assert state["choice"] == {"batching": "vmap", "memory": "graph", "runtime": "eager", "by": "rule"}
