@@ -43,7 +43,10 @@ def table(plan: Plan, recipe: Recipe) -> RenderableType:
         used = f"{row.bytes / 2**20:.0f}" if row.bytes is not None else "–"
         taken = row[:3] == plan.choice[:3]
         shown.add_row(*row[:3], seconds, used, "taken" if taken else row.note, style="bold" if taken else None)
-    return Group(shown, Text(f"Training takes {', '.join(plan.choice[:3])}: {plan.why}."))
+    ruled = recipe.tables["engine"]["runtime"] != "auto" and "auto" in recipe.tables["engine"].values()
+    who = "The fastest is" if ruled else "Training takes"
+    rule = " Training measures nothing where the runtime is given: it follows a rule." if ruled else ""
+    return Group(shown, Text(f"{who} {', '.join(plan.choice[:3])}: {plan.why}.{rule}"))
 
 
 def document(plan: Plan) -> dict[str, Any]:
