@@ -256,7 +256,12 @@ def test_a_run_from_python_is_judged_where_its_code_can_be_named(
     code, out, err = cli("evaluate", "named", "--episodes", "5")
     assert code == 0 and "meta_sgd" in out, err
 
-    plain = mo.reptile(mo.nn.mlp([1, 8, 1]), mo.losses.mse, inner="sgd", steps=3)
+    mo.train(mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse), mo.tasks.sinusoid(), **options, out="ours")
+    code, out, err = cli("evaluate", "ours", "--episodes", "5")
+    assert code == 0 and "maml" in out, err
+
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    plain = mo.reptile(net, mo.losses.mse, inner="sgd", steps=3)
     mo.train(plain, mo.tasks.sinusoid(shots=4), **options, out="unnamed")
     recipe = tomllib.loads(Path("unnamed/recipe.toml").read_text())
     assert recipe["algorithm"]["inner"] == "sgd" and recipe["tasks"]["shots"] == 4 and recipe["model"] == {}

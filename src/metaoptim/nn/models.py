@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, ParamSpec
 
 from torch import Tensor, nn
 
 from metaoptim.nn.norms import BatchNorm, LayerNorm
 
+P = ParamSpec("P")
 Activation = Literal["relu", "tanh"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -22,6 +25,21 @@ class SpatialMean(nn.Module):
         return x.mean((-2, -1))
 
 
+def _recorded(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
+    """The same, with the name and the arguments kept in the module, so that a run can write down what it trained."""
+
+    @wraps(build)
+    def made(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
+        net = build(*args, **kwargs)
+        given = signature(build).bind(*args, **kwargs)
+        given.apply_defaults()
+        vars(net)["built_by"] = {"name": build.__name__, **given.arguments}
+        return net
+
+    return made
+
+
+@_recorded
 def mlp(sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu") -> nn.Module:
     """A multi-layer perceptron; (B, sizes[0]) -> (B, sizes[-1]).
 
@@ -39,6 +57,7 @@ def mlp(sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu") 
     return nn.Sequential(*layers)
 
 
+@_recorded
 def conv4(
     ways: int,
     channels: int = 1,

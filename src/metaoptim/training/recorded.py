@@ -22,6 +22,7 @@ from metaoptim.core.losses import LOSSES
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.engine import Choice, chosen
 from metaoptim.learners import network_of
+from metaoptim.nn import MODELS
 from metaoptim.runs import identity
 from metaoptim.runs.store import RECIPE, RunDirectory
 from metaoptim.tasks import TASKS
@@ -89,8 +90,12 @@ def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
 
 
 def named_module(net: nn.Module) -> dict[str, Any]:
-    """FILE.py:NAME of a module's class and the arguments that it keeps as attributes; {} where they don't build it again."""
+    """One of `metaoptim.nn`'s models with its options, or FILE.py:NAME of a module's class and the arguments that it keeps as
+    attributes; {} where they don't build it again."""
     kind = type(net)
+    if built := dict(getattr(net, "built_by", {})):
+        again = _quietly(lambda: MODELS[built["name"]](**{k: v for k, v in built.items() if k != "name"}))
+        return built if again is not None and identity.described(again) == identity.described(net) else {}
     file = _file_of(kind)
     if file is None:
         return {}
