@@ -344,3 +344,21 @@ def test_the_checkpoints_choice_says_who_made_it(tmp_path: Path) -> None:
              validate_every=0)  # fmt: skip
     state = json.loads((tmp_path / "run" / "state.json").read_text())["state"]
     assert state["choice"] == {"batching": "vmap", "memory": "graph", "runtime": "eager", "by": "rule"}
+
+
+class Renormalised(Branches):
+    """Writes into its weight, as max-norm constraints do."""
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            self.a.weight.mul_(0.9)
+        return self.a(x)
+
+
+@pytest.mark.parametrize("how", [("auto", "auto", "eager"), LOOP, VMAP, ("vmap", "graph", "trace")])
+def test_a_forward_pass_that_writes_into_a_weight_is_refused(how: tuple[str, str, str]) -> None:
+    module = mo.MetaModule(method(Renormalised()), *how)
+    before = module.weights.get_parameter("a.weight").detach().clone()
+    with pytest.raises(ValueError, match=r"a forward pass writes into the weight `a\.weight`, which is for the optimizer"):
+        module.backward(batch())
+    assert torch.equal(module.weights.get_parameter("a.weight"), before)

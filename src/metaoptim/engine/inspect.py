@@ -19,13 +19,20 @@ LONG = 5  # inner steps beyond which the graph of a whole run could be too large
 def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -> None:
     """Warns of losses that no weight influences, and of parameters that are read beside φ and stay constant.
 
-    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice.
+    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, and for
+    a forward pass that writes into its weights.
     """
     memory = "steps" if "steps" in method.estimator.memories and method.learner.steps > LONG else method.estimator.memories[0]
     one, carried = trees.index((batch, carry), slice(1))
+    own: MetaParams = trees.map_tensors(torch.clone, phi)
     # What fails is told of where it is run.
     with inspected() as found, torch.random.fork_rng(devices=[]), suppress(Exception):
-        Executor(method, "loop", memory, "eager")(phi, one, carried, 0)
+        Executor(method, "loop", memory, "eager")(own, one, carried, 0)
+    if written := [n for n, x in own.weights.items() if not torch.allclose(x, phi.weights[n], 0.0, 0.0, equal_nan=True)]:
+        raise ValueError(
+            f"a forward pass writes into the weight `{written[0]}`, which is for the optimizer alone to change: compute with a "
+            "changed copy of it instead."
+        )
     network = network_of(method.learner)
     loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
     if found.once:

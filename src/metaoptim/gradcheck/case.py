@@ -105,6 +105,7 @@ class Case:
     def mode(self, how: How, learner: Learner | None = None, precision: str = "full", carry: Carry | None = None) -> Mapped:
         """The engine's meta-gradient in one execution mode: of a run that begins, or that goes on with a carry."""
         engine = Engine(replace(self.method, learner=learner or self.method.learner), *how, precision)
+        engine.inspected = True  # a check looks for itself, and names the layer
 
         def gradient(phi: MetaParams, batch: Task) -> Estimate:
             return engine(phi, batch, carry)
