@@ -362,3 +362,15 @@ def test_a_forward_pass_that_writes_into_a_weight_is_refused(how: tuple[str, str
     with pytest.raises(ValueError, match=r"a forward pass writes into the weight `a\.weight`, which is for the optimizer"):
         module.backward(batch())
     assert torch.equal(module.weights.get_parameter("a.weight"), before)
+
+
+def test_inference_mode_has_no_gradients() -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inside torch\.inference_mode\(\) there are no gradients"):
+        mo.MetaModule(method()).backward(batch())
+
+
+@pytest.mark.parametrize(("support", "words"), [(batch(), "a Task"), (([1.0], [2.0]), "other things than tensors")])
+def test_only_a_support_set_is_adapted_to(support: Any, words: str) -> None:
+    m = method()
+    with pytest.raises(ValueError, match=words):
+        mo.Run(m, m.phi).adapt(support)

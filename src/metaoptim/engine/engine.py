@@ -93,6 +93,8 @@ class Engine:
             return starts(self.method, phi, batch)
 
     def __call__(self, phi: MetaParams, batch: Task, carry: Carry | None = None, outer_step: int = 0) -> Estimate:
+        if torch.is_inference_mode_enabled():
+            raise ValueError("inside torch.inference_mode() there are no gradients; take the meta-gradient outside of it.")
         batch = tasks_of(batch)
         count = check_tasks(batch)
         carry = self.init(phi, batch) if carry is None else carry

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
-from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params
+from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
 from metaoptim.runs import identity
@@ -73,6 +73,9 @@ class Run:
         count = self.method.learner.steps if steps is None else steps
         if count < 0:
             raise ValueError(f"steps={count}: the number of inner steps must not be negative.")
+        if isinstance(support, Task) or not all(isinstance(x, Tensor) for x in trees.flatten(support)):
+            found = "a Task, whose support set is enough" if isinstance(support, Task) else "other things than tensors"
+            raise ValueError(f"a support set is a pair of tensors, inputs (S, …) and targets (S, …); found {found}.")
         sizes = {x.shape[:1] for x in trees.flatten(support)}
         if len(sizes) != 1 or sizes & {torch.Size([]), torch.Size([0])}:
             raise ValueError(
