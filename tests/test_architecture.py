@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_only_the_edge_knows_the_bare_package() -> None:
     """It loads every layer, so to import it is to import anything."""
     users = {layer(m) for m, file in MODULES.items() if layer(m) and "metaoptim" in imports(file)}
     assert users <= {"runs", "training", "evaluation", "report", "recipes", "cli"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "__all__" in MODULES[m].read_text(encoding="utf-8")])
+def test_a_package_offers_what_it_imports(module: str) -> None:
+    imported = [node for node in tree_of(MODULES[module]).body if isinstance(node, ast.ImportFrom) and node.module]
+    own_names = {
+        alias.asname or alias.name for node in imported if node.module.startswith("metaoptim.") for alias in node.names
+    }
+    offered = set(import_module(module).__all__)
+    assert own_names <= offered and all(hasattr(import_module(module), name) for name in offered)
 
 
 def test_no_cycles() -> None:

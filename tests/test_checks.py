@@ -14,6 +14,7 @@ import torch
 
 import metaoptim as mo
 from metaoptim.core import checks
+from metaoptim.estimators import Implicit, Unroll
 
 SINUSOID = mo.tasks.sinusoid()
 LOSS, RULES = mo.losses.mse, cast(Any, mo.rules)
@@ -53,7 +54,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a whole number beyond all floats": (lambda: RULES.SGD(10**400), "it must be a positive number that float32 can hold"),
     "decay of a text": (lambda: RULES.Momentum(0.1, "0.9"), "decay='0.9': it must be a number from 0 to below 1"),
     "a mean that never forgets": (lambda: RULES.Adam(0.1, b2=1.0), "b2=1.0: it must be a number from 0 to below 1"),
-    "a text for a bound": (lambda: RULES.Clip(norm="1"), "norm='1': it must be a number"),
+    "nothing that keeps a root from zero": (lambda: RULES.Adam(0.1, eps=0.0), "eps=0.0: it must be a positive number"),
+    "a text for a bound": (lambda: RULES.Clip(norm="1"), "norm='1': it must be a number that is finite."),
     # builders
     **{
         f"{name}: no inner step": (lambda name=name: build(name, steps=0), "steps=0: it must be a whole number, at least 1")
@@ -64,6 +66,13 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "text steps": (lambda: compose(steps="2"), "steps='2': it must be a whole number, at least 0"),
     "half a batch": (lambda: compose(batch_size=2.5), "batch_size=2.5: it must be a whole number, at least 1"),
     "a text that pulls": (lambda: build("imaml", prox="1"), "prox='1': it must be a number that is finite and at least 0"),
+    "fewer than no iterations": (
+        lambda: compose(estimator=Implicit(iterations=-1)), "iterations=-1, damping=0.0: neither may be negative"
+    ),
+    "nothing is judged": (
+        lambda: compose(estimator=Unroll(objective=lambda steps, outer_step: [0.0] * (steps + 1))),
+        "the objective gave nothing but zeros for 1 inner steps: give at least one weight that counts",
+    ),
     "half an iteration of a solver": (lambda: build("imaml", iterations=0.5), "iterations=0.5: it must be a whole number"),
     "bounds that are crossed": (lambda: build("meta_sgd", low=0.2, high=0.1), "low=0.2 is above high=0.1"),
     "a text for a truth": (lambda: build("meta_sgd", first_order="no"), "first_order='no': it must be True or False"),
@@ -125,6 +134,17 @@ def test_states_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     train(build("reptile", steps=100, lr=1e-6), check=False)  # it keeps none of them
 
 
+def test_what_a_machine_can_just_do_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "memory", lambda: 2**30)
+    checks.check_memory(2**30, "it")
+    with pytest.raises(ValueError, match=r"^it would take 1,024\.0 GiB or more, and this machine has 1\.0 GiB of memory; ask"):
+        checks.check_memory(2**40, "it")
+    most = round(checks.PATIENCE / checks.INNER_STEP)
+    checks.check_time(most, "it")
+    with pytest.raises(ValueError, match=r"^it would go through 72,000,000 inner steps .*, which takes 2\.0 hours even"):
+        checks.check_time(2 * most, "it")
+
+
 def test_numpys_numbers_are_numbers(tmp_path: Any) -> None:
     method = mo.maml(net(), LOSS, lr=np.float64(0.1), steps=cast(int, np.int64(1)))
     run = train(method, iterations=np.int64(2), seed=np.int64(3), clip=np.float64(1.0), out=tmp_path / "run")
@@ -151,5 +171,10 @@ def test_numpys_single_floats_are_numbers_too(tmp_path: Any) -> None:
 def test_what_is_allowed() -> None:
     assert build("meta_sgd", low=0.1, high=0.1).phi.rule["lr.0.weight"].unique().tolist() == pytest.approx([0.1])
     train(compose(steps=0))
+    compose(estimator=Implicit(iterations=0))  # ∂L/∂φ alone
+    checks.check_counts(0, none=0, most=checks.MOST)
+    checks.check_numbers(low=-checks.LARGEST, high=checks.LARGEST)
+    checks.check_positive(low=checks.SMALLEST, high=checks.LARGEST)
+    checks.check_fractions(none=0)
     train(build("maml", steps=0))  # joint training
     assert evaluate(steps=0).facts["steps"] == 0

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metaoptim as mo
 from metaoptim.algorithms.example import example_net
+from metaoptim.core.brief import brief
 from metaoptim.core.types import MetaOptimizer, MetaParams, Task
+from metaoptim.estimators import Unroll
 from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks
 
@@ -390,3 +392,11 @@ def test_what_is_printed_is_short_and_has_no_tensors() -> None:
     assert repr(SINUSOID) == "sinusoid()" and repr(mo.tasks.sinusoid(grid=50)) == "sinusoid(grid=50)"
     assert repr(LETTERS) == "from_function(letters, name='function')"
     assert "step=2" in shown[0] and "protonet" in shown[0] and "classes: train 3, test 3" in shown[3]
+
+
+def test_what_is_printed_says_what_differs() -> None:
+    assert brief(mo.rules.Adam(0.1, b1=0.5)) == "Adam(lr=0.1, b1=0.5)" and brief(mo.rules.SGD(0.1), "step") == "step(lr=0.1)"
+    mean = Unroll(first_order=True, objective=mo.objectives.trajectory_mean)
+    assert brief(mean) == "Unroll(first_order=True, objective=trajectory_mean)"
+    assert brief(mean, leave=("objective",)) == "Unroll(first_order=True)"
+    assert [brief(x) for x in (Unroll, "a", 0.5, None, torch.zeros(2))] == ["Unroll", "'a'", "0.5", "None", "Tensor"]

@@ -12,7 +12,7 @@ from metaoptim.core import linalg
 from metaoptim.core.gradients import exact
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.losses import mse
-from metaoptim.core.types import Batch, Clock, Info, MetaParams, Params, Task
+from metaoptim.core.types import Batch, Clock, Info, Loss, MetaParams, Params, State, Task
 from metaoptim.estimators import Displacement, Implicit, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
 
@@ -163,6 +163,27 @@ def test_implicit_gradients_train_no_step_sizes() -> None:
         ValueError, match=r"minimum .* does not depend on the rule's own parameters \(lr\.w, …\), .* use Unroll"
     ):
         Implicit().check(learner, MetaParams({"w": THETA}, {"lr.w": THETA}))
+
+
+def test_a_neumann_series_with_its_defaults_tends_to_conjugate_gradients() -> None:
+    learner, meta = GradientLearner(quadratic, rules.SGD(0.25), 80, prox=2.0), MetaParams({"w": THETA}, {})
+    series, expected = (
+        solver(learner, meta, GOLDEN, (), CLOCK).grad.weights["w"] for solver in (Implicit("neumann", 100), Implicit("cg", 2))
+    )
+    close(series, expected)
+
+
+def test_implicit_gradients_need_a_point_that_the_state_holds() -> None:
+    class Elsewhere(GradientLearner):
+        def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
+            f, x = super().inner(phi, state, support, k)
+            return f, {n: p.clone() for n, p in x.items()}
+
+    learner = Elsewhere(quadratic, rules.SGD(0.25), 2, prox=2.0)
+    with pytest.raises(
+        ValueError, match=r"^this learner's inner objective is not taken at tensors of its state; .* use Unroll"
+    ):
+        Implicit()(learner, MetaParams({"w": THETA}, {}), GOLDEN, (), CLOCK)
 
 
 def test_golden_ridge() -> None:

@@ -20,7 +20,7 @@ from metaoptim.core.losses import mse
 from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.engine import Choice, Engine
 from metaoptim.engine.graphs.trace import trace
-from metaoptim.estimators import Unroll
+from metaoptim.estimators import Checkpointed, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
 from metaoptim.nn import mlp
 
@@ -107,6 +107,26 @@ def test_every_objective(objective: objectives.Objective, steps: int, judged_on:
         check_same(run(optimizer, "vmap", memory, "eager"), expected)
 
 
+def test_an_unroll_says_how_it_keeps_its_states() -> None:
+    kept = [Unroll(True, judged_on="support").keeping(memory) for memory in Unroll.memories]
+    states, mixed = Checkpointed(True, judged_on="support"), Checkpointed(True, judged_on="support", mixed=True)
+    assert kept == [Unroll(True, judged_on="support"), states, mixed]
+    assert [mixed.keeping(memory) for memory in Checkpointed.memories] == [states, mixed]
+    optimizer = build(rules.Momentum(0.1), 3, Unroll())
+    for memory in Checkpointed.memories:
+        by_itself = replace(optimizer, estimator=Checkpointed())
+        check_same(run(by_itself, "loop", memory, "eager"), run(optimizer, "loop", "graph", "eager"))
+    with pytest.raises(ValueError, match=r"steps, mixed"):
+        run(by_itself, "loop", "graph", "eager")
+
+
+def test_weights_of_an_objective_are_as_exact_as_the_networks() -> None:
+    optimizer, batch = build(rules.SGD(0.1), 3, Unroll(objective=objectives.trajectory_mean)), tasks()
+    torch.set_default_dtype(torch.float32)
+    expected = run(optimizer, "loop", "graph", "eager", batch=batch)
+    check_same(run(optimizer, "loop", "steps", "eager", batch=batch), expected)
+
+
 def test_minibatches_and_a_start_from_the_support() -> None:
     def start(weights: Params, support: Batch) -> Params:
         return {"2.bias": weights["2.bias"] + support[1].mean(0)}
@@ -130,6 +150,12 @@ def test_a_closed_form(memory: str) -> None:
     phi = MetaParams(network.weights(), {"lam": torch.tensor(0.7)})
     optimizer = MetaOptimizer(ClosedForm(network, fit, predict), Unroll(), phi, learns=lambda n: not network.in_head(n))
     check_same(run(optimizer, "vmap", memory, "eager"), run(optimizer, "loop", "graph", "eager"))
+
+
+def test_a_loss_that_is_written_out_has_a_forward_mode_in_a_loop_too() -> None:
+    """The loop is plain autograd, but for the one place where mixed needs function transforms."""
+    optimizer = maml(mlp((3, 4, 2)), nn.functional.huber_loss, steps=2)
+    check_same(run(optimizer, "loop", "mixed", "eager"), run(optimizer, "loop", "graph", "eager"))
 
 
 def test_a_function_without_forward_mode_is_refused_by_mixed_alone() -> None:

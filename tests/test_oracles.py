@@ -13,8 +13,8 @@ from metaoptim import nn, rules
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.algorithms.protonet import Prototypes
 from metaoptim.core import objectives
-from metaoptim.core.gradients import exact
-from metaoptim.core.inner_loop import one_step
+from metaoptim.core.gradients import exact, held
+from metaoptim.core.inner_loop import inner_loop, one_step
 from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import (
     Batch,
@@ -224,6 +224,17 @@ def test_weights_of_the_objectives() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             Unroll(objective=objectives.multi_step(weights)).check(learner, MetaParams({}, {}))
+    with pytest.raises(ValueError, match="the objective gave 2 weights for 3 inner steps: give 4, for s_0 … s_3"):
+        Unroll(objective=lambda steps, outer_step: [0.0, 1.0]).check(learner, MetaParams({}, {}))
+
+
+def test_the_loop_counts_from_its_start() -> None:
+    net = network()
+    learner, phi = GradientLearner(net, rules.SGD(0.1), 2), MetaParams(net.weights(), {})
+    support = regression().support
+    assert [int(k) for k, _ in inner_loop(learner, phi, support, held)] == [0, 1, 2]
+    start = (torch.tensor(5), learner.init(phi, support))
+    assert [int(k) for k, _ in inner_loop(learner, phi, support, held, 3, start)] == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("policy", ["transductive", "inductive", "frozen"])

@@ -21,6 +21,7 @@ from metaoptim.core.types import (
     Batch,
     Clock,
     Estimate,
+    Estimator,
     Info,
     Loss,
     MetaOptimizer,
@@ -31,7 +32,7 @@ from metaoptim.core.types import (
     Task,
 )  # fmt: skip
 from metaoptim.engine import Engine, offered
-from metaoptim.estimators import EvolutionStrategy, Implicit, Truncated, Unroll, nres, pes, truncated_es
+from metaoptim.estimators import Displacement, EvolutionStrategy, Implicit, Truncated, Unroll, nres, pes, truncated_es
 from metaoptim.gradcheck import check
 from metaoptim.gradcheck.claims import over_a_run
 from metaoptim.learners import GradientLearner, Network
@@ -133,6 +134,23 @@ def test_one_window_is_the_unroll_of_the_mean_and_a_later_one_holds_its_start() 
     assert report.ok and "of the whole run, by design" in str(report), report
 
 
+def test_a_start_made_from_the_support_is_seen_by_all_that_begins() -> None:
+    def start(weights: Params, support: Batch) -> Params:
+        return {"2.bias": weights["2.bias"] + support[1].mean(0)}
+
+    network, batch = Network(mlp((3, 4, 2), "tanh"), mse), regression()
+    learner, phi = GradientLearner(network, Momentum(0.1), 2, start=start), MetaParams(network.weights(), {})
+
+    def engine(estimator: Estimator) -> Engine:
+        return Engine(MetaOptimizer(learner, estimator, phi), "loop", "graph", "eager")
+
+    window, whole = engine(Truncated(2)), engine(Unroll(objective=trajectory_mean))
+    found, expected = (e(phi, batch, e.init(phi, batch)) for e in (window, whole))
+    close((found.loss, found.grad), (expected.loss, expected.grad))
+    carry = trees.flatten(engine(Displacement(moments=True)).init(phi, batch))
+    assert [x.shape for x in carry] == [(3, *p.shape) for p in phi.weights.values()] and not any(x.any() for x in carry)
+
+
 def test_a_window_must_divide_the_run() -> None:
     for estimator in (Truncated(4), pes(4, 0.1)):
         with pytest.raises(ValueError, match=r"window=4: it must be at least 1 and divide the inner steps, which are 6"):
@@ -230,6 +248,9 @@ def test_with_the_whole_run_as_a_window_all_strategies_are_one() -> None:
     found = [over_a_run(replace(method, estimator=build(4, 0.05, 3)), batch, 0) for build in (pes, nres, truncated_es)]
     for other in found[1:]:
         close(other, found[0], 1e-12)
+    engines = [Engine(replace(method, estimator=e), "loop", "graph", "eager") for e in (pes(4, 1e-5), Truncated(4))]
+    estimated, loss = (engine(method.phi, batch, engine.init(method.phi, batch)).loss for engine in engines)
+    close(estimated, loss, 1e-8)
 
 
 @pytest.mark.parametrize(("build", "right"), [(pes, True), (nres, True), (truncated_es, True)])

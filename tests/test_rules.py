@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from metaoptim import rules
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import trees
 from metaoptim.core.losses import cross_entropy, mse
-from metaoptim.core.types import Params, Rule, State, Step
+from metaoptim.core.types import MetaParams, Params, Rule, State, Step
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.nn import mlp
 
@@ -203,3 +204,16 @@ def test_accuracy_is_reported_for_classes_alone() -> None:
     info = network({}, (torch.eye(4), torch.tensor([0, 1, 0, 0])), (), torch.tensor(0))[1]
     assert info["accuracy"] == 0.5
     assert Network(torch.nn.Identity(), mse)({}, (torch.eye(4), torch.eye(4)), (), torch.tensor(0))[1] == {}
+
+
+def test_trees_are_taken_apart_and_put_together_again() -> None:
+    a, b, c, d = torch.arange(4.0)
+    tree = (MetaParams({"a": a}, {}), {"moments": {"b": b, "none": ()}, "pair": [c, (d,)]})
+    leaves: list[torch.Tensor] = []
+    structure = trees.take(tree, leaves)
+    assert leaves == [a, b, c, d] == trees.flatten(tree)
+    assert trees.put(structure, iter(leaves)) == tree == trees.unflatten(leaves, tree)
+    assert isinstance(trees.put(structure, iter(leaves))[0], MetaParams) and hash(structure)
+    ordered = OrderedDict(z=a, y={"x": b})
+    found = trees.map_tensors(lambda x: x + 1, ordered)
+    assert type(found) is OrderedDict and found == {"z": a + 1, "y": {"x": b + 1}} and ordered["z"] is a

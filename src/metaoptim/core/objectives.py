@@ -21,12 +21,14 @@ def counts(weight: Weight) -> bool:
 
 
 def weights_of(objective: Objective, steps: int, outer_step: Tensor) -> list[Weight]:
-    """The K + 1 weights; a ValueError for another number of them."""
+    """The K + 1 weights; a ValueError for another number of them, or where none counts."""
     found = list(objective(steps, outer_step))
     if len(found) != steps + 1:
         raise ValueError(
             f"the objective gave {len(found)} weights for {steps} inner steps: give {steps + 1}, for s_0 … s_{steps}."
         )
+    if not any(counts(weight) for weight in found):
+        raise ValueError(f"the objective gave nothing but zeros for {steps} inner steps: give at least one weight that counts.")
     return found
 
 

@@ -83,7 +83,7 @@ class Checkpointed(Plain):
         end = max(k for k, weight in enumerate(weights) if counts(weight))  # nothing after it has a cotangent
         numbers = [torch.tensor(k, device=clock.key.device) for k in range(end + 1)]
         states, kept = self.forward(learner, phi, task.support, numbers)
-        total: MetaParams | None = None
+        total = phi
         cotangents: list[Tensor] = []
         losses: list[Tensor] = []
         report: Info = {}
@@ -93,10 +93,8 @@ class Checkpointed(Plain):
             back = Back(k == 0, k == end, self.mixed, self.first_order)
             args = (phi, task.support, batch, numbers[k], judged, before, given, cotangents)
             found, cotangents, loss, info = self.call(back, learner, *args)
-            total = found if total is None else trees.plus(total, found)
+            total = found if k == end else trees.plus(total, found)
             losses, report = losses + loss, report or info
-        if total is None:
-            raise ValueError("no state of the run is judged: the objective has nothing but zeros.")
         return Estimate(torch.stack(losses).sum(), total, carry, report)
 
     def forward(
