@@ -375,3 +375,40 @@ def test_only_a_support_set_is_adapted_to(support: Any, words: str) -> None:
     m = method()
     with pytest.raises(ValueError, match=words):
         mo.Run(m, m.phi).adapt(support)
+
+
+def test_adapting_and_judging_leave_phi_alone() -> None:
+    m = method(Renormalised())
+    run = mo.Run(m, m.phi)
+    before = {n: p.clone() for n, p in m.phi.weights.items()}
+    with pytest.raises(ValueError, match=r"a forward pass writes into the weight `a\.weight`"):
+        run.adapt((torch.ones(2, 3), torch.ones(2, 2)))
+    assert all(torch.equal(p, before[n]) for n, p in m.phi.weights.items())
+
+
+def test_a_loss_that_cant_take_the_output_says_so() -> None:
+    class Two(Branches):
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x), x
+
+    with pytest.raises(ValueError, match=r"the loss can't take what the model returned and the targets \(tuple and Tensor: "):
+        mo.MetaModule(method(Two())).backward(batch())
+    with pytest.raises(ValueError, match="not a class"):
+        mo.maml(mlp((3, 2)), nn.MSELoss)  # type: ignore[arg-type]
+
+
+def test_the_loop_of_articles_stops_before_nan_reaches_the_weights() -> None:
+    net, bad = mlp((3, 8, 2)), batch()
+    bad.query[0][1, 0, 0] = float("nan")
+    before = [p.clone() for p in net.parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"step 1 is not finite, and was not taken: the data hold NaN or infinity, in .*query"):
+        mo.meta_train(net, optimizer, [bad], 1, 0.1)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_a_run_counts_once_as_a_seed() -> None:
+    m = method(mlp((1, 8, 1)))
+    run = mo.Run(m, m.phi)
+    with pytest.raises(ValueError, match="given twice; seeds are counted once"):
+        mo.evaluate([run, run], mo.tasks.sinusoid(), episodes=2, progress=False)

@@ -22,10 +22,11 @@ from metaoptim.learners import Network
 T, S, Q, LR, STEPS = 3, 6, 5, 0.1, 2
 
 FEW = [("auto", "auto", "eager"), ("loop", "graph", "eager"), ("vmap", "graph", "eager"), ("loop", "steps", "eager"),
-       ("vmap", "mixed", "eager"), ("vmap", "graph", "trace"), ("vmap", "mixed", "trace")]  # fmt: skip
+       ("vmap", "mixed", "eager"), ("vmap", "graph", "trace")]  # fmt: skip
+CRASHED = ("vmap", "mixed", "trace")  # the process, with F.mse_loss as torch has it
 MORE = [("vmap:2", "graph", "eager"), ("vmap", "steps", "eager"), ("loop", "mixed", "eager"), ("loop", "graph", "trace"),
         ("workers:2", "graph", "trace"), ("loop", "steps", "trace"), ("vmap", "steps", "trace"),
-        ("loop", "mixed", "trace")]  # fmt: skip
+        ("loop", "mixed", "trace"), CRASHED]  # fmt: skip
 SETTINGS = [*FEW, *(pytest.param(*how, marks=pytest.mark.slow) for how in MORE)]
 
 
@@ -255,6 +256,12 @@ def test_the_meta_gradient_is_exact_and_the_network_comes_back(name: str, batchi
         assert net.history == []
     copy.deepcopy(net)  # which torch refuses where anything of a graph was left behind
     check_same(by_hand(net, case.loss, data), expected)
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("name", ["F.mse_loss", "RMSE", "F.huber_loss", "F.soft_margin_loss"])
+def test_losses_without_a_forward_mode_end_no_process(name: str) -> None:
+    test_the_meta_gradient_is_exact_and_the_network_comes_back(name, *CRASHED)
 
 
 @pytest.mark.usefixtures("doubles")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -24,15 +25,9 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -
     """
     memory = "steps" if "steps" in method.estimator.memories and method.learner.steps > LONG else method.estimator.memories[0]
     one, carried = trees.index((batch, carry), slice(1))
-    own: MetaParams = trees.map_tensors(torch.clone, phi)
     # What fails is told of where it is run.
-    with inspected() as found, torch.random.fork_rng(devices=[]), suppress(Exception):
+    with inspected() as found, untouched(phi) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", memory, "eager")(own, one, carried, 0)
-    if written := [n for n, x in own.weights.items() if not torch.allclose(x, phi.weights[n], 0.0, 0.0, equal_nan=True)]:
-        raise ValueError(
-            f"a forward pass writes into the weight `{written[0]}`, which is for the optimizer alone to change: compute with a "
-            "changed copy of it instead."
-        )
     network = network_of(method.learner)
     loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
     if found.once:
@@ -50,3 +45,16 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -
         )
     elif found.looked and not found.reached and method.estimator.claim in ("exact", "first_order", "truncated"):
         warnings.warn(f"no weight influences the loss `{loss}`: its meta-gradient is zero.", stacklevel=5)
+
+
+@contextmanager
+def untouched(phi: MetaParams) -> Iterator[MetaParams]:
+    """A copy of φ; a ValueError afterwards if a forward pass has written into it."""
+    own: MetaParams = trees.map_tensors(torch.clone, phi)
+    yield own
+    for name, x in own.weights.items():
+        if not torch.allclose(x, phi.weights[name], 0.0, 0.0, equal_nan=True):
+            raise ValueError(
+                f"a forward pass writes into the weight `{name}`, which is for the optimizer alone to change: compute with a "
+                "changed copy of it instead."
+            )

@@ -14,6 +14,7 @@ from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Params, State, Task
 from metaoptim.engine.executor import count_tasks
 from metaoptim.engine.faults import explained
+from metaoptim.engine.inspect import untouched
 from metaoptim.engine.options import cut
 
 
@@ -33,8 +34,8 @@ def start(method: MetaOptimizer, phi: MetaParams, support: Batch, inherited: Par
 
 def adapt(method: MetaOptimizer, phi: MetaParams, support: Batch, inherited: Params, steps: int) -> tuple[Tensor, State]:
     """(K, s_K) after `steps` inner steps on one task's support set (S, …)."""
-    with explained(support, method), torch.no_grad():
-        *_, end = inner_loop(method.learner, phi, support, held, steps, start(method, phi, support, inherited))
+    with explained(support, method), torch.no_grad(), untouched(phi) as own:
+        *_, end = inner_loop(method.learner, own, support, held, steps, start(method, own, support, inherited))
         return end
 
 
@@ -47,14 +48,15 @@ def rollout(
     """
     learner = method.learner
 
-    def one(task: Task) -> dict[str, Tensor]:
-        scores = []
-        for k, state in inner_loop(learner, phi, task.support, held, steps, start(method, phi, task.support, inherited)):
-            loss, info = learner.loss(phi, state, task.support, task.query, k)
-            scores.append({"loss": loss, **info})
-        return cast(dict[str, Tensor], trees.stack(scores))
+    with explained(batch, method), torch.no_grad(), untouched(phi) as own:
 
-    with explained(batch, method), torch.no_grad():
+        def one(task: Task) -> dict[str, Tensor]:
+            scores = []
+            for k, state in inner_loop(learner, own, task.support, held, steps, start(method, own, task.support, inherited)):
+                loss, info = learner.loss(own, state, task.support, task.query, k)
+                scores.append({"loss": loss, **info})
+            return cast(dict[str, Tensor], trees.stack(scores))
+
         how = cut(batching)
         if not how.vmapped:
             return cast(dict[str, Tensor], trees.stack([one(trees.index(batch, t)) for t in range(count_tasks(batch))]))

@@ -91,6 +91,8 @@ def evaluate(
         if name not in get_args(Baseline):
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
     _check_seeds(runs)
+    if len({(phi_hash(r), r.seed, r.selection) for r in runs}) < len(runs):
+        raise ValueError("the same run, or the same weights, are given twice; seeds are counted once: leave one of them out.")
     if device is not None:
         runs = [on_device(r, device) for r in runs]
     if normalisation is not None:

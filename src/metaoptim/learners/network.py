@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaoptim.core import losses, trees
 from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, Normalisation, Params
-from metaoptim.nn import called, needs_written_out, refuse, statistics, written_out
+from metaoptim.nn import alone, called, needs_written_out, refuse, statistics, written_out
 
 
 def nothing(name: str) -> bool:
@@ -46,9 +46,11 @@ class Network:
 
     def __post_init__(self) -> None:
         given: Any = self.net  # by somebody whose type checker is off
-        if not isinstance(given, nn.Module) or not callable(self.loss):
+        if not isinstance(given, nn.Module) or not callable(self.loss) or isinstance(self.loss, type):
             what = f"loss={self.loss!r}" if isinstance(given, nn.Module) else f"net={given!r}"
-            raise ValueError(f"{what}: net must be a torch.nn.Module (not its class), loss a function of (output, target).")
+            raise ValueError(
+                f"{what}: net must be a torch.nn.Module (not its class), loss a function of (output, target), not a class."
+            )
         # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
         learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
         object.__setattr__(self, "learnt", learnt)
@@ -93,7 +95,8 @@ class Network:
     @property
     def outputs(self) -> int:
         """How many outputs the head has."""
-        layer = self.net.get_submodule(self.head_name)
+        with alone:  # while no thread has its layers exchanged
+            layer = self.net.get_submodule(self.head_name)
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"the head `{self.head_name}` is {type(layer).__name__}; how many outputs it has isn't known.")
         return layer.out_features
@@ -132,11 +135,17 @@ class Network:
 
     def mean_loss(self, output: Any, y: Any) -> Tensor:
         """The mean loss of an output; a ValueError for a loss that returns something else."""
-        if _is_ours(self.loss):
-            loss = self.loss(output, y)
-        else:
-            with written_out():
+        try:
+            with written_out(not _is_ours(self.loss)):
                 loss = self.loss(output, y)
+        except (AttributeError, TypeError) as error:
+            if isinstance(output, Tensor) and isinstance(y, Tensor):
+                raise
+            kinds = f"{type(output).__name__} and {type(y).__name__}"
+            raise ValueError(
+                f"the loss can't take what the model returned and the targets ({kinds}: {error}); give a loss that picks what "
+                "it needs, such as lambda output, target: loss(output[0], target)."
+            ) from error
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__} {loss!r}"
             raise ValueError(f"the loss returned {found}; it must return a scalar tensor, the mean over examples.")

@@ -1,6 +1,6 @@
 """Models, and normalisation layers that are correct under every function transform."""
 
-from metaoptim.nn.call import called, steady
+from metaoptim.nn.call import alone, called, steady
 from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp
 from metaoptim.nn.noise import noise
@@ -11,6 +11,7 @@ __all__ = [
     "MODELS",
     "BatchNorm",
     "LayerNorm",
+    "alone",
     "blame",
     "called",
     "conv4",

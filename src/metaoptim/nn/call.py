@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metaoptim.nn.layers import BATCH_NORMS
 
-_ALONE = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
+alone = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()  # buffers that a forward pass writes in place
 _KNOWN: ContextVar[dict[int, list[tuple[dict[str, Any], str, str]]] | None] = ContextVar("_KNOWN", default=None)
 _CONTAINERS = (dict, list, set)
@@ -30,7 +30,7 @@ def called(net: nn.Module, weights: Mapping[str, Tensor], x: Any, without: str |
         without: a submodule that passes on what it is given.
         tidy: whether the module's own code may set attributes, which none of torch's layers does.
     """
-    with _ALONE:
+    with alone:
         if tidy:
             with _tidied(net):
                 return _called(net, weights, x, without)

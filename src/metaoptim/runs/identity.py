@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import CellType, MethodType
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -74,30 +74,21 @@ def described(x: Any) -> Any:
     if isinstance(x, MethodType) and is_dataclass(x.__self__):
         return described(x.__self__) | {"method": x.__name__}
     if callable(x) and hasattr(x, "__name__"):
-        cells = zip(
-            getattr(getattr(x, "__code__", None), "co_freevars", ()), getattr(x, "__closure__", None) or (), strict=True
-        )
-        read = {name: described(c.cell_contents) for name, c in cells if isinstance(_contents(c), bool | int | float | str)}
-        return {"kind": x.__name__, **read} if read else x.__name__
+        return x.__name__
     return {"kind": type(x).__name__} | {
         k: described(v) for k, v in getattr(x, "__dict__", {}).items() if isinstance(v, _PLAIN)
     }
 
 
-def _contents(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not yet bound
-        return None
-
-
 def _options(module: nn.Module) -> str:
-    """What a module says of itself, and those of its plain attributes that this leaves out."""
-    said = module.extra_repr()
+    """What a module says of itself; for torch's losses, which say nothing, their options.
+
+    Attributes of other modules are left out: people anneal them while they train.
+    """
+    if type(module).__module__ != nn.modules.loss.__name__:
+        return module.extra_repr()
     own = {n: v for n, v in vars(module).items() if n not in _TORCHS and isinstance(v, bool | int | float | str)}
-    if type(module).__module__.startswith("torch.nn.modules.") and said:
-        own = {}
-    return ", ".join([said] * bool(said) + [f"{n}={v!r}" for n, v in sorted(own.items()) if f"{n}=" not in said])
+    return ", ".join(f"{n}={v!r}" for n, v in sorted(own.items()))
 
 
 _TORCHS = frozenset(vars(nn.Module()))

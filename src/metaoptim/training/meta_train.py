@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from metaoptim.algorithms import ALGORITHMS
 from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine import Engine
+from metaoptim.gradcheck import in_the_data
+from metaoptim.training.outer_step import grad_norm
 
 _YIELDS = (
     "the data loader must yield batches of tasks, as Task(support=(x, y), query=(x, y)) with leading axis T, or plain "
@@ -90,13 +93,20 @@ class _Stepper:
     def __call__(self, batch: Task) -> float:
         phi = MetaParams({n: p.detach() for n, p in self.weights.items()}, {n: p.detach() for n, p in self.rule.items()})
         estimate = self.engine(phi, batch, self.carry, self.outer_step)
+        size, loss = grad_norm(estimate), estimate.loss.item()
+        if not (isfinite(size) and isfinite(loss)):
+            odd = in_the_data(batch)
+            cause = f"the data hold NaN or infinity, in {odd[1]}" if odd else f"its loss is {loss}, its meta-gradient {size}"
+            raise ValueError(
+                f"step {self.outer_step + 1} is not finite, and was not taken: {cause}; the weights are as before it."
+            )
         self.carry, self.outer_step = estimate.carry, self.outer_step + 1
         self.optimizer.zero_grad()
         for leaves, grads in ((self.weights, estimate.grad.weights), (self.rule, estimate.grad.rule)):
             for name, g in grads.items():
                 leaves[name].grad = g
         self.optimizer.step()
-        return estimate.loss.item()
+        return loss
 
 
 def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps: int, lr: float) -> MetaOptimizer:
