@@ -82,7 +82,10 @@ def loop(work: Work, module: bool = False) -> Way:
     net, loss, exact = forward(work), loss_of(work), work.algorithm == "maml"
     if module:
         layers = stock(work)
-        net = lambda weights, x: functional_call(layers, weights, (x,))  # noqa: E731
+
+        def net(w: Params, x: Tensor) -> Tensor:
+            found: Tensor = functional_call(layers, w, (x,))
+            return found
 
     def adapted(start: Params, x: Tensor, y: Tensor) -> Params:
         fast = start

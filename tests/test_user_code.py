@@ -372,7 +372,7 @@ def annealed() -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[float], No
 
 def replace_layer(net: Stages) -> None:
     net.b = nn.Linear(8, 2)
-    net.drop = nn.Sequential(nn.Dropout(0.0), nn.Tanh())  # type: ignore[assignment]
+    net.add_module("drop", nn.Sequential(nn.Dropout(0.0), nn.Tanh()))
 
 
 CHANGES: dict[str, Callable[[Stages], object]] = {

@@ -81,8 +81,8 @@ def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
         return {}
     values = dict(_leaves(wanted))
     choices = [_choices(p, values) for p in _options(build)]
-    for values_ in itertools.product(*choices):
-        options = {p.name: value for p, value in zip(_options(build), values_, strict=True)}
+    for picked in itertools.product(*choices):
+        options = {p.name: value for p, value in zip(_options(build), picked, strict=True)}
         again = _quietly(partial(build, network.net, network.loss, **options))
         if again is not None and identity.of_method(again) == wanted:
             return {"name": method.name, "loss": loss, **options}

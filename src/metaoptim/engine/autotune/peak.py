@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from metaoptim.core.checks import memory
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -46,10 +48,7 @@ def total(device: torch.device) -> int | None:
     """All memory in bytes; None where the system doesn't report it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return _field(Path("/proc/meminfo"), "MemTotal")
-    except OSError:
-        return None
+    return memory()
 
 
 def _resident(name: str) -> int:
