@@ -307,10 +307,45 @@ class TwoInputs(Branches):
         return self.a(u + v)
 
 
-LOOP, VMAP = ("loop", "graph", "eager"), ("vmap", "graph", "eager")
+class Counting(Branches):
+    n: Tensor
+
+    def __init__(self) -> None:
+        Branches.__init__(self)
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        self.n += x.mean()
+        return self.a(x)
+
+
+class Twice(torch.autograd.Function):
+    """Has no forward mode."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * slope
+
+
+class Custom(Branches):
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x) + Twice.apply(self.a(x))
+
+
+LOOP, VMAP, MIXED = ("loop", "graph", "eager"), ("vmap", "graph", "eager"), ("loop", "mixed", "eager")
 FAULTS: dict[str, tuple[nn.Module, Callable[..., Any], tuple[str, str, str], str]] = {
     "a branch": (Branches(), F.mse_loss, VMAP, r'\(Branches\) branches on a value.*batching="loop" with runtime="eager"'),
     "no batching rule": (Dynamic(), F.mse_loss, VMAP, r'\(Dynamic\) does what vmap can\'t map.*use batching="loop"'),
+    "a buffer written in place": (Counting(), F.mse_loss, VMAP, r"\(Counting\) writes into a tensor in place"),
+    "no forward mode": (Custom(), F.mse_loss, MIXED, r'\(Custom\) uses a function that has no forward mode.*memory="steps"'),
     "no second derivative": (mlp((3, 8, 2)), lambda x, y: F.multi_margin_loss(x, y.argmax(1)), LOOP,
                              r"uses `multi_margin_loss_backward`, which torch can't differentiate twice"),
     "checkpointing": (Checkpointed(), F.mse_loss, LOOP,

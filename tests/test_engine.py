@@ -71,7 +71,7 @@ def test_unknown_memory_and_runtime_are_refused() -> None:
         Engine(maml(net(), mse), runtime="jit")
     with pytest.raises(ValueError, match=r"^engine\.precision = 'half' is not offered; choose one of full, bf16\.$"):
         Engine(maml(net(), mse), precision="half")
-    with pytest.raises(ValueError, match=r"^engine\.budget = 0: it must be a positive number of gibibytes, or none\.$"):
+    with pytest.raises(ValueError, match=r"^engine\.budget=0: it must be a positive number"):
         Engine(maml(net(), mse), budget=0)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -304,6 +307,37 @@ def test_a_buffer_that_counts_is_set_back_with_a_word(how: tuple[str, str, str])
     check_same(gradient(module), by_hand(net, F.mse_loss, numbers()))
 
 
+class Reassigns(MLP):
+    n: Tensor
+
+    def __init__(self) -> None:
+        MLP.__init__(self)
+        self.register_buffer("n", torch.zeros(()))
+        self.seen: list[int] = []
+
+
+class NextBuffer(Reassigns):
+    def forward(self, x: Tensor) -> Any:
+        self.n = self.n + 1
+        return MLP.forward(self, x)
+
+
+class Appends(Reassigns):
+    def forward(self, x: Tensor) -> Any:
+        self.seen.append(len(x))
+        return MLP.forward(self, x)
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize(("kind", "name"), [(NextBuffer, "n"), (Appends, "seen")])
+def test_what_a_forward_pass_puts_elsewhere_is_set_back_with_a_word(kind: type[Reassigns], name: str) -> None:
+    net = kind()
+    module = mo.MetaModule(mo.maml(net, F.mse_loss, lr=LR, steps=STEPS))
+    with pytest.warns(UserWarning, match=rf"{kind.__name__} changes `{name}` while it runs, which is set back"):
+        module.backward(numbers())
+    assert net.n == 0 and net.seen == []
+
+
 class Normalised(nn.Module):
     """A network with stored statistics, as pretrained ones have them."""
 
@@ -429,6 +463,39 @@ def test_what_changes_from_step_to_step_ends_the_graphs_with_a_word() -> None:
             traced.zero_grad()
             traced.backward(numbers())
     check_same(gradient(traced), by_hand(net, F.mse_loss, numbers()))
+
+
+class Noisy(MLP):
+    def forward(self, x: Tensor) -> Any:
+        return MLP.forward(self, x) * self.draw()
+
+    def draw(self) -> float:
+        raise NotImplementedError
+
+
+class ByNumPy(Noisy):
+    def draw(self) -> float:
+        return float(np.random.rand())
+
+
+class ByPython(Noisy):
+    def draw(self) -> float:
+        return random.random()
+
+
+class ByClock(Noisy):
+    def draw(self) -> float:
+        return time.perf_counter()
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize(("batching", "memory"), [("loop", "graph"), ("vmap", "graph"), ("loop", "steps")])
+@pytest.mark.parametrize(("kind", "words"), [(ByNumPy, "`numpy.random`"), (ByPython, "`random`"), (ByClock, "the time")])
+def test_numbers_that_no_graph_sees_are_never_frozen(kind: type[Noisy], words: str, batching: str, memory: str) -> None:
+    module = mo.MetaModule(mo.maml(kind(), F.mse_loss, lr=LR, steps=STEPS), batching, memory, "trace")
+    with pytest.warns(UserWarning, match=rf"{words}.*From here on: loop"):
+        first = module.backward(numbers())
+    assert module.backward(numbers()) != first
 
 
 # --- Threads, copies, autocast ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_positive
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
@@ -64,8 +65,7 @@ class Engine:
         choice: str | None = None,
     ) -> None:
         check_settings(batching, memory, runtime, precision)
-        if budget is not None and not budget > 0:
-            raise ValueError(f"engine.budget = {budget}: it must be a positive number of gibibytes, or none.")
+        check_positive(**{"engine.budget": budget})
         self.method, self.batching, self.memory, self.runtime, self.precision = method, batching, memory, runtime, precision
         self.budget, self.horizon, self.wait = budget, horizon, wait
         auto = "auto" in (batching, memory, runtime)
@@ -80,6 +80,10 @@ class Engine:
         self.decided: Callable[[Choice], None] = _ignored  # is told what was measured, before it is used
         self.say: Callable[[str], None] = _silent  # is told what is being measured, which can take minutes
         self._executors: dict[tuple[str, str, str], Executor] = {}
+
+    def __repr__(self) -> str:
+        chosen = f", chosen: {'/'.join(self.choice[:3])}" if self.choice is not None and self.choice.by != "name" else ""
+        return f"Engine({self.method.name}, {self.batching}/{self.memory}/{self.runtime}{chosen})"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings and the choice, and makes its own graphs and threads."""

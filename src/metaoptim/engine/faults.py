@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.engine.graphs.graphs import modules
+from metaoptim.learners import modules
 from metaoptim.nn import blame
 
 _VALUE = re.compile(r"value out of a tracing tensor|data.dependent|_local_scalar_dense|\.item\(\) on a Tensor|data_ptr", re.I)
-_FORWARD = re.compile(r"ZeroTensors are immutable|forward AD|forward-mode AD")
+_FORWARD = re.compile(r"ZeroTensors are immutable|forward AD|forward-mode AD|implement the jvp")
 _TWICE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(once_differentiable)")
+_INTO = re.compile(r"mutating a non-functional|mutate a captured Tensor|inplace arithmetic|match the broadcast shape")
 _MAP = re.compile(r"vmap|batching rule|BatchedTensor", re.I)
 _CHECKPOINT = re.compile(r"computes values again in the backward pass")
 _DATA = re.compile(
@@ -38,6 +39,10 @@ _SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], .
     (_TWICE, lambda who, found: (
         f"{who} uses `{found[1] or found[2]}`, which torch can't differentiate twice, as a gradient through inner steps must: "
         "use another function there, or a first-order method, such as fomaml"
+    )),
+    (_INTO, lambda who, found: (
+        f"{who} writes into a tensor in place ({found[0]}), such as a buffer that it counts in, which neither vmap nor a graph "
+        'can do: leave that to your loop, or use batching="loop" with runtime="eager"'
     )),
     (_MAP, lambda who, found: (
         f'{who} does what vmap can\'t map ({_line(found.string)}): use batching="loop", which needs no map'

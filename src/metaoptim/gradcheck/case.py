@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from metaoptim.core import gradients, trees
 from metaoptim.core.types import Carry, Claim, Estimate, Learner, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
-from metaoptim.engine.graphs.graphs import modules
 from metaoptim.gradcheck.differences import seeded
+from metaoptim.learners import modules
 from metaoptim.nn import held
 
 FEW_QUERIES, FEW_STEPS, FEW_WINDOWS = 16, 3, 3

@@ -3,6 +3,8 @@
 from metaoptim.learners.closed_form import ClosedForm
 from metaoptim.learners.gradient import GradientLearner, Inner
 from metaoptim.learners.masks import Mask, mask
-from metaoptim.learners.network import Network, network_of, placed, with_network
+from metaoptim.learners.network import Network, modules, network_of, placed, with_network
 
-__all__ = ["ClosedForm", "GradientLearner", "Inner", "Mask", "Network", "mask", "network_of", "placed", "with_network"]
+__all__ = [
+    "ClosedForm", "GradientLearner", "Inner", "Mask", "Network", "mask", "modules", "network_of", "placed", "with_network",
+]  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -216,3 +217,14 @@ def with_network(learner: Learner, network: Network) -> Learner:
     other: Any = learner
     changed: Learner = replace(other, model=network)
     return changed
+
+
+def modules(owner: Any) -> Iterator[nn.Module]:
+    """The modules in the fields of a dataclass, at any depth."""
+    if isinstance(owner, nn.Module):
+        yield owner
+    elif is_dataclass(owner) and not isinstance(owner, type):
+        for field in fields(owner):
+            yield from modules(getattr(owner, field.name))
+    elif isinstance(owner, partial):
+        yield from modules(owner.func)

@@ -18,7 +18,8 @@ alone = RLock()  # one module may be called from several threads, and its weight
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()  # buffers that a forward pass writes in place
 _KNOWN: ContextVar[dict[int, list[tuple[dict[str, Any], str, str]]] | None] = ContextVar("_KNOWN", default=None)
 _CONTAINERS = (dict, list, set)
-_TORCHS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_OWN = {"_parameters", "_buffers", "_modules"}
+_TORCHS = frozenset(vars(nn.Module())) - _OWN
 
 
 def called(net: nn.Module, weights: Mapping[str, Tensor], x: Any, without: str | None = None, tidy: bool = True) -> Any:
@@ -87,7 +88,7 @@ def _tidied(net: nn.Module) -> Iterator[None]:
     """Sets everything back that a forward pass changes in a module: its attributes, lists and dicts among them, its buffers."""
     modules = list(net.modules())
     kept = [(module.__dict__, dict(module.__dict__)) for module in modules]
-    inside = [(v, v.copy()) for _, own in kept for name, v in own.items() if type(v) in _CONTAINERS and name not in _TORCHS]
+    inside = [(n, v, v.copy()) for _, own in kept for n, v in own.items() if type(v) in _CONTAINERS and n not in _TORCHS]
     written, copies = _WRITTEN.get(net), []
     for module in modules:
         if isinstance(module, BATCH_NORMS):
@@ -96,20 +97,29 @@ def _tidied(net: nn.Module) -> Iterator[None]:
             if buffer is not None and (written is None or name in written):
                 module._buffers[name] = copy = buffer.clone()
                 copies.append((name, copy, copy._version))
+    buffers = [(module._buffers, module._buffers.copy()) for module in modules]
     try:
         yield
     finally:
         counted = [name for name, copy, version in copies if copy._version != version]
         if written is None:
-            counted += [n for own, before in kept for n, x in own.items() if isinstance(x, int | float) and before.get(n) != x]
-            _tell(net, counted)
+            told = [n for own, before in kept for n, x in own.items() if isinstance(x, int | float) and before.get(n) != x]
+            told += [n for n, own, before in inside if n not in _OWN and _moved(own, before)]
+            told += [n for own, before in buffers for n, x in own.items() if x is not before.get(n)]
+            _tell(net, counted + told)
         _WRITTEN[net] = frozenset(counted)  # what the first call has not written is not copied again
         for own, before in kept:
             own.clear()
             own.update(before)
-        for container, before in inside:
+        for _, container, before in inside:
             container.clear()
             container.extend(before) if isinstance(container, list) else container.update(before)
+
+
+def _moved(container: Any, before: Any) -> bool:
+    """Whether a list, dict or set has lost something, or has been given what is no tensor: those are results that are kept."""
+    now, old = (list(x.values() if isinstance(x, dict) else x) for x in (container, before))
+    return len(now) < len(old) or any(not isinstance(x, Tensor) and all(x is not y for y in old) for x in now)
 
 
 def _tell(net: nn.Module, counted: list[str]) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from metaoptim.core import trees
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
-from metaoptim.engine.graphs.graphs import modules
-from metaoptim.learners import network_of
+from metaoptim.learners import modules, network_of
 
 
 class MetaModule(nn.Module):

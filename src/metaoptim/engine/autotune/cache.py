@@ -22,7 +22,7 @@ from torch import nn
 from metaoptim.core import folders, trees
 from metaoptim.core.types import MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune.search import Row, Way
-from metaoptim.engine.graphs.graphs import modules
+from metaoptim.learners import modules
 
 
 def key(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Sequence[str]) -> str:

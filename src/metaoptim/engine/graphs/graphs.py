@@ -6,17 +6,18 @@ that was traced (see `guards`). Anything else is traced afresh.
 
 from __future__ import annotations
 
+import random
+import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from functools import partial
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
-from metaoptim.engine.graphs.guards import Guards
+from metaoptim.engine.graphs.guards import Guards, Unsteady
 from metaoptim.engine.graphs.trace import bare, draws, trace
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
@@ -77,7 +78,7 @@ class Graphs:
     def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
         flat = _Flat(function)
         self.scratch.give_back()  # tracing tries the graph once, in its own memory; idle pieces would add to that peak
-        with torch.no_grad():
+        with torch.no_grad(), _nothing_drawn():
             module = trace(flat, inputs)
         found = any(draws(node) for node in module.graph.nodes)
         kinds = [] if self.compiled else recycle(module)  # Inductor plans its buffers itself
@@ -96,6 +97,25 @@ class _Flat:
         return list(outputs)
 
 
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Unsteady where Python's or NumPy's generator is used inside: a graph would keep the first numbers for good."""
+    before = _generators()
+    yield
+    for name, state in _generators().items():
+        if before.get(name, state) != state:
+            raise Unsteady(f"the model, the loss or the rule draws numbers from {name}, which a graph can't do again")
+
+
+def _generators() -> dict[str, Any]:
+    """The states of the generators that Python code shares."""
+    found: dict[str, Any] = {"`random`": random.getstate()}
+    if (numpy := sys.modules.get("numpy")) is not None:
+        _, keys, *rest = numpy.random.get_state()
+        found["`numpy.random`"] = (keys.tobytes(), *rest)
+    return found
+
+
 def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph compiled by Inductor, which caches its results on disk; the traced graph itself where compiling fails."""
     # Called from Python, Inductor's kernels hold the GIL while they compute, and threads take turns. `cpp_wrapper` releases it.
@@ -110,14 +130,3 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
         warnings.warn(f'runtime="compile" is not to be had here ({reason}); the traced graph runs instead.', stacklevel=2)
         return module.forward
     return run
-
-
-def modules(owner: Any) -> Iterator[nn.Module]:
-    """The modules in the fields of a dataclass, at any depth."""
-    if isinstance(owner, nn.Module):
-        yield owner
-    elif is_dataclass(owner) and not isinstance(owner, type):
-        for field in fields(owner):
-            yield from modules(getattr(owner, field.name))
-    elif isinstance(owner, partial):
-        yield from modules(owner.func)

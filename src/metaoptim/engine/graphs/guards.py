@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CLOCKS = {"time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "now", "today"}
 MANY = 8  # states of the code for which graphs are kept; beyond, it changes from step to step
 
 _ATOMS = (
@@ -187,14 +188,16 @@ class _Snapshot:
         self.walk(name, (function.__defaults__, function.__kwdefaults__, function.__dict__))
         if _installed(function.__module__):
             return
-        for used in _names(function.__code__):
-            if used in function.__globals__:
-                self.read(function.__globals__, used, "")
-        for module in [function.__globals__.get(n) for n in _names(function.__code__)]:
-            if isinstance(module, ModuleType) and not _installed(module.__name__):
-                for used in _names(function.__code__):
-                    if used in module.__dict__:
-                        self.read(module.__dict__, used, module.__name__)
+        names, own = _names(function.__code__), function.__globals__
+        for used in names & own.keys():
+            self.read(own, used, "")
+            value = own[used]
+            home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if home in ("time", "datetime") and names & CLOCKS:
+                self.unreadable = f"the time (`{used}`)"
+            elif isinstance(value, ModuleType) and not _installed(value.__name__):
+                for inside in names & value.__dict__.keys():
+                    self.read(value.__dict__, inside, value.__name__)
 
     def read(self, own: dict[str, Any], key: str, name: str) -> None:
         """One entry alone of a dictionary, such as a module's globals."""

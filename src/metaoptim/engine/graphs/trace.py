@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import getitem
@@ -47,10 +48,15 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     as they do for forward mode under vmap in torch 2.13. Our own convolutions return another layout than torch's. A function
     that relies on torch's layout, as `view` can, is traced with torch's convolutions.
     """
-    for mode, kernels in _MANNERS[:-1]:
-        with suppress(Exception):  # torch can raise anything; an error of the function itself is raised once more below
-            return _traced(function, inputs, mode, kernels)
-    return _traced(function, inputs, *_MANNERS[-1])
+    loud = logging.getLogger("torch._subclasses.fake_tensor")  # logs tracebacks of what is raised anyway
+    before, loud.disabled = loud.disabled, True
+    try:
+        for mode, kernels in _MANNERS[:-1]:
+            with suppress(Exception):  # torch can raise anything; an error of the function itself is raised once more below
+                return _traced(function, inputs, mode, kernels)
+        return _traced(function, inputs, *_MANNERS[-1])
+    finally:
+        loud.disabled = before
 
 
 def _traced(
