@@ -35,7 +35,7 @@ class Engine:
     Every setting gives the same numbers, up to rounding (but for precision="bf16"). What is "auto" follows a rule, and nothing
     is timed, unless runtime is "auto" too: then the fastest way is taken that was seen on a batch, with a peak in the budget.
     A way that was not asked for by name must agree with the plain loop, task by task, on the first batch and, where it was
-    measured, at each power of two of outer steps; where it fails or differs, the loop takes over, with a warning.
+    measured, on the 2nd, 4th, 8th, …; where it fails or differs, the loop takes over, with a warning.
 
     Args:
         method: the meta-optimizer whose estimator and learner run.
@@ -72,6 +72,7 @@ class Engine:
         self.choice: Choice | None = None if auto else Choice(batching, memory, runtime)
         # Whether the model was looked at, the choice was measured, and it was held to the plain loop.
         self.inspected = self.measured = self.proved = False
+        self.taken = 0  # meta-gradients, in the way that is held to the plain loop
         self.preset: Choice | None = None if choice is None else chosen(choice)
         if self.preset is not None and not self._open(self.preset):
             raise ValueError(
@@ -119,7 +120,7 @@ class Engine:
         if self.runtime == "auto" and not self.measured and outer_step >= self.wait:
             found = self.preset or self.plan(phi, batch, carry).choice
             self.decided(found)
-            self.choice, self.measured, self.proved = found, True, False
+            self.choice, self.measured, self.proved, self.taken = found, True, False, 0
         if self.choice is None:
             self.choice = by_rule(self.method, phi, batch, settings, self._limit(peak.total(phi.device)))
         return self.choice
@@ -138,13 +139,13 @@ class Engine:
                 raise
             torch.set_rng_state(before)
             return self._fallen(choice, plain, sentence(error, self.method), *args)
-        phi, outer_step = args[0], args[3]
-        if named or (self.proved and (choice.by == "rule" or outer_step & (outer_step - 1))):
+        self.taken += 1
+        if named or (self.proved and (choice.by == "rule" or self.taken & (self.taken - 1))):
             return found
         after = torch.get_rng_state()
         torch.set_rng_state(before)
         expected = self.executor(plain)(*args)
-        if not (gap := _gap(found, expected)) <= self._close(phi):  # NaN too
+        if not (gap := _gap(found, expected)) <= self._close(args[0]):  # NaN too
             self._fall(
                 choice, plain, f"its meta-gradient is {100 * gap:.2g} % off that of the plain loop (mo.check names the layer)"
             )
