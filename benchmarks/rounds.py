@@ -54,8 +54,8 @@ def timed(call: Callable[[int], object]) -> Callable[[int, int], float]:
 
 def measure(contenders: Sequence[Contender], rounds: int, batches: int, title: str) -> None:
     """Times every contender once in each round, in an order drawn anew; what has been measured stays after Ctrl-C."""
-    for one in contenders:  # they have run before: this tells how long a warm call takes
-        once = _run(one, 1, 0)
+    for one in contenders:  # they have run before: this tells how long a warm call takes, if it is not checked meanwhile
+        once = min(_run(one, 1, 0) for _ in range(3))
         one.calls = max(1, math.ceil(SLICE / max(once, 1e-6)))
     order, draw = list(contenders), random.Random(0)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

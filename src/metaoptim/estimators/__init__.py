@@ -4,6 +4,7 @@ from metaoptim.estimators.checkpointed import Checkpointed
 from metaoptim.estimators.displacement import Displacement
 from metaoptim.estimators.evolution import EvolutionStrategy, nres, pes, truncated_es
 from metaoptim.estimators.implicit import Implicit
+from metaoptim.estimators.plain import judging
 from metaoptim.estimators.truncated import Truncated
 from metaoptim.estimators.unroll import Unroll
 
@@ -14,6 +15,7 @@ __all__ = [
     "Implicit",
     "Truncated",
     "Unroll",
+    "judging",
     "nres",
     "pes",
     "truncated_es",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from metaoptim.core.brief import brief
+from metaoptim.core.objectives import Objective
 from metaoptim.core.types import Call, Carry, Estimator, Learner, Memory, MetaParams, State, Task, directly
 
 
@@ -25,3 +28,17 @@ class Plain(Estimator):
 
     def inherit(self, carry: Carry) -> State:
         return ()
+
+
+def judging(estimator: Estimator, objective: Objective | None) -> Estimator:
+    """The estimator with another objective (None: its own); a ValueError where it leaves no choice."""
+    if objective is None:
+        return estimator
+    given: Any = estimator
+    if "objective" not in getattr(given, "__dataclass_fields__", {}):
+        raise ValueError(
+            f"objective={brief(objective)}: {type(estimator).__name__} says itself which states it judges; leave objective "
+            "out, or use Unroll."
+        )
+    changed: Estimator = replace(given, objective=objective)
+    return changed

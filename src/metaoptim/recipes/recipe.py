@@ -19,18 +19,18 @@ import torch
 from torch import nn
 
 from metaoptim import evaluation, training
-from metaoptim.algorithms import ALGORITHMS
+from metaoptim.algorithms import ALGORITHMS, compose
 from metaoptim.core.losses import LOSSES
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.engine import SETTINGS, Engine
 from metaoptim.nn import MODELS
-from metaoptim.recipes import code
+from metaoptim.recipes import code, parts
 from metaoptim.recipes.schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 from metaoptim.tasks import TASKS, TaskFamily
 from metaoptim.tasks.base import check_seed
 
 BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "algorithm": ALGORITHMS,
+    "algorithm": ALGORITHMS | {"compose": compose},
     "model": MODELS,
     "tasks": TASKS,
 }
@@ -57,7 +57,7 @@ class Recipe:
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
-        keys = {kind: dict(self.tables[kind]) for kind in BUILDERS}
+        keys = {kind: parts.built(self.tables[kind]) for kind in BUILDERS}
         names = {kind: keys[kind].pop("name") for kind in BUILDERS}
         loss = LOSSES[keys["algorithm"].pop("loss")]
         family = _build("tasks", names["tasks"], keys["tasks"])
@@ -65,7 +65,7 @@ class Recipe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.tables["train"]["seed"])
             net = _build("model", names["model"], keys["model"])
-            return ALGORITHMS[names["algorithm"]](net, loss, **keys["algorithm"]), family
+            return BUILDERS["algorithm"][names["algorithm"]](net, loss, **keys["algorithm"]), family
 
     def differences(self, other: Recipe) -> list[str]:
         """The options, as `table.key`, in which two recipes differ, but for what the engine has measured."""
@@ -130,7 +130,8 @@ def table_options(table: str, name: str = "") -> list[Option]:
     """The options of a recipe's table; if the table chooses a builder by `name`, those of that builder."""
     if table == "algorithm":
         loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
-        return [loss, *options(ALGORITHMS[name], keyword_only=True)]
+        own = options(BUILDERS[table][name], keyword_only=True)
+        return [loss, *parts.OPTIONS, *(o for o in own if o.name != "name")] if name == "compose" else [loss, *own]
     if table in BUILDERS:
         return code.options_of(name) if code.is_code(name) else options(BUILDERS[table][name])
     if table == "engine":
@@ -190,6 +191,7 @@ def _resolve(data: dict[str, Any], name: str) -> Recipe:
         table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], known[table])
         for table in _OPTIONS
     }
+    tables["algorithm"] = parts.resolved(tables["algorithm"])
     tables |= {name: given[name] for name in _NOTES if name == "expected" or given[name]}
     return Recipe(data.get("name", name), data.get("description", ""), tables)
 

@@ -1,0 +1,74 @@
+"""The parts of a composed algorithm in a recipe: a rule, an estimator, an objective, by name or as a table with options.
+
+    rule = {name = "adam", lr = 0.01}        rule = [{name = "clip", norm = 1.0}, {name = "sgd", lr = 0.1}]
+
+A list is a chain. As everywhere in recipes, the arguments of what is named are the options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metaoptim import estimators, rules
+from metaoptim.algorithms.meta_sgd import StepSizes
+from metaoptim.core import objectives
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options
+
+PARTS: dict[str, dict[str, Callable[..., Any]]] = {
+    "rule": {
+        "sgd": rules.SGD,
+        "momentum": rules.Momentum,
+        "adam": rules.Adam,
+        "clip": rules.Clip,
+        "step_sizes": StepSizes,
+    },
+    "estimator": {
+        "unroll": estimators.Unroll,
+        "displacement": estimators.Displacement,
+        "implicit": estimators.Implicit,
+        "truncated": estimators.Truncated,
+        "truncated_es": estimators.truncated_es,
+        "pes": estimators.pes,
+        "nres": estimators.nres,
+    },
+    "objective": {
+        "last": lambda: objectives.last,
+        "trajectory_mean": lambda: objectives.trajectory_mean,
+        "multi_step": objectives.multi_step,
+    },
+}
+_WRITTEN = str | dict[str, Any]
+OPTIONS = [
+    Option("rule", _WRITTEN | list[_WRITTEN], REQUIRED, f"how weights move: {', '.join(PARTS['rule'])}; a list is a chain."),
+    Option("estimator", _WRITTEN, "unroll", f"how the meta-gradient is obtained: {', '.join(PARTS['estimator'])}."),
+    Option("objective", _WRITTEN | None, None, f"what the outer loss reads of a run: {', '.join(PARTS['objective'])}."),
+]
+
+
+def resolved(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table in which every part has all of its options. Errors: ConfigError."""
+    return {key: _resolved(key, value) if key in PARTS and value is not None else value for key, value in table.items()}
+
+
+def built(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table that `resolved` returned, with objects in place of the parts."""
+    return {key: _built(key, value) if key in PARTS and value is not None else value for key, value in table.items()}
+
+
+def _resolved(kind: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_resolved(kind, part) for part in value]
+    given = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name, known = given.pop("name", None), PARTS[kind]
+    if name is None:
+        raise ConfigError(f"`{kind}` in [algorithm]: found {found(value)}, expected a name in it: {', '.join(known)}.")
+    if name not in known:
+        raise ConfigError(f"unknown {kind} `{name}` in [algorithm]{nearest(str(name), known)}")
+    return {"name": name, **check(f"algorithm.{kind}", given, options(known[name]))}
+
+
+def _built(kind: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return rules.chain(*(_built(kind, part) for part in value))
+    return PARTS[kind][value["name"]](**{key: x for key, x in value.items() if key != "name"})

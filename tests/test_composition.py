@@ -1,0 +1,198 @@
+"""Choices that no paper mixed: every combination is right by its claim, or refused with a sentence; the docs say which."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import metaoptim as mo
+from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import Estimator, Rule, Task
+from metaoptim.recipes import recipe as recipes
+from metaoptim.recipes.parts import PARTS
+from metaoptim.recipes.schema import ConfigError
+
+PAGE = Path(__file__).parent.parent / "docs" / "composition.md"
+STEPS = 2
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "sgd": lambda: mo.rules.SGD(0.1),
+    "momentum": lambda: mo.rules.Momentum(0.1, 0.5),
+    "adam": lambda: mo.rules.Adam(0.1),
+    "clip, sgd": lambda: mo.rules.chain(mo.rules.Clip(norm=0.5), mo.rules.SGD(0.1)),
+    "step_sizes": lambda: PARTS["rule"]["step_sizes"](low=0.05, high=0.1),
+}
+MASKS: dict[str, tuple[Any, Any]] = {
+    "all · all": ("all", "all"),
+    "head · all": ("head", "all"),
+    "body · all": ("body", "all"),
+    "all · body": ("all", "body"),
+    "head · body": ("head", "body"),
+}
+ESTIMATORS: dict[str, Callable[[], Estimator]] = {
+    "unroll": mo.estimators.Unroll,
+    "first order": lambda: mo.estimators.Unroll(first_order=True),
+    "displacement": mo.estimators.Displacement,
+    "implicit, cg": lambda: mo.estimators.Implicit(iterations=40),
+    "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=2000),
+    "truncated": lambda: mo.estimators.Truncated(1),
+    "truncated_es": lambda: mo.estimators.truncated_es(1, 0.01),
+    "pes": lambda: mo.estimators.pes(1, 0.01),
+    "nres": lambda: mo.estimators.nres(1, 0.01),
+}
+OBJECTIVES: dict[str, Any] = {
+    "its own": None,
+    "trajectory_mean": mo.objectives.trajectory_mean,
+    "multi_step": mo.objectives.multi_step([0.25, 0.75]),
+}
+
+
+class Seen(NamedTuple):
+    """What came of a combination: ✓, or the sentence that refuses it."""
+
+    text: str
+
+    @property
+    def right(self) -> bool:
+        return self.text == "✓"
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def tasks() -> Task:
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 6, 2, generator=draw), torch.randn(2, 6, 2, generator=draw)
+    return Task((x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:]))
+
+
+def seen(rule: str, estimator: str, masks: str, objective: str) -> Seen:
+    adapts, learns = MASKS[masks]
+    try:
+        method = compose(
+            net(), mo.losses.mse, rule=RULES[rule](), steps=STEPS, adapts=adapts, learns=learns,
+            prox=2.0 if estimator.startswith("implicit") else 0.0, objective=OBJECTIVES[objective],
+            estimator=ESTIMATORS[estimator](),
+        )  # fmt: skip
+    except ValueError as error:
+        return Seen(str(error))
+    report = mo.check(method, tasks(), modes=[("loop", "graph", "eager")])
+    assert report.ok, f"{rule} × {estimator} × {masks} × {objective}:\n{report}"
+    return Seen("✓")
+
+
+def table(found: dict[tuple[str, str, str, str], Seen]) -> str:
+    """Rows: rule and masks; columns: estimator, with the objectives that it takes; numbers: of the sentences below."""
+    columns = [(e, o) for e in ESTIMATORS for o in OBJECTIVES if o == "its own" or e in ("unroll", "first order")]
+    told: list[str] = []
+
+    def cell(x: Seen) -> str:
+        if x.right:
+            return "✓"
+        text = re.sub(r" \([^)]*\)", "", x.text)
+        if text not in told:
+            told.append(text)
+        return str(told.index(text) + 1)
+
+    heads = [e if o == "its own" else f"{e}, {o}" for e, o in columns]
+    lines = [f"| rule | adapts · learns | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for rule, masks in itertools.product(RULES, MASKS):
+        lines.append(f"| {rule} | {masks} | {' | '.join(cell(found[rule, e, masks, o]) for e, o in columns)} |")
+    return "\n".join([*lines, "", *(f"{i}. {text}" for i, text in enumerate(told, 1))])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("doubles")
+def test_every_combination_is_right_or_refused_with_a_sentence_and_the_docs_say_which() -> None:
+    grid = itertools.product(RULES, ESTIMATORS, MASKS, OBJECTIVES)
+    found = {names: seen(*names) for names in grid}
+    for names, x in found.items():
+        assert x.right or ("\n" not in x.text and x.text.endswith(".")), names
+        if names[3] != "its own" and names[1] not in ("unroll", "first order"):
+            assert not x.right, names
+    before, start, rest = PAGE.read_text().partition("<!-- the grid -->\n")
+    _, end, after = rest.partition("\n<!-- end of the grid -->")
+    assert start and end, "the page keeps the places of its table"
+    text = table(found)
+    if f"{start}{text}{end}" not in PAGE.read_text():
+        PAGE.write_text(before + start + text + end + after)
+        pytest.fail(f"{PAGE.name} said something else and has been written anew: read it, and commit it")
+
+
+# --- In recipes -----------------------------------------------------------------------------------------------------------
+
+TEXT = """
+[algorithm]
+name = "compose"
+loss = "mse"
+rule = {rule}
+{more}
+
+[model]
+name = "mlp"
+
+[tasks]
+name = "sinusoid"
+
+[train]
+iterations = 2
+"""
+
+
+def parsed(rule: str, more: str = "") -> recipes.Recipe:
+    return recipes.parse(TEXT.format(rule=rule, more=more), "composed")
+
+
+def test_a_recipe_composes_and_keeps_what_it_says() -> None:
+    recipe = parsed(
+        '[{name = "clip", norm = 10.0}, {name = "momentum", lr = 0.01, decay = 0.5}]',
+        'steps = 3\nadapts = "head"\nobjective = "trajectory_mean"\nestimator = {name = "unroll", first_order = true}',
+    )
+    again = recipes.parse(recipe.text(), "composed")
+    assert again == recipe and not recipe.differences(again)
+    method, _ = again.build()
+    expected = compose(
+        mo.nn.mlp(), mo.losses.mse, rule=mo.rules.chain(mo.rules.Clip(norm=10.0), mo.rules.Momentum(0.01, 0.5)), steps=3,
+        adapts="head", estimator=mo.estimators.Unroll(True, mo.objectives.trajectory_mean),
+    )  # fmt: skip
+    assert method.learner.rule == expected.learner.rule and method.estimator == expected.estimator  # type: ignore[attr-defined]
+    assert method.adapting == expected.adapting and method.learner.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "more", "words"),
+    [
+        ('"sdg"', "", r"unknown rule `sdg` in \[algorithm\]; did you mean `sgd`\?"),
+        ('"sgd"', "", r"missing key `lr` in \[algorithm\.rule\]; expected a number\."),
+        ('{name = "sgd", lr = "big"}', "", r'`lr` in \[algorithm\.rule\]: found the text "big", expected a number\.'),
+        ("{lr = 0.1}", "", r"`rule` in \[algorithm\]: found .*, expected a name in it: sgd"),
+        ('{name = "sgd", lr = 0.1}', 'estimator = "exact"', r"unknown estimator `exact` in \[algorithm\]"),
+        ('{name = "sgd", lr = 0.1}', "stepz = 3", r"unknown key `stepz` in \[algorithm\]; did you mean `steps`\?"),
+    ],
+)
+def test_a_part_that_is_none_is_one_sentence(rule: str, more: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parsed(rule, more)
+
+
+def test_an_objective_beside_an_estimators_own_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"objective=trajectory_mean: Truncated says itself which states it judges"):
+        compose(
+            net(), mo.losses.mse, rule=mo.rules.SGD(0.1), steps=2, objective=mo.objectives.trajectory_mean,
+            estimator=mo.estimators.Truncated(1),
+        )  # fmt: skip
+
+
+def test_every_part_has_options_that_a_recipe_can_write() -> None:
+    for kind, known in PARTS.items():
+        for name, build in known.items():
+            assert callable(build) and recipes.options(build) is not None, (kind, name)
