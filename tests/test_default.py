@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import metaoptim as mo
+from metaoptim.core import trees
 from metaoptim.core.types import Params, Step, Task
 from metaoptim.engine import Choice, Engine
 from metaoptim.engine.autotune import cache
@@ -119,6 +120,36 @@ def test_a_way_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     right.backward(batch())
     for p, q in zip(module.parameters(), right.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad)
+
+
+class Kinked(nn.Module):
+    """Its ReLU is at 0 but for rounding, on one side of it or the other."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.a, self.w = nn.Linear(3, 2), nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
+
+    def forward(self, x: Tensor) -> Any:
+        zero = self.w[0] * x + self.w[1] * x - self.w[2] * x
+        return self.a(x) + 10 * torch.relu(zero).sum(1, keepdim=True)
+
+
+def test_a_way_that_rounds_otherwise_is_no_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, m = import_module("metaoptim.engine.engine"), method(Kinked())
+
+    class Rounded(Executor):
+        def __call__(self, phi: Any, *args: Any) -> Any:
+            if self.batching == "loop":
+                return super().__call__(phi, *args)
+            up = trees.map_tensors(lambda x: x * (1 + 2 * torch.finfo(x.dtype).eps), phi)
+            return super().__call__(up, *args)
+
+    expected = Executor(m, "loop", "graph", "eager")(m.phi, batch(), (), 0).grad.weights["w"]
+    monkeypatch.setattr(engine, "Executor", Rounded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Engine(m, batching="vmap")(m.phi, batch()).grad.weights["w"]
+    assert torch.dist(found, expected) > 0.01 * expected.norm(), "rounding matters here"
 
 
 def test_a_measured_way_is_held_to_the_loop_ever_more_rarely(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from math import isfinite
 from typing import Any
 
 import torch
@@ -16,15 +15,13 @@ from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
 from metaoptim.engine.executor import Executor, check_tasks, starts, tasks_of
 from metaoptim.engine.faults import explained, sentence
+from metaoptim.engine.gate import gap
 from metaoptim.engine.graphs.guards import Unsteady
 from metaoptim.engine.inspect import inspect
 from metaoptim.engine.options import Choice, check_settings, chosen
 from metaoptim.engine.rule import by_rule
 
 SHARE = 0.7  # of the machine's memory, for a budget that was not given
-CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # how far a way may be from the reference, relative to its norm
-ROUGH = 0.1  # the same for half precision, on purpose or in the weights
-AMPLIFIED = 50  # times as far for estimators that divide by small numbers, as solvers and evolution strategies do
 
 
 class Engine:
@@ -143,11 +140,15 @@ class Engine:
         if named or (self.proved and (choice.by == "rule" or self.taken & (self.taken - 1))):
             return found
         after = torch.get_rng_state()
-        torch.set_rng_state(before)
-        expected = self.executor(plain)(*args)
-        if not (gap := _gap(found, expected)) <= self._close(args[0]):  # NaN too
+
+        def plainly(phi: MetaParams) -> Estimate:
+            torch.set_rng_state(before)
+            return self.executor(plain)(phi, *args[1:])
+
+        expected = plainly(args[0])
+        if off := gap(self.method, self.precision == "bf16", args[0], found, plainly, expected):
             self._fall(
-                choice, plain, f"its meta-gradient is {100 * gap:.2g} % off that of the plain loop (mo.check names the layer)"
+                choice, plain, f"its meta-gradient is {100 * off:.2g} % off that of the plain loop (mo.check names the layer)"
             )
             return expected
         torch.set_rng_state(after)
@@ -163,10 +164,6 @@ class Engine:
     def _fall(self, choice: Choice, plain: Choice, reason: str) -> None:
         warnings.warn(f"{', '.join(choice[:3])}: {reason}. From here on: {', '.join(plain[:3])}.", stacklevel=6)
         self.choice, self.proved = plain, True
-
-    def _close(self, phi: MetaParams) -> float:
-        size = ROUGH if self.precision == "bf16" else CLOSE.get(trees.flatten(phi)[0].dtype, ROUGH)
-        return size * (AMPLIFIED if self.method.estimator.claim in ("implicit", "stochastic") else 1)
 
     def _limit(self, memory: int | None) -> int:
         """The memory budget in bytes, of a machine (or what is free of it) with so many."""
@@ -232,11 +229,3 @@ def _ignored(choice: Choice) -> None:
 
 def _silent(text: str) -> None:
     """Tells nobody."""
-
-
-def _gap(found: Estimate, expected: Estimate) -> float:
-    """The distance of two gradients, relative to the second one."""
-    pairs = zip(trees.flatten(found.grad), trees.flatten(expected.grad), strict=True)
-    squares = [(torch.linalg.vector_norm(a - b) ** 2, torch.linalg.vector_norm(b) ** 2) for a, b in pairs]
-    off, size = (torch.stack(parts).sum().sqrt().item() for parts in zip(*squares, strict=True))
-    return 0.0 if not isfinite(size) else off / size if size else off
