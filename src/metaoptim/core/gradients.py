@@ -60,7 +60,7 @@ def held(f: Loss, x: Params) -> tuple[Params, Tensor]:
     """(∇f(x), f(x)) as constants of every outer differentiation, for which no graph is recorded."""
     with torch.no_grad():
         grads, (loss, _) = outermost(f, x)
-        return {n: g.detach() for n, g in grads.items()}, loss.detach()
+        return grads if _AUTOGRAD.get() else {n: g.detach() for n, g in grads.items()}, loss.detach()
 
 
 def outermost(f: Callable[[Any], tuple[Tensor, Any]], x: Any) -> tuple[Any, tuple[Tensor, Any]]:

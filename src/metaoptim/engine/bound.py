@@ -37,17 +37,17 @@ class Bound:
         f, x = self.learner.inner(self._whole(phi), state, support, k)
 
         def drawing(x: Params) -> tuple[Tensor, Info]:
-            with noise(self.key, 2 * k + 1):
+            with noise(self.key, k, 1):
                 return f(x)
 
         return drawing, x
 
     def apply(self, phi: MetaParams, state: State, grads: Params, loss: Tensor, k: Tensor) -> State:
-        with noise(self.key, 2 * k + 1):
+        with noise(self.key, k, 1):
             return self.learner.apply(self._whole(phi), state, grads, loss, k)
 
     def loss(self, phi: MetaParams, state: State, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
-        with noise(self.key, 2 * k + 2):
+        with noise(self.key, k, 2):
             return self.learner.loss(self._whole(phi), state, support, batch, k)
 
     def weights(self, phi: MetaParams, state: State) -> Params:

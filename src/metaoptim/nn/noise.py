@@ -23,19 +23,19 @@ Shape = Sequence[int]
 _SPAN = 1 << 31  # keys and draws lie below this
 _SELU = 1.7580993408473766  # minus SELU's limit at minus infinity: alpha dropout puts that limit in place of what it drops
 
-_KEY: ContextVar[tuple[Tensor, int | Tensor] | None] = ContextVar("key", default=None)
+_KEY: ContextVar[tuple[Tensor, int | Tensor, int] | None] = ContextVar("key", default=None)
 _DRAWS: ContextVar[Iterator[int] | None] = ContextVar("draws", default=None)
 
 
 @contextmanager
-def noise(key: Tensor, stage: int | Tensor = 0) -> Iterator[None]:
-    """Inside, a draw depends only on the key, the stage, and how many draws came before it in the same forward pass.
+def noise(key: Tensor, step: int | Tensor = 0, part: int = 0) -> Iterator[None]:
+    """Inside, a draw depends only on the key, the stage 2 · step + part, and how many draws came before it in the forward pass.
 
     Args:
         key: the task's key, an int64 scalar with 0 <= key < 2^31; it may be mapped over.
-        stage: separates draws that share a key, such as those of different inner steps.
+        step, part: separate draws that share a key, such as those of different inner steps.
     """
-    token = _KEY.set((key, stage))
+    token = _KEY.set((key, step, part))
     try:
         yield
     finally:
@@ -57,8 +57,8 @@ def draw(shape: Shape, device: torch.device) -> Tensor | None:
     source, draws = _KEY.get(), _DRAWS.get()
     if source is None or draws is None:
         return None
-    key, stage = source
-    seed = _mix(_mix(key + 0x1E3779B9 * (stage + 1)) + 0x3C6EF372 * (next(draws) + 1))
+    key, step, part = source
+    seed = _mix(_mix(key + 0x1E3779B9 * (2 * step + part + 1)) + 0x3C6EF372 * (next(draws) + 1))
     return _mix(_mix(torch.arange(math.prod(shape), device=device).view(tuple(shape))) + seed)
 
 
@@ -121,7 +121,7 @@ def _randn_like(x: Tensor, *, dtype: torch.dtype | None = None, **other: Any) ->
 
 def normal(key: Tensor, shape: Shape, dtype: torch.dtype, stage: int = 0) -> Tensor:
     """Standard normal numbers as a function of a key and a stage (see `noise`)."""
-    with noise(key, stage), one_pass():
+    with noise(key, part=stage), one_pass():
         return _randn_like(torch.empty(tuple(shape), dtype=dtype, device=key.device))
 
 
