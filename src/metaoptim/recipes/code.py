@@ -34,7 +34,8 @@ def folders(recipe: Path) -> tuple[Path, ...]:
     if not run.exists():
         return (recipe.parent,)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return (Path(json.loads(run.read_text(encoding="utf-8"))["folder"]),)
+        started = Path(json.loads(run.read_text(encoding="utf-8"))["folder"])
+        return (started,) if started.is_absolute() else ()
     return ()
 
 

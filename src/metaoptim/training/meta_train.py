@@ -59,7 +59,8 @@ def meta_train(
     """
     check_engine(engine)
     if not all(hasattr(optimizer, name) for name in ("param_groups", "zero_grad", "step")):
-        found = repr(optimizer) if isinstance(optimizer, str | type) else type(optimizer).__name__
+        given: Any = optimizer
+        found = repr(given) if isinstance(given, str | type) else type(given).__name__
         raise ValueError(
             f"optimizer is {found}; give one made on the model's parameters, such as torch.optim.Adam(model.parameters())."
         )
@@ -153,7 +154,7 @@ def _tasks(item: Any) -> Task:
 def _is_single(item: Any) -> bool:
     """Whether a loader yielded a plain batch of one example."""
     pair = isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) and x.ndim for x in item)
-    return pair and item[0].shape[0] == item[1].shape[0] == 1
+    return bool(pair and item[0].shape[0] == item[1].shape[0] == 1)
 
 
 def _split(batch: Batch) -> Task:
