@@ -262,12 +262,10 @@ def test_code_is_found_beside_the_recipe_and_where_a_run_was_started(
     Path(f"{own}.py").rename(f"project/{own}.py")
     text = TINY.replace('"mlp"', f'"{own}.py:Net"').replace("sizes = [1, 8, 1]", "width = 7")
     Path("project/own.toml").write_text(text.replace('"sinusoid"', f'"{own}.py:lines"'))
-    command = ("train", "project/own.toml", "--out", "run")
-    code, _, err = cli(*command)
+    code, _, err = cli("train", "project/own.toml", "--out", "run")
     assert code == 0, err
     names = [tomllib.loads(Path("run/recipe.toml").read_text())[kind]["name"] for kind in ("model", "tasks")]
     assert names == [f"{(tmp_path / 'project' / own).as_posix()}.py:{name}" for name in ("Net", "lines")]
-    assert cli(*command, "--resume")[0] == 0
     monkeypatch.chdir("project")  # where the same files have another name
     assert cli("train", "own.toml", "--out", "../run", "--resume")[0] == 0
     assert cli("train", "own.toml", "--out", "../started")[0] == 0

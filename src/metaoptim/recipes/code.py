@@ -16,14 +16,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
 
 NAMED = "FILE.py:NAME"
 
 
-def is_code(name: object) -> bool:
+def is_code(name: object) -> TypeGuard[str]:
     """Whether a name is one of code."""
     return isinstance(name, str) and ":" in name
 

@@ -129,7 +129,7 @@ def warn_of_attributes(path: object, recorded: Mapping[str, Any], method: MetaOp
     """
     here, start = attributes(method), recorded.get("start", {})
     now = start | recorded.get("since", {})
-    common = [n for n in start if n in here and here[n] != now[n]]
+    common = [n for n in here if n in start and here[n] != now[n]]
     found = [*differences({n: start[n] for n in common}, {n: here[n] for n in common})]
     if found:
         told = "; ".join(f"{name} was {there} and is {value} here" for name, there, value in found)
