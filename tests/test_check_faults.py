@@ -16,7 +16,7 @@ from metaoptim.algorithms import maml
 from metaoptim.core.losses import cross_entropy
 from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.estimators import Unroll
-from metaoptim.gradcheck import Report, check, self_check
+from metaoptim.gradcheck import Report, check, overshoot, self_check
 from metaoptim.learners import GradientLearner, Network
 
 FEW = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
@@ -173,3 +173,14 @@ def test_training_says_so_once_and_leaves_everything_as_it_was() -> None:
     assert said is not None and said.startswith("the meta-gradient of maml is off from central differences of its own loss by ")
     assert self_check(healthy, healthy.phi, batch()) is None
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_infinite_data_are_blamed_and_no_layer() -> None:
+    method, tasks = maml(small(nn.Tanh()), cross_entropy, lr=0.5), batch()
+    tasks.query[0][1, 0, 0] = torch.inf  # tanh makes a finite loss of it, and no finite slope
+    told = "the data of task 1 hold infinity, in the inputs of its query set"
+    assert self_check(method, method.phi, tasks) == f"{told}, with which no meta-gradient can be right."
+    assert check(method, tasks, modes=FEW[:1]).faults == (f"{told}: no layer can be judged by them.",)
+    tasks = batch()
+    tasks.support[0][0, 0, 0] = torch.inf
+    assert overshoot(method, method.phi, tasks) is None

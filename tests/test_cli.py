@@ -240,6 +240,61 @@ def test_a_recipe_names_code_of_ones_own(cli: Cli, own: str, tmp_path: Path) -> 
         assert code == 2 and words in err and err.count("\n") == 1, err
 
 
+def test_code_takes_the_place_of_a_model_and_of_its_options(cli: Cli, own: str) -> None:
+    for recipe in ("tiny.toml", "sinusoid-maml"):
+        with pytest.warns(
+            UserWarning, match=rf"^\[model\]: {own}\.py:Net takes the place of mlp, so that .*sizes.* left out\.$"
+        ):
+            loaded = config.load(recipe, [f"model.name={own}.py:Net", "model.width=7"])
+        assert loaded.tables["model"] == {"name": f"{own}.py:Net", "width": 7, "depth": 1}
+    code, _, err = cli("train", "tiny.toml", "--set", f"model.name={own}.py:Net", "--set", "model.sizes=[1, 1]", "--out", "run")
+    assert code == 2 and "unknown key `sizes` in [model]" in err  # one that was asked for beside it
+    for kind in ("model", "tasks"):
+        code, _, err = cli("train", "tiny.toml", "--set", f"{kind}.name={own}.py")
+        assert code == 2 and f"`name` in [{kind}]: {own}.py is a file alone; expected FILE.py:NAME" in err, err
+
+
+def test_code_is_found_beside_the_recipe_and_where_a_run_was_started(
+    cli: Cli, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("project", "elsewhere"):
+        Path(name).mkdir()
+    Path(f"{own}.py").rename(f"project/{own}.py")
+    text = TINY.replace('"mlp"', f'"{own}.py:Net"').replace("sizes = [1, 8, 1]", "width = 7")
+    Path("project/own.toml").write_text(text.replace('"sinusoid"', f'"{own}.py:lines"'))
+    code, _, err = cli("train", "project/own.toml", "--out", "run")
+    assert code == 0, err
+    names = [tomllib.loads(Path("run/recipe.toml").read_text())[kind]["name"] for kind in ("model", "tasks")]
+    assert names == [f"{(tmp_path / 'project' / own).as_posix()}.py:{name}" for name in ("Net", "lines")]
+    monkeypatch.chdir("project")  # where the same files have another name
+    assert cli("train", "own.toml", "--out", "../run", "--resume")[0] == 0
+    assert cli("train", "own.toml", "--out", "../started")[0] == 0
+    assert tomllib.loads(Path("../started/recipe.toml").read_text())["model"]["name"] == f"{own}.py:Net"
+    monkeypatch.chdir("../elsewhere")
+    assert cli("evaluate", "../started", "--episodes", "4")[0] == 0
+    Path(f"../started/planted_{own}.py").write_text(OWN)  # a run's own folder may be somebody else's
+    code, _, err = cli("evaluate", "../started", "--set", f"model.name=planted_{own}.py:Net")
+    assert code == 2 and f"there is no module planted_{own} in this folder or the recipe's" in err
+
+
+def test_the_untrained_row_of_a_run_from_python_is_its_own_start(cli: Cli) -> None:
+    torch.manual_seed(123)  # which no recipe knows
+    method = mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse, lr=0.01)
+    options: dict[str, Any] = {"iterations": 2, "tasks_per_step": 2, "validate_every": 0, "progress": False}
+    run = mo.train(method, mo.tasks.sinusoid(), **options, out="run", engine={"runtime": "eager"})
+    assert all(torch.equal(p, method.phi.weights[n]) for n, p in run.method.phi.weights.items())
+    assert cli("evaluate", "run", "--episodes", "6")[0] == 0
+    told = {row["name"]: row["loss"]["mean"] for row in json.loads(Path("run/result.json").read_text())["rows"]}
+    start = mo.evaluate(mo.Run(method, method.phi), mo.tasks.sinusoid(), episodes=6, progress=False, baselines=())
+    assert told["untrained"] == pytest.approx(start.rows[0].mean("loss"), rel=1e-4)
+    torch.manual_seed(5)
+    other = mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse, lr=0.01)
+    assert all(torch.equal(p, method.phi.weights[n]) for n, p in mo.load("run", other).method.phi.weights.items())
+    Path("run/start.safetensors").write_bytes(b"cut")
+    with pytest.warns(UserWarning, match=r"start\.safetensors is cut or altered: φ before training is taken from the method"):
+        assert mo.load("run", other).method is other
+
+
 def test_a_run_from_python_is_judged_where_its_code_can_be_named(
     cli: Cli, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,9 +425,9 @@ def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyP
     command = ["train", "tiny.toml", "--set", "algorithm.lr=0.5", "--out", "a b"]
     again = "metaoptim train tiny.toml --set algorithm.lr=0.5 --out 'a b' --resume"
 
-    def interrupted(message: str = "") -> str:
+    def interrupted(stop: BaseException | None = None) -> str:
         with monkeypatch.context() as patch:
-            stop = training.Interrupted(message) if message else KeyboardInterrupt()
+            stop = stop or KeyboardInterrupt()
             patch.setattr(training, "train", raising(stop, like=training.train))
             code, out, err = cli(*command)
         assert (code, out) == (130, "")
@@ -380,7 +435,9 @@ def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyP
 
     assert interrupted() == "Nothing was saved.\ninterrupted\n"
     assert cli(*command)[0] == 0
-    assert interrupted("stopped after step 2") == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
+    assert training.Interrupted("a", "; b").args == ("a; b",)  # the advice for Python; the command's own is printed below
+    stop = training.Interrupted("stopped after step 2", "; go on with resume=True")
+    assert interrupted(stop) == f"stopped after step 2\nTo go on: {again}\ninterrupted\n"
     for name in (LAST, PREVIOUS, BEST):
         Path("a b", name).unlink(missing_ok=True)
     assert interrupted() == f"No step was saved yet. To start again: {again}\ninterrupted\n"
@@ -515,6 +572,9 @@ def test_the_device_is_an_option_of_train_and_evaluate(cli: Cli, monkeypatch: py
     a, b = (load_checkpoint(name, "last").tensors for name in ("run", "same"))
     assert all(torch.equal(x, b[n]) for n, x in a.items())
     assert cli("evaluate", "run", "seed", "--device", "cpu")[0] == 0  # seeds may be trained on several devices
+    assert cli("train", "tiny.toml", "--out", "same", "--device", "cpu", "--resume")[0] == 0  # and one may go on elsewhere
+    code, _, err = cli("train", "tiny.toml", "--out", "same", "--device", "cpu", "--set", "algorithm.lr=0.5", "--resume")
+    assert code == 2 and "other values of algorithm.lr;" in err
 
     place = training.train
     monkeypatch.setattr(training, "train", raising(training.Interrupted("stopped"), like=place))

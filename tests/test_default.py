@@ -465,6 +465,10 @@ def test_a_loss_that_cant_take_the_output_says_so() -> None:
 
     with pytest.raises(ValueError, match=r"the loss can't take what the model returned and the targets \(tuple and Tensor: "):
         mo.MetaModule(method(Two())).backward(batch())
+    for loss in (mo.losses.mse, mo.losses.cross_entropy):  # whatever the targets are
+        words = rf"{loss.__name__}: the model returned tuple; it must return one tensor, or the loss pick it, as in lambda"
+        with pytest.raises(ValueError, match=words):
+            mo.MetaModule(method(Two(), loss)).backward(batch())
     kind: Any = nn.MSELoss
     with pytest.raises(ValueError, match="not a class"):
         mo.maml(mlp((3, 2)), kind)

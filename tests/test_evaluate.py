@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -308,6 +310,28 @@ def test_a_result_is_saved_with_every_score_so_that_it_can_be_paired_later(run: 
         safetensors.torch.load_file(tmp_path / "b" / "scores.safetensors")["maml/loss"], scores["maml/loss/run0"]
     )
     assert json.loads(alone.json())["rows"][0]["loss"]["episodes"] == alone.rows[0].scores["loss"].tolist()
+
+
+def test_a_kill_between_scores_and_json_leaves_no_json_of_other_scores(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, later = judge(run, episodes=3, baselines=()), judge(run, episodes=4, baselines=())
+    numbers = earlier.save(tmp_path)
+    before = numbers.read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="free some space"):
+        patch.setattr(os, "fsync", full)  # before anything has changed
+        later.save(tmp_path)
+    assert numbers.read_bytes() == before
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Result, "json", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        later.save(tmp_path)
+    assert len(safetensors.torch.load_file(tmp_path / "scores.safetensors")["maml/loss"]) == 4
+    assert not numbers.exists()
 
 
 def test_what_ones_own_loop_trained_is_evaluated_in_one_line() -> None:

@@ -194,6 +194,61 @@ def test_a_plain_batch_is_one_task_cut_into_halves() -> None:
     assert len(mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), loader, 1, 0.1)) == 4  # cross-entropy by itself
 
 
+def test_a_last_batch_of_one_example_is_left_out_with_a_word() -> None:
+    x = torch.randn(9, 4)
+    net = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    loader = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=4)
+    with pytest.warns(UserWarning, match="a batch of 1 example can't be divided into a support and a query set, and was left"):
+        assert len(mo.meta_train(net, optimizer, loader, 1, 0.1)) == 2
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="at least 2 examples"):
+        mo.meta_train(net, optimizer, DataLoader(TensorDataset(x, x[:, :2]), batch_size=1), 1, 0.1)
+    assert all(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"optimizer": "adam"}, "optimizer is 'adam'; give one made on the model's parameters, such as torch.optim.Adam"),
+        ({"optimizer": torch.optim.Adam}, "give one made on the model's parameters"),
+        ({"optimizer": "LBFGS"}, "LBFGS evaluates the loss again within a step: choose another optimizer, such as Adam"),
+        ({"engine": "eager"}, "engine='eager': it must be settings by name"),
+        ({"engine": {"horizon": 3}}, "engine has no setting 'horizon'; choose among batching"),
+    ],
+)
+def test_what_meta_train_can_not_take_is_a_sentence(given: dict[str, Any], words: str) -> None:
+    net = mlp()
+    made = torch.optim.LBFGS(net.parameters()) if given.get("optimizer") == "LBFGS" else torch.optim.SGD(net.parameters(), 0.1)
+    options: dict[str, Any] = {"optimizer": made} | {n: x for n, x in given.items() if x != "LBFGS"}
+    with pytest.raises(ValueError, match=words):
+        mo.meta_train(net, data_loader=[batch()], num_inner_steps=1, inner_lr=0.1, **options)
+
+
+def test_what_a_module_and_a_run_can_not_take_is_a_sentence() -> None:
+    method, net = build(), mlp()
+    module: Any = mo.MetaModule(method)
+    with pytest.raises(
+        ValueError, match=r"no network to be called: module\.backward\(batch of tasks\) takes the meta-gradient"
+    ):
+        module(batch().support[0])
+    words = "a batch of tasks is one Task, whose tensors have a leading axis T; found 2 tasks in a list: stack their tensors"
+    with pytest.raises(ValueError, match=words):
+        module.backward([batch(), batch()])
+    with pytest.raises(ValueError, match=words):
+        mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), [[batch(), batch()]], 1, 0.1)
+    text: Any = "eager"
+    with pytest.raises(ValueError, match=r"engine='eager': it must be settings by name, such as \{'runtime': 'eager'\}"):
+        mo.train(method, SINUSOID, iterations=1, engine=text)
+    run = mo.train(method, SINUSOID, iterations=1, tasks_per_step=2, progress=False, engine=LOOP)
+    x, y = batch().support
+    with pytest.raises(
+        ValueError, match=r"an axis more than in training, in shapes \(3, 10, 1\) and \(3, 10, 1\): take one task"
+    ):
+        run.adapt((x, y))
+    assert run.adapt((x[0], y[0]))(x[0]).shape == (10, 1)
+
+
 def test_a_data_loader_of_tasks() -> None:
     """What torch's default collation makes of single tasks, named or as plain pairs of pairs."""
     single = [Task((x[0], y[0]), (xq[0], yq[0])) for (x, y), (xq, yq) in (batch(i, 1) for i in range(6))]
@@ -399,4 +454,8 @@ def test_what_is_printed_says_what_differs() -> None:
     mean = Unroll(first_order=True, objective=mo.objectives.trajectory_mean)
     assert brief(mean) == "Unroll(first_order=True, objective=trajectory_mean)"
     assert brief(mean, leave=("objective",)) == "Unroll(first_order=True)"
+    assert repr(mo.rules.SGD(np.float32(0.1))) == brief(mo.rules.SGD(np.float32(0.1))) == "SGD(lr=0.1)"
+    assert repr(mo.rules.chain(mo.rules.Clip(np.float64(2.0)), mo.rules.Adam(0.1, b1=0.5))) == (
+        "Chain(rules=(Clip(norm=2.0), Adam(lr=0.1, b1=0.5)))"
+    )
     assert [brief(x) for x in (Unroll, "a", 0.5, None, torch.zeros(2))] == ["Unroll", "'a'", "0.5", "None", "Tensor"]

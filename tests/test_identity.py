@@ -143,3 +143,60 @@ def test_the_options_of_torchs_losses_tell_methods_apart_and_what_is_annealed_do
     before = identity.of_method(mo.maml(net, mo.losses.mse))
     vars(net)["temperature"] = 2.0
     assert identity.of_method(mo.maml(net, mo.losses.mse)) == before
+
+
+class Warm(nn.Module):
+    """Its temperature is an attribute like any other, and so is a constant of its class."""
+
+    scale = 1
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        nn.Module.__init__(self)
+        self.layer, self.T, self.note = nn.Linear(1, 1), temperature, None
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x) * self.scale / self.T
+
+
+def warm(temperature: float = 1.0, weight: float = 1.0) -> MetaOptimizer:
+    def loss(output: torch.Tensor, target: torch.Tensor) -> Any:
+        return weight * mo.losses.mse(output, target)
+
+    torch.manual_seed(0)
+    return mo.maml(nn.Sequential(nn.Linear(1, 1), Warm(temperature)), loss)
+
+
+SHORT: dict[str, Any] = {
+    "iterations": 2, "tasks_per_step": 2, "validate_every": 0, "progress": False,
+    "engine": {"batching": "loop", "memory": "graph", "runtime": "eager"},
+}  # fmt: skip
+
+
+def test_attributes_that_differ_from_those_at_the_start_are_told(tmp_path: Path) -> None:
+    mo.train(warm(), mo.tasks.sinusoid(), **SHORT, out=tmp_path)
+    assert identity.attributes(warm()) == {"net.1.scale": 1, "net.1.T": 1.0, "net.1.note": None, "loss.weight": 1.0}
+    mo.load(tmp_path, warm())  # without a warning, which would be an error here
+    told = r"began with other attributes: net\.1\.T was 1\.0 and is 5\.0 here; loss\.weight was 1\.0 and is 2\.0 here\. Set"
+    with pytest.warns(UserWarning, match=told) as caught:
+        mo.load(tmp_path, warm(5.0, 2.0))
+    assert len(caught) == 1
+    for iterations in (2, 3):  # a finished run, and one that goes on
+        with pytest.warns(UserWarning, match=r"net\.1\.T was 1\.0 and is 5\.0 here") as caught:
+            mo.train(warm(5.0), mo.tasks.sinusoid(), **SHORT | {"iterations": iterations}, out=tmp_path, resume=True)
+        assert len(caught) == 1
+    mo.load(tmp_path, warm())  # what the run began with stays known
+
+
+def test_what_is_annealed_in_training_is_not_told(tmp_path: Path) -> None:
+    method = warm()
+    net: Any = method.learner
+
+    def anneal(record: dict[str, Any]) -> None:
+        net.model.net[1].T = 3.0
+
+    mo.train(method, mo.tasks.sinusoid(), **SHORT, out=tmp_path, on_step=anneal)
+    for other in (warm(), method, warm(3.0)):
+        mo.load(tmp_path, other)
+    mo.train(warm(), mo.tasks.sinusoid(), **SHORT, out=tmp_path, resume=True)
+    with pytest.warns(UserWarning, match=r"net\.1\.T was 1\.0 and is 5\.0 here"):
+        mo.load(tmp_path, warm(5.0))

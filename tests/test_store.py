@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from metaoptim.runs import store
-from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, START, Checkpoint
 from metaoptim.runs.store import RunDirectory, load_checkpoint
 
 
@@ -41,8 +41,10 @@ def test_a_new_run_never_replaces_one(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.close()
     refused = "holds a run already \\({}\\): resume it, or choose another folder"
+    (run.path / "state.json").rename(run.path / "elsewhere")  # what has a recipe and no state is none of ours
     with pytest.raises(ValueError, match=refused.format("no checkpoint yet")):
         new_run(tmp_path)
+    (run.path / "elsewhere").rename(run.path / "state.json")
     run = RunDirectory.reopen(run.path)
     run.save(at_step(40))
     run.close()
@@ -54,6 +56,17 @@ def test_a_new_run_never_replaces_one(tmp_path: Path) -> None:
     (run.path / LAST).write_bytes(b"")
     with pytest.raises(ValueError, match=refused.format("its checkpoints are damaged")):
         new_run(tmp_path)
+
+
+def test_a_run_without_a_saved_step_gives_way(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.log({"step": 1, "loss": 1.0})
+    with pytest.raises(ValueError, match="another process or run is using"):
+        new_run(tmp_path)
+    run.close()
+    again = RunDirectory.create(run.path, recipe="other = 1\n", environment={}, start=at_step(0))
+    assert (run.path / "recipe.toml").read_text() == "other = 1\n" and (run.path / "metrics.jsonl").read_text() == ""
+    assert (run.path / START).exists() and step_in(again) is None
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:

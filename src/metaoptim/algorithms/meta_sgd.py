@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_flags, check_numbers
 from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
 from metaoptim.estimators import Unroll
@@ -28,6 +29,8 @@ class StepSizes:
 
     low: float
     high: float
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_numbers(low=self.low, high=self.high)

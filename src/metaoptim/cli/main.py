@@ -124,7 +124,8 @@ def train(
         options += ["--device", device] if device is not None else []
         options += ["--data", str(data)] if data else []
         again = shlex.join(["metaoptim", "train", recipe, *options, "--out", str(folder), "--resume"])
-        typer.echo(f"{stop}\n{_advice(folder, again)}".strip(), err=True)
+        told = getattr(stop, "where", "")  # without the advice, which is for Python
+        typer.echo(f"{told}\n{_advice(folder, again)}".strip(), err=True)
         raise
     typer.echo(f"The run is in {folder}.")
     typer.echo(f"To judge it: {shlex.join(['metaoptim', 'evaluate', str(folder)])}")
@@ -228,7 +229,8 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     stored = folder / "recipe.toml"
     if not stored.is_file():
         return  # `train` says what is missing
-    changed = [key for key in recipe.differences(config.load(stored)) if not key.startswith("evaluate.")]
+    free = ("train.device",)  # a run may go on elsewhere
+    changed = [k for k in recipe.differences(config.load(stored)) if not k.startswith("evaluate.") and k not in free]
     if changed:
         raise ValueError(
             f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "

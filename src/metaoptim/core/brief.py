@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, Field, fields, is_dataclass
+from numbers import Number
 from typing import Any
 
 LONGEST = 60
@@ -19,7 +20,9 @@ def brief(x: Any, name: str = "", leave: tuple[str, ...] = ()) -> str:
 
 
 def _plain(x: Any) -> str:
-    simple = x is None or isinstance(x, bool | int | float | str | list | tuple | dict | set | frozenset)
+    if isinstance(x, Number):
+        return str(x)  # which is short for NumPy's too
+    simple = x is None or isinstance(x, str | list | tuple | dict | set | frozenset)
     text = repr(x) if simple else type(x).__name__
     return text if "\n" not in text else type(x).__name__
 

@@ -18,6 +18,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy in nats. Shapes: output (…, N) logits, target (…) class numbers 0 … N−1."""
+    _check_output("cross_entropy", output)
     if target.is_floating_point():
         raise ValueError(
             f"cross_entropy: the targets are {target.dtype}; they must be class numbers, such as int64 (for regression: mse)."
@@ -29,6 +30,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 def mse(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over all elements. Shapes: output and target alike."""
+    _check_output("mse", output)
     # Written out: a shape that broadcasts would be a silent error, and forward mode through F.mse_loss may raise.
     if output.shape != target.shape:
         raise ValueError(
@@ -36,6 +38,14 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
             "they must be equal: reshape the targets or the model's last layer."
         )
     return (output - target).square().mean()
+
+
+def _check_output(loss: str, output: object) -> None:
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"{loss}: the model returned {type(output).__name__}; it must return one tensor, or the loss pick it, as in "
+            f"lambda output, target: {loss}(output[0], target)."
+        )
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}

@@ -86,16 +86,20 @@ class Result:
         return cast(io.StringIO, console.file).getvalue().rstrip()
 
     def save(self, folder: str | Path) -> Path:
-        """Writes result.json, and the scores that it names: scores.safetensors; returns the path of the first."""
+        """Writes result.json, and the scores that it names: scores.safetensors; returns the path of the first.
+
+        Those of an earlier result are replaced. A kill at any moment leaves no result.json that names scores of another one.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{row.name}/{m}": x for row in self.rows for m, x in row.scores.items()}
         for row in self.rows if len(self.rows[0].runs) > 1 else ():
             tensors |= {f"{row.name}/{m}/run{i}": x for i, scores in enumerate(row.runs) for m, x in scores.items()}
         data = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
-        write_atomic(folder / SCORES, safetensors.torch.save(data))
-        write_atomic(folder / "result.json", f"{self.json(scores=SCORES)}\n".encode())
-        return folder / "result.json"
+        numbers = folder / "result.json"
+        write_atomic(folder / SCORES, safetensors.torch.save(data), stale=numbers)
+        write_atomic(numbers, f"{self.json(scores=SCORES)}\n".encode())
+        return numbers
 
     def table(self, width: int = WIDEST) -> Table:
         """One row per method, and one column per inner step, as many as fit into so many characters."""

@@ -20,7 +20,7 @@ from metaoptim.engine.bound import Bound
 from metaoptim.engine.executor import keys, starts
 from metaoptim.estimators import Unroll
 from metaoptim.gradcheck.case import REFERENCE, Case, How, Overwritten, prepare
-from metaoptim.gradcheck.causes import in_the_rule
+from metaoptim.gradcheck.causes import in_the_data, in_the_rule
 from metaoptim.gradcheck.differences import TOLERANCE, Probe, distance, probe, seeded
 from metaoptim.gradcheck.held import Held
 from metaoptim.gradcheck.minimum import AtMinimum
@@ -218,6 +218,8 @@ def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = R
     error = verdict.error
     if error <= LENIENT or not verdict.estimate.loss.isfinite():  # of which training tells more
         return None
+    if not math.isfinite(error) and (odd := in_the_data(case.batch)):
+        return f"the data of task {odd[0]} hold {odd[1]}, with which no meta-gradient can be right."
     if (cause := in_the_rule(method, phi)) and not math.isfinite(trees.norm(case.leaves(verdict.estimate.grad)).item()):
         return f"the meta-gradient of {method.name} is not finite: {cause}."
     size = f"{error:.1%}" if math.isfinite(error) else "more than any number"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from metaoptim.core import trees
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
 from metaoptim.gradcheck.case import Case, How, Mapped, prepare
+from metaoptim.gradcheck.causes import in_the_data
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
 from metaoptim.gradcheck.differences import EXACT, distance, probe
 from metaoptim.gradcheck.layers import culprits
@@ -170,6 +172,9 @@ def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]
         faults.append(sentence)
     if report.ok and not refused:
         return faults, notes
+    infinite = any(row.error is not None and not math.isfinite(row.error) for row in report.modes)
+    if infinite and (odd := in_the_data(case.batch)):
+        return [*faults, f"the data of task {odd[0]} hold {odd[1]}: no layer can be judged by them."], notes
     named: list[str] = []
     if network := network_of(case.method.learner):
         twice = own or case.claim in ("exact", "implicit", "truncated")

@@ -1,34 +1,90 @@
-"""Code of the user's own, named on the command line or in a recipe: FILE.py:NAME, in the current folder, or MODULE:NAME."""
+"""Code of the user's own, named on the command line or in a recipe: FILE.py:NAME, or MODULE:NAME.
+
+A file is looked for in the current folder, then beside the recipe or, for a run's recipe, where training was started: never
+in a run's own folder, which somebody else may have made.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
 
 NAMED = "FILE.py:NAME"
 
 
-def is_code(name: object) -> bool:
+def is_code(name: object) -> TypeGuard[str]:
     """Whether a name is one of code."""
     return isinstance(name, str) and ":" in name
 
 
+def folders(recipe: Path) -> tuple[Path, ...]:
+    """Where else the code that a recipe's file names may be."""
+    run = recipe.parent / "environment.json"
+    if not run.exists():
+        return (recipe.parent,)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        started = Path(json.loads(run.read_text(encoding="utf-8"))["folder"])
+        return (started,) if started.is_absolute() else ()
+    return ()
+
+
+def located(spec: str, others: Sequence[Path]) -> str:
+    """FILE.py:NAME as seen from the current folder: a file that is not there is looked for in others, too."""
+    file, _, name = spec.rpartition(":")
+    if file.endswith(".py"):
+        here = Path.cwd()
+        for path in (folder / file for folder in (here, *others)):
+            if path.is_file():
+                full = Path(os.path.abspath(path))  # not through links: a file is called what it is called here
+                if full.parent == here:
+                    return f"{full.name}:{name}"
+                return spec if full == here / file else f"{full.as_posix()}:{name}"
+    return spec
+
+
 def find(spec: str) -> Any:
     """What FILE.py:NAME or MODULE:NAME is. Errors: ConfigError."""
-    file, _, name = spec.partition(":")
-    module = file.removesuffix(".py").replace("/", ".")
-    if not module or not name:
+    file, _, name = located(spec, ()).rpartition(":")
+    if not file.removesuffix(".py") or not name:
         raise ConfigError(f"{spec}: expected MODULE:NAME, as in my_module:Net.")
-    found = explained(spec, lambda: getattr(importlib.import_module(module), name, None))
-    if found is None:
-        raise ConfigError(f"there is no `{name}` in {module}{nearest(name, _callables(sys.modules[module]))}")
-    return found
+    module = explained(spec, lambda: _module(file))
+    if not hasattr(module, name):
+        raise ConfigError(f"there is no `{name}` in {file.removesuffix('.py')}{nearest(name, _callables(module))}")
+    return getattr(module, name)
+
+
+def _module(file: str) -> Any:
+    """The module of a file in the current folder or with an absolute path, or one that is installed."""
+    path = Path(file)
+    if not path.is_absolute():
+        return importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # other folders may have a file of the same name
+    if name in sys.modules:
+        return sys.modules[name]
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    if spec is None or not path.is_file():
+        raise ConfigError(f"there is no file {path}; expected {NAMED}.")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 def explained(spec: str, run: Callable[[], Any]) -> Any:
@@ -39,7 +95,7 @@ def explained(spec: str, run: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
-        where = f"there is no module {error.name} in this folder, nor one that is installed"
+        where = f"there is no module {error.name} in this folder or the recipe's, nor one that is installed"
         raise ConfigError(f"{spec}: {where}.") from error
     except Exception as error:  # the user's own code
         raise ConfigError(f"{spec}: it stopped with {type(error).__name__}: {error}") from error

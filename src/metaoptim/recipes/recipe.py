@@ -7,6 +7,7 @@ used in a recipe, is checked, and is shown by the command line, without any othe
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -34,6 +35,7 @@ BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "model": MODELS,
     "tasks": TASKS,
 }
+_OWN = ("model", "tasks")  # which may be code of the user's own
 _OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
 _NOTES = ("expected", "described")  # for people, and never read
 _TABLES = (*_OPTIONS, *_NOTES)
@@ -96,7 +98,8 @@ def names() -> list[str]:
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe by its name or from a TOML file; overrides replace options, as in `algorithm.steps=5`.
 
-    The model's `ways`, if it takes them, default to those of the tasks.
+    The model's `ways`, if it takes them, default to those of the tasks. Code that an override names takes the place of a model
+    or of tasks, whose options that it doesn't have are left out, with a warning.
     Errors: ConfigError, for whatever is wrong with the name, the text or an option.
     """
     source = _find(str(name_or_path))
@@ -105,13 +108,17 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name_or_path} isn't UTF-8 text; expected a TOML file.") from error
     try:
-        return parse(text, source.name.removesuffix(".toml"), overrides)
+        others = code.folders(source) if isinstance(source, Path) else ()
+        return parse(text, source.name.removesuffix(".toml"), overrides, others)
     except ConfigError as error:
         raise ConfigError(f"{name_or_path}: {error}") from error
 
 
-def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from TOML text, as in `load`; `name` is used if the text doesn't state one."""
+def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Recipe:
+    """A recipe from TOML text, as in `load`; `name` is used if the text doesn't state one.
+
+    folders: where code may be that is not in the current one.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -121,9 +128,12 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
             "this recipe is empty; expected tables [algorithm], [model], [tasks] and [train] (a run that was started from "
             "Python and names none of them is judged there, with metaoptim.evaluate)."
         )
+    before = {kind: dict(table) for kind in _OWN if isinstance(table := data.get(kind), dict)}
     for override in overrides:
         _replace(data, override)
-    return _resolve(data, name)
+    for kind in before:
+        data[kind] = _without_rest(kind, before[kind], data[kind], folders)
+    return _resolve(data, name, folders)
 
 
 def table_options(table: str, name: str = "") -> list[Option]:
@@ -173,7 +183,20 @@ def _replace(data: dict[str, Any], override: str) -> None:
         keys[key] = value
 
 
-def _resolve(data: dict[str, Any], name: str) -> Recipe:
+def _without_rest(kind: str, before: Mapping[str, Any], now: Any, folders: Sequence[Path]) -> Any:
+    """A table in which code has taken another builder's place, without the options of that one alone."""
+    own, name = before.get("name"), now.get("name") if isinstance(now, dict) else None
+    if own is None or own == name or not code.is_code(name):
+        return now
+    known = {"name", *(option.name for option in code.options_of(code.located(name, folders)))}
+    rest = [key for key in before if key not in known and now.get(key) == before[key]]
+    if rest:
+        left = f"{', '.join(rest)} {'is' if len(rest) == 1 else 'are'} left out"
+        warnings.warn(f"[{kind}]: {name} takes the place of {own}, so that {left}.", stacklevel=4)
+    return {key: value for key, value in now.items() if key not in rest}
+
+
+def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe:
     for key, value in data.items():
         if key not in ("name", "description", *_TABLES):
             what = "table" if isinstance(value, dict) else "key"
@@ -182,7 +205,7 @@ def _resolve(data: dict[str, Any], name: str) -> Recipe:
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
-    chosen = {kind: _chosen(kind, given[kind].pop("name", None)) for kind in BUILDERS}
+    chosen = {kind: _chosen(kind, given[kind].pop("name", None), folders) for kind in BUILDERS}
     known = {table: table_options(table, chosen.get(table, "")) for table in _OPTIONS}
     tasks = check("tasks", given["tasks"], known["tasks"])
     if "ways" in tasks and any(o.name == "ways" for o in known["model"]):
@@ -196,10 +219,12 @@ def _resolve(data: dict[str, Any], name: str) -> Recipe:
     return Recipe(data.get("name", name), data.get("description", ""), tables)
 
 
-def _chosen(kind: str, name: Any) -> str:
+def _chosen(kind: str, name: Any, folders: Sequence[Path]) -> str:
     builders = BUILDERS[kind]
-    if kind != "algorithm" and code.is_code(name):
-        return str(name)
+    if kind in _OWN and code.is_code(name):
+        return code.located(name, folders)
+    if kind in _OWN and isinstance(name, str) and name.endswith(".py"):
+        raise ConfigError(f"`name` in [{kind}]: {name} is a file alone; expected {code.NAMED}, as in {name}:NAME.")
     if name is None:
         own = "" if kind == "algorithm" else f", or {code.NAMED} of your own"
         raise ConfigError(f"missing key `name` in [{kind}]; expected one of: {', '.join(builders)}{own}.")

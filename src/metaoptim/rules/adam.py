@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_fractions, check_positive
 from metaoptim.core.gradients import hold
 from metaoptim.core.types import Params, State, Step
@@ -24,6 +25,8 @@ class Adam:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr, eps=self.eps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_numbers
 from metaoptim.core.types import Params, State, Step
 
@@ -17,6 +18,8 @@ class Clip:
 
     norm: float | None = None
     value: float | None = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_numbers(norm=self.norm, value=self.value)

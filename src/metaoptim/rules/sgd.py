@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_positive
 from metaoptim.core.types import Params, State, Step
 
@@ -15,6 +16,8 @@ class SGD:
     """u = −lr · g."""
 
     lr: float
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)

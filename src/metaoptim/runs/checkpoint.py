@@ -24,6 +24,7 @@ _MARK = b'"sha256":"'
 _DIGITS = 64
 
 LAST, PREVIOUS, BEST = "checkpoint.safetensors", "checkpoint.previous.safetensors", "best.safetensors"
+START = "start.safetensors"  # φ before the first step
 
 
 FORMAT = 1

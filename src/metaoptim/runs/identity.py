@@ -6,11 +6,14 @@ Nested dictionaries of JSON's types, kept in every checkpoint: so that what diff
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core.types import MetaOptimizer
+from metaoptim.learners import network_of
 from metaoptim.tasks import TaskFamily
 
 FEW = 8  # numbers of a tensor that are written out
@@ -83,17 +87,60 @@ def described(x: Any) -> Any:
 def _options(module: nn.Module) -> str:
     """What a module says of itself; for torch's losses, which say nothing, their options.
 
-    Attributes of other modules are left out: people anneal them while they train.
+    Attributes of other modules are left out, for people anneal them while they train: see `attributes`.
     """
     if type(module).__module__ != nn.modules.loss.__name__:
         return module.extra_repr()
-    own = {n: v for n, v in vars(module).items() if n not in _TORCHS and isinstance(v, bool | int | float | str)}
+    own = {n: v for n, v in vars(module).items() if n not in _TORCHS and isinstance(v, _NUMBERS)}
     return ", ".join(f"{n}={v!r}" for n, v in sorted(own.items()))
+
+
+def attributes(method: MetaOptimizer) -> dict[str, Any]:
+    """Numbers, texts and flags that the user's own modules have as attributes, and their loss as those or from a closure.
+
+    By path, as in {"net.body.temperature": 1.0}. Layers of torch and of this library say themselves what they are.
+    """
+    network = network_of(method.learner)
+    found: dict[str, Any] = {}
+    for root, part in {"net": network.net, "loss": network.loss}.items() if network else ():
+        if isinstance(part, nn.Module):
+            for name, module in part.named_modules(prefix=root):
+                found |= {f"{name}.{n}": v for n, v in _attributes(module).items()}
+        elif isinstance(part, FunctionType):
+            with suppress(ValueError):  # a variable that is not yet bound
+                found |= {f"{root}.{n}": v for n, v in inspect.getclosurevars(part).nonlocals.items()}
+    return {name: described(v) for name, v in found.items() if v is None or isinstance(v, (*_NUMBERS, np.generic))}
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Those of its classes, as far as they are the user's own, and of itself; {} for a layer that is not."""
+    own = [kind for kind in type(module).__mro__ if kind.__module__.partition(".")[0] not in ("torch", "metaoptim", "builtins")]
+    if type(module) not in own:
+        return {}
+    of_classes = {n: v for kind in reversed(own) for n, v in vars(kind).items() if not n.startswith("__")}
+    return of_classes | {n: v for n, v in vars(module).items() if n not in _TORCHS}
+
+
+def warn_of_attributes(path: object, recorded: Mapping[str, Any], method: MetaOptimizer) -> None:
+    """One warning where attributes differ from those that the run in `path` began with.
+
+    recorded: {"start": …, "since": …}: those at its start, and those that had been changed, as annealing does, when it was
+    saved; either is as it should be.
+    """
+    here, start = attributes(method), recorded.get("start", {})
+    now = start | recorded.get("since", {})
+    common = [n for n in here if n in start and here[n] != now[n]]
+    found = [*differences({n: start[n] for n in common}, {n: here[n] for n in common})]
+    if found:
+        told = "; ".join(f"{name} was {there} and is {value} here" for name, there, value in found)
+        advice = "Set them as they were if φ counts on that."
+        warnings.warn(f"the run in {path} began with other attributes: {told}. {advice}", stacklevel=3)
 
 
 _TORCHS = frozenset(vars(nn.Module()))
 
-_PLAIN = (bool, int, float, str, Tensor)
+_NUMBERS = (bool, int, float, str)
+_PLAIN = (*_NUMBERS, Tensor)
 
 
 def _tensor(x: Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
 from metaoptim.runs import identity
 from metaoptim.runs.adapted import adapted_module, quiet
-from metaoptim.runs.checkpoint import BEST, Checkpoint
+from metaoptim.runs.checkpoint import BEST, START, Checkpoint, newest
 from metaoptim.runs.store import load_checkpoint
 
 
@@ -28,7 +28,7 @@ class Run:
     method holds the initial φ, phi is the current one; inherited is what a rule's state carries into a new task, by name; step
     counts outer steps; selection says how this φ was chosen ("best" on the validation split, or "last"); batching is how the
     engine mapped tasks; path is the run directory, if there is one; trained is what is known of the tasks and of the training,
-    in words ({}: nothing).
+    in words ({}: nothing); axes counts those of each tensor of a support set in training (none: not known).
     """
 
     method: MetaOptimizer
@@ -40,6 +40,7 @@ class Run:
     batching: str = "loop"
     path: Path | None = None
     trained: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    axes: tuple[int, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for part in self.phi for p in part.values())
@@ -82,6 +83,11 @@ class Run:
                 "a support set is a pair of inputs (S, …) and targets (S, …) with the same S >= 1; found shapes "
                 f"{' and '.join(str(tuple(x.shape)) for x in trees.flatten(support))}."
             )
+        if self.axes and [x.ndim - 1 for x in trees.flatten(support)] == list(self.axes):
+            raise ValueError(
+                "a support set is that of one task, inputs (S, …) and targets (S, …); found an axis more than in training, in "
+                f"shapes {' and '.join(str(tuple(x.shape)) for x in trees.flatten(support))}: take one task, as in x[0], y[0]."
+            )
         network = self.network
         here = trees.to(support, self.phi.device)
         with quiet(network.net):
@@ -94,11 +100,19 @@ class Run:
 def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
     """Loads a run: its φ, and the meta-optimizer that it was trained with, which the caller has rebuilt.
 
-    Raises ValueError, which names the difference, if it was trained with another one.
+    `Run.method.phi` is the φ that training began with. Raises ValueError, which names the difference, if it was trained with
+    another meta-optimizer; warns where plain attributes of the network's modules, such as a temperature, were others.
     """
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
     checkpoint = load_checkpoint(path, which)
+    run = loaded(path, method, checkpoint, which)
+    identity.warn_of_attributes(path, checkpoint.state.get("attributes", {}), method)
+    return run
+
+
+def loaded(path: str | Path, method: MetaOptimizer, checkpoint: Checkpoint, which: Literal["best", "last"]) -> Run:
+    """The run of a checkpoint that was read in its folder."""
     saved = identity.saved_in(checkpoint.state, path)
     identity.refuse_others(path, saved["method"], identity.of_method(method), "build the same model and algorithm")
     phi = unpack(checkpoint, method)
@@ -109,10 +123,21 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
         warnings.warn(
             f"{Path(path) / BEST}, the best by validation (step {best['step']}), is lost: this is the last one, step "
             f"{checkpoint.step}",
-            stacklevel=2,
+            stacklevel=3,
         )
     known = {part: saved[part] for part in ("tasks", "train")}
-    return Run(method, phi, inherited, checkpoint.step, selection, checkpoint.field("seed"), batching, Path(path), known)
+    axes = tuple(checkpoint.state.get("axes", ()))
+    method = _begun(Path(path), method)
+    seed = checkpoint.field("seed")
+    return Run(method, phi, inherited, checkpoint.step, selection, seed, batching, Path(path), known, axes)
+
+
+def _begun(path: Path, method: MetaOptimizer) -> MetaOptimizer:
+    """The meta-optimizer with the φ that the run began with, where it has kept that."""
+    start, _, damaged = newest(path, (START,))
+    if damaged:
+        warnings.warn(f"{path / START} is cut or altered: φ before training is taken from the method given", stacklevel=4)
+    return method if start is None else replace(method, phi=unpack(start, method))
 
 
 def pack(phi: MetaParams, inherited: Params) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The run directory: everything a run writes. A kill at any moment, or a damaged file, loses next to nothing.
 
     recipe.toml  environment.json  metrics.jsonl  tensorboard/  state.json (for people: no run depends on it)
-    checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  .lock
+    start.safetensors  checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  .lock
 
 Nothing in it is a pickle, so opening somebody else's run can't run their code.
 """
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest, pack, read, strict_json
+from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, START, Checkpoint, newest, pack, read, strict_json
 from metaoptim.runs.events import Events
 
 Status = Literal["running", "interrupted", "finished", "failed"]
@@ -45,24 +45,27 @@ class RunDirectory:
         return self._step
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any]) -> RunDirectory:
-        """A new run, with its recipe (TOML text) and environment.
+    def create(
+        cls, path: str | os.PathLike[str], *, recipe: str, environment: dict[str, Any], start: Checkpoint | None = None
+    ) -> RunDirectory:
+        """A new run, with its recipe (TOML text), its environment and φ at its start; in place of one without a saved step.
 
-        Raises ValueError if the folder holds a run already or another process works there, OSError if it
-        can't be created.
+        Raises ValueError if the folder holds another run or another process works there, OSError if it can't be created.
         """
         folder = _folder(path)
         with _explained(f"create the run {folder}"):
             if folder.exists() and not folder.is_dir():
                 raise ValueError(f"{folder} is a file, and a run needs a folder: choose another path")
-            if any((folder / name).exists() for name in (RECIPE, LAST, PREVIOUS, BEST)):
-                found, _, damaged = newest(folder, (LAST, PREVIOUS, BEST))
-                none = "its checkpoints are damaged" if damaged else "no checkpoint yet"
-                reached = f"step {found.step} reached" if found else none
-                raise ValueError(f"{folder} holds a run already ({reached}): resume it, or choose another folder")
+            _refuse_taken(folder)
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, _locked(folder))
         try:
+            _refuse_taken(folder)  # which may have been trained until the lock was free
+            (folder / RECIPE).unlink(missing_ok=True)
+            if (folder / METRICS).exists():
+                run.rewind(0)
+            if start is not None:
+                write_atomic(folder / START, pack(start))
             run.write("environment.json", strict_json(environment, indent=2) + "\n")
             run.mark("running")
             run.write(RECIPE, recipe)  # last, because its presence makes the folder a run
@@ -188,18 +191,18 @@ def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", 
     return found
 
 
-def finished(folder: Path) -> bool:
-    """Whether a training there came to its end, as its state.json says; False where that can't be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return bool(json.loads((folder / "state.json").read_text(encoding="utf-8"))["status"] == "finished")
-    return False
+def told_state(folder: Path) -> dict[str, Any]:
+    """What state.json says of the run there; {} where it can't be read."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    return {}
 
 
-def write_atomic(path: Path, data: bytes, *, keep: Path | None = None, full: str = AGAIN) -> None:
+def write_atomic(path: Path, data: bytes, *, keep: Path | None = None, stale: Path | None = None, full: str = AGAIN) -> None:
     """Writes a file so that, whatever happens, the old or the new one is there; the old one moves to `keep`.
 
-    A kill between the two renames leaves the old file under the name `keep` only. Raises OSError if it can't
-    be written, with the advice `full` where the disk is full.
+    stale: a file that is not true of the new one, and is removed before that is there. A kill between the two renames leaves
+    the old file as `keep` only. Raises OSError if it can't be written, with the advice `full` where the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(f"write {path}", full):
@@ -208,6 +211,8 @@ def write_atomic(path: Path, data: bytes, *, keep: Path | None = None, full: str
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if stale is not None:
+                stale.unlink(missing_ok=True)
             if keep is not None and path.exists():
                 os.replace(path, keep)
             os.replace(temporary, path)
@@ -248,6 +253,16 @@ def _require_run(folder: Path) -> None:
         found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         listed = ", ".join(found[:5]) + (", …" if len(found) > 5 else "") if found else "nothing"
         raise ValueError(f"there is no run in {folder} (found {listed}, expected {RECIPE}): check the path")
+
+
+def _refuse_taken(folder: Path) -> None:
+    """Raises a ValueError where the folder holds a run, unless it is one of ours without a step that was saved."""
+    found, _, damaged = newest(folder, (LAST, PREVIOUS, BEST))
+    untrained = found is None and not damaged
+    if untrained and (not (folder / RECIPE).exists() or told_state(folder).get("step") == 0):
+        return
+    reached = f"step {found.step} reached" if found else "its checkpoints are damaged" if damaged else "no checkpoint yet"
+    raise ValueError(f"{folder} holds a run already ({reached}): resume it, or choose another folder")
 
 
 def _locked(folder: Path) -> FileLock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -15,7 +16,8 @@ from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine import Engine
 from metaoptim.gradcheck import in_the_data
-from metaoptim.training.outer_step import grad_norm
+from metaoptim.training.module import check_engine, refuse_list
+from metaoptim.training.outer_step import check_step, grad_norm
 
 _YIELDS = (
     "the data loader must yield batches of tasks, as Task(support=(x, y), query=(x, y)) with leading axis T, or plain "
@@ -40,7 +42,8 @@ def meta_train(
         optimizer: made on `model.parameters()`; Meta-SGD's step sizes are added to it as a group of their own, found
             again in another pass.
         data_loader: yields batches of T tasks, or plain (data, targets) batches, each of which is ONE task: a random half
-            of its examples is the support set, the rest the query set.
+            of its examples is the support set, the rest the query set. Of those, one of a single example that comes after
+            others, as the last of an epoch can be, is left out, with a warning.
         num_inner_steps: inner steps K.
         inner_lr: inner step size α on the mean loss; for "meta_sgd" where every α starts.
         method: the name of an algorithm.
@@ -51,8 +54,17 @@ def meta_train(
         The outer loss of each step.
 
     Raises:
-        ValueError: an unknown method, a loader that is empty or yields something else, an optimizer of other parameters.
+        ValueError: an unknown method, a loader that is empty or yields something else, an optimizer of other parameters or
+            one that evaluates the loss again within a step.
     """
+    check_engine(engine)
+    if not all(hasattr(optimizer, name) for name in ("param_groups", "zero_grad", "step")):
+        given: Any = optimizer
+        found = repr(given) if isinstance(given, str | type) else type(given).__name__
+        raise ValueError(
+            f"optimizer is {found}; give one made on the model's parameters, such as torch.optim.Adam(model.parameters())."
+        )
+    check_step(optimizer, "choose another optimizer, such as Adam")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
@@ -60,6 +72,13 @@ def meta_train(
     losses: list[float] = []
     stepper: _Stepper | None = None
     for item in data_loader:
+        if stepper is not None and _is_single(item):
+            warnings.warn(
+                "a batch of 1 example can't be divided into a support and a query set, and was left out (drop_last=True in the "
+                "data loader leaves it out too).",
+                stacklevel=2,
+            )
+            continue
         batch = _tasks(item)
         if stepper is None:
             chosen = loss or (mse if batch.query[1].is_floating_point() else cross_entropy)
@@ -119,6 +138,7 @@ def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tenso
 
 def _tasks(item: Any) -> Task:
     """A batch of tasks from what a loader yielded."""
+    refuse_list(item)
     if isinstance(item, Task):
         return item
     if not isinstance(item, tuple | list) or len(item) != 2:
@@ -129,6 +149,12 @@ def _tasks(item: Any) -> Task:
     if all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in (first, second)):
         return Task((first[0], first[1]), (second[0], second[1]))
     raise ValueError(f"{_YIELDS}; found a pair of {type(first).__name__} and {type(second).__name__}.")
+
+
+def _is_single(item: Any) -> bool:
+    """Whether a loader yielded a plain batch of one example."""
+    pair = isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) and x.ndim for x in item)
+    return bool(pair and item[0].shape[0] == item[1].shape[0] == 1)
 
 
 def _split(batch: Batch) -> Task:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
-from metaoptim.engine import Engine
+from metaoptim.engine import SETTINGS, Engine
 from metaoptim.learners import modules, network_of
 
 
@@ -52,11 +53,14 @@ class MetaModule(nn.Module):
             _place(self.rule, name, value, learnt=True)
 
     def phi(self) -> MetaParams:
-        """φ now, sharing memory with the parameters."""
+        """φ now. It shares memory with the parameters, so that the next step of an optimizer changes it: clone what is to stay
+        as it is, as in {n: p.clone() for n, p in module.phi().weights.items()}, or `copy.deepcopy(module.phi())`.
+        """
         return MetaParams(*({n: x.detach() for n, x in _own(part).items()} for part in (self.weights, self.rule)))
 
     def estimate(self, batch: Task) -> Estimate:
         """The meta-gradient of a batch of T tasks, with nothing changed but the estimator's carry and the count of steps."""
+        refuse_list(batch)
         phi = self.phi()
         if self._loaded:
             self.carry, self._loaded = trees.filled(self.engine.init(phi, batch), self._loaded), {}
@@ -108,11 +112,37 @@ class MetaModule(nn.Module):
         self.carry = None
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """A ValueError: what would be called is a network, and this is what it is made of."""
+        raise ValueError(
+            "a MetaModule holds φ and is no network to be called: module.backward(batch of tasks) takes the meta-gradient, and "
+            "mo.Run(module.method, module.phi()).adapt(support) returns an adapted network."
+        )
+
     def backward(self, batch: Task) -> Tensor:
         """Adds the meta-gradient of a batch of T tasks to `.grad`; returns the outer loss, a scalar."""
         estimate = self.estimate(batch)
         self.accumulate(estimate.grad)
         return estimate.loss
+
+
+def check_engine(engine: Any) -> None:
+    """Raises a ValueError for what is no table of the engine's settings."""
+    if engine is not None and not isinstance(engine, Mapping):
+        raise ValueError(
+            f"engine={engine!r}: it must be settings by name, such as {{'runtime': 'eager'}}, of {', '.join(SETTINGS)}."
+        )
+    if unknown := [name for name in engine or {} if name not in SETTINGS]:
+        raise ValueError(f"engine has no setting {unknown[0]!r}; choose among {', '.join(SETTINGS)}.")
+
+
+def refuse_list(batch: Any) -> None:
+    """Raises a ValueError for tasks one by one, in place of a batch of them."""
+    if isinstance(batch, list | tuple) and batch and all(isinstance(part, Task) for part in batch):
+        raise ValueError(
+            f"a batch of tasks is one Task, whose tensors have a leading axis T; found {len(batch)} tasks in a "
+            f"{type(batch).__name__}: stack their tensors, as the collation of a torch DataLoader does."
+        )
 
 
 def add_grad(parameter: Tensor, grad: Tensor) -> None:

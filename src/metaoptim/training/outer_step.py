@@ -184,11 +184,13 @@ def _check_optimizer(made: Any, module: MetaModule) -> None:
             f"the optimizer does not hold `{left[0]}`: make it of the parameters that the function is given; to leave weights "
             "as they are, build the method with learns=."
         )
-    if inspect.signature(made.step).parameters.get("closure", _OPTIONAL).default is inspect.Parameter.empty:
-        raise ValueError(
-            f"{type(made).__name__} evaluates the loss again within a step: write an outer_step= that calls its `again`, or "
-            "choose another optimizer."
-        )
+    check_step(made, "write an outer_step= that calls its `again`, or choose another optimizer")
+
+
+def check_step(optimizer: torch.optim.Optimizer, advice: str) -> None:
+    """Raises a ValueError for an optimizer that takes no step without a closure."""
+    if inspect.signature(optimizer.step).parameters.get("closure", _OPTIONAL).default is inspect.Parameter.empty:
+        raise ValueError(f"{type(optimizer).__name__} evaluates the loss again within a step: {advice}.")
 
 
 _OPTIONAL = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)

@@ -25,7 +25,7 @@ from metaoptim.runs import identity
 from metaoptim.runs.adapted import quiet
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
 from metaoptim.runs.run import Run, pack, part, unpack
-from metaoptim.runs.store import RunDirectory, finished
+from metaoptim.runs.store import RunDirectory, told_state
 from metaoptim.tasks import TaskFamily
 from metaoptim.training.callbacks import AT_ONCE
 from metaoptim.training.module import MetaModule
@@ -58,6 +58,8 @@ class Training:
         self.iterations, self.seed, self.check = iterations, seed, check
         protocol = {"seed": seed, "iterations": iterations, **protocol, **identity.described(outer_step.facts)}
         self.identity = {"method": identity.of_method(method), "tasks": identity.of_tasks(tasks), "train": protocol}
+        self.start = identity.attributes(method)  # which may be annealed from now on
+        self.axes: tuple[int, ...] = ()
         self.best: Best | None = None
         self.best_phi: tuple[MetaParams, Params] | None = None
         self.vain = 0  # validations in a row without a better score
@@ -79,6 +81,7 @@ class Training:
         carry = self.module.carry
         with _seeded(self.seed, step, self.device):
             estimate = self.module.estimate(batch)
+        self.axes = tuple(x.ndim - 1 for x in trees.flatten(batch[0]))
         size = grad_norm(estimate)
         if wrong := self.fault(estimate, size, batch, step):
             self.module.carry, self.module.outer_step = carry, step  # φ has not moved yet
@@ -175,6 +178,8 @@ class Training:
         # Without what was measured, so that the same run is the same bytes.
         choice = {name: value for name, value in self.choice._asdict().items() if name != "seconds"}
         state = {"seed": self.seed, "identity": self.identity, "scalars": scalars, "best": best, "vain": self.vain}
+        since = {n: x for n, x in identity.attributes(self.method).items() if self.start.get(n, x) != x}
+        state |= {"attributes": {"start": self.start, "since": since}, "axes": self.axes}
         return Checkpoint(self.step, tensors, {**state, "choice": choice})
 
     def done(self, path: Path) -> bool:
@@ -188,9 +193,12 @@ class Training:
             here["train"]["iterations"] = saved["train"]["iterations"]
         advice = "resume it with the same, or start a new run in another folder"
         identity.refuse_others(path, saved, here, advice)
+        recorded = checkpoint.state.get("attributes", {})
+        identity.warn_of_attributes(path, recorded, self.method)
+        self.start, self.axes = recorded.get("start", self.start), tuple(checkpoint.state.get("axes", ()))
         self.vain = checkpoint.field("vain")
         over = checkpoint.step >= self.iterations or self.stale(self.identity["train"]["early_stopping"])
-        return over and finished(path)
+        return over and told_state(path).get("status") == "finished"
 
     def restore(self, directory: RunDirectory) -> None:
         """Goes back to the last checkpoint, or to the start where there is none yet."""
@@ -226,7 +234,8 @@ class Training:
         selection: Literal["best", "last"] = "best" if self.best else "last"
         step = self.best.step if self.best else self.step
         known = {part: self.identity[part] for part in ("tasks", "train")}
-        return Run(self.method, phi, inherited, step, selection, self.seed, self.choice.batching, trained=known)
+        batching, axes = self.choice.batching, self.axes
+        return Run(self.method, phi, inherited, step, selection, self.seed, batching, trained=known, axes=axes)
 
 
 def _kept(directory: RunDirectory | None) -> str:

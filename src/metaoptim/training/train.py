@@ -11,16 +11,16 @@ from typing import Any, Literal, cast
 
 from metaoptim.core.checks import check_counts, check_flags, check_positive
 from metaoptim.core.types import MetaOptimizer, Outer
-from metaoptim.engine import SETTINGS
 from metaoptim.learners import placed
-from metaoptim.runs.environment import environment
+from metaoptim.runs.checkpoint import Checkpoint
+from metaoptim.runs.environment import environment, folder
 from metaoptim.runs.progress import Reporter
-from metaoptim.runs.run import Run, load
-from metaoptim.runs.store import RunDirectory
+from metaoptim.runs.run import Run, loaded, pack
+from metaoptim.runs.store import RunDirectory, load_checkpoint
 from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import check_seed
 from metaoptim.training.callbacks import Listeners, OnStep, OnValidation, Rhythm
-from metaoptim.training.module import MetaModule
+from metaoptim.training.module import MetaModule, check_engine
 from metaoptim.training.outer_step import Make, OptimizerStep, OuterStep, Scheduler
 from metaoptim.training.recorded import keep_choice, kept_choice, recorded
 from metaoptim.training.size import check_batch, check_inner_run
@@ -31,7 +31,11 @@ WAIT = 10  # outer steps that are taken at once, by rule, before the fastest way
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by the user after its state was saved; the message says how to resume."""
+    """Training was stopped by the user after its state was saved: `where` it stood, and in the message how to resume."""
+
+    def __init__(self, where: str, advice: str = "") -> None:
+        KeyboardInterrupt.__init__(self, f"{where}{advice}")
+        self.where = where
 
 
 def train(
@@ -133,8 +137,7 @@ def train(
              "scheduler": scheduler, "clip": clip}  # fmt: skip
     if outer_step is not None and (vain := [name for name, value in asked.items() if value is not None]):
         raise ValueError(f"{vain[0]} was given beside an outer_step, which takes the optimizer's place; leave one of them out.")
-    if unknown := set(engine or {}) - set(SETTINGS):
-        raise ValueError(f"engine has no setting {min(unknown)!r}; choose among {', '.join(SETTINGS)}.")
+    check_engine(engine)
     method = placed(method, device)
     # Here the loop is ours, so what is fastest is measured, once a few steps were taken.
     module = MetaModule(method, **{"runtime": "auto", **(engine or {})}, horizon=iterations, wait=WAIT)
@@ -166,14 +169,14 @@ def train(
         "iterations": iterations, "tasks_per_step": tasks_per_step, "seed": seed, "optimizer": named, "lr": lr, "clip": clip,
         "optimizer_options": optimizer_options, "rule_lr": rule_lr, "schedule": schedule, "check": check, **rhythm._asdict(),
     }  # fmt: skip
-    with _opened(out, resume, lambda: recorded(training.identity, method, settings, engine, recipe)) as directory:
+    with _opened(out, resume, method, lambda: recorded(training.identity, method, settings, engine, recipe)) as directory:
         if not (resume and training.done(directory.path)):
             with _marked(training, directory, listeners):
                 if resume:
                     module.engine.preset = module.engine.preset or kept_choice(directory)
                     training.restore(directory)
                 _loop(training, judged, rhythm, listeners, directory, progress, resume)
-    return load(out, method, "best")
+    return loaded(out, method, load_checkpoint(out, "best"), "best")
 
 
 def _outer(wanted: Outer, optimizer: Any, lr: float | None, schedule: Any, scheduler: Any) -> Outer:
@@ -225,13 +228,17 @@ def _loop(
                     directory.save(training.checkpoint(), best=improved)
             report.advanced(record)
             if halt and not done:
-                raise Interrupted(_resume_hint(training.step, directory))
+                raise _interrupted(training.step, directory)
             listeners.tell(record, scores)
 
 
 @contextmanager
-def _opened(out: str | Path, resume: bool, recipe: Callable[[], str]) -> Iterator[RunDirectory]:
-    directory = RunDirectory.reopen(out) if resume else RunDirectory.create(out, recipe=recipe(), environment=environment())
+def _opened(out: str | Path, resume: bool, method: MetaOptimizer, recipe: Callable[[], str]) -> Iterator[RunDirectory]:
+    if resume:
+        directory = RunDirectory.reopen(out)
+    else:
+        found, start = environment() | {"folder": folder()}, Checkpoint(0, pack(method.phi, {}), {})
+        directory = RunDirectory.create(out, recipe=recipe(), environment=found, start=start)
     try:
         yield directory
     finally:
@@ -277,10 +284,7 @@ def _interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _resume_hint(step: int, directory: RunDirectory | None) -> str:
+def _interrupted(step: int, directory: RunDirectory | None) -> Interrupted:
     if directory is None:
-        return f"stopped after step {step}; nothing was saved, because the run has no directory (out=)."
-    return (
-        f"stopped after step {step}, saved in {directory.path}; go on with resume=True (on the command line: the same "
-        "command and --resume)."
-    )
+        return Interrupted(f"stopped after step {step}; nothing was saved, because the run has no directory (out=).")
+    return Interrupted(f"stopped after step {step}, saved in {directory.path}", "; go on with resume=True.")
