@@ -51,7 +51,8 @@ def meta_train(
         The outer loss of each step.
 
     Raises:
-        ValueError: an unknown method, a loader that is empty or yields something else, an optimizer of other parameters.
+        ValueError: an unknown method, or one with weights for each inner step; a loader that is empty or yields something else;
+        an optimizer of other parameters.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
@@ -64,6 +65,7 @@ def meta_train(
         if stepper is None:
             chosen = loss or (mse if batch.query[1].is_floating_point() else cross_entropy)
             built = _build(method, model, chosen, num_inner_steps, inner_lr)
+            _check_shapes(model, built)
             stepper = _Stepper(model, optimizer, built, engine or {})
         losses.append(stepper(batch))
     if stepper is None:
@@ -115,6 +117,16 @@ def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tenso
     build = ALGORITHMS[method]
     given = {"steps": steps, "lr": lr, "low": lr, "high": lr}
     return build(model, loss, **{name: given[name] for name in inspect.signature(build).parameters if name in given})
+
+
+def _check_shapes(model: nn.Module, method: MetaOptimizer) -> None:
+    """Raises a ValueError where φ has weights that the model's own parameters can't hold."""
+    for name, p in model.named_parameters():
+        if method.phi.weights[name].shape != p.shape:
+            raise ValueError(
+                f"{method.name} learns `{name}` for each inner step, and the model's own parameter holds one: use train, or "
+                "MetaModule in a loop of your own."
+            )
 
 
 def _tasks(item: Any) -> Task:
