@@ -143,3 +143,15 @@ def test_the_options_of_torchs_losses_tell_methods_apart_and_what_is_annealed_do
     before = identity.of_method(mo.maml(net, mo.losses.mse))
     vars(net)["temperature"] = 2.0
     assert identity.of_method(mo.maml(net, mo.losses.mse)) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cosine": False}, {"multi_step_until": 0, "per_step_norms": False}, {"first_order_until": 7, "lr": 0.2}],
+    ids=str,
+)
+def test_parts_that_are_left_out_are_found_again(options: dict[str, Any]) -> None:
+    method = mo.maml_plus_plus(example_net("maml_plus_plus"), mo.losses.cross_entropy, steps=2, **options)
+    found = named_algorithm(method)
+    assert found["name"] == "maml_plus_plus" and found["steps"] == 2
+    assert {key: found[key] for key in options} == options
