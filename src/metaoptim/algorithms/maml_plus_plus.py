@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
 from metaoptim.core.checks import check_counts, check_flags
-from metaoptim.core.objectives import AnnealedMultiStep, last
+from metaoptim.core.objectives import AnnealedMultiStep, Objective, last
 from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Unroll
 from metaoptim.learners import Names, Network, nothing
@@ -69,7 +69,7 @@ def maml_plus_plus(
     check_counts(0, multi_step_until=multi_step_until, first_order_until=first_order_until)
     check_flags(layer_step_sizes=layer_step_sizes, per_step_norms=per_step_norms, cosine=cosine)
     norms = Names(batch_norms(Network(net, loss, normalisation).net) if per_step_norms else ())
-    objective = AnnealedMultiStep(multi_step_until) if multi_step_until else last
+    objective: Objective = AnnealedMultiStep(multi_step_until) if multi_step_until else last
     return compose(
         net,
         loss,

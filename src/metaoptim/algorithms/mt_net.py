@@ -7,7 +7,7 @@
 Paper: Lee and Choi 2018, https://arxiv.org/abs/1801.05558, section 3.2 (a straight-through Gumbel-softmax, temperature 1).
 
 Deviations: the two Gumbel draws of the published code are one of their difference, which is logistic. Scale and shift of batch
-norms have units too. Training draws by each task's key; adaptation and evaluation by torch's generator.
+norms have units too. Training draws by each task's key; where there is none, torch's generator does.
 """
 
 from __future__ import annotations
@@ -54,11 +54,15 @@ class Masked:
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
         masks = {n: _straight_through(psi[n] + drawn) for n, drawn in state.items()}
-        return {n: -self.lr * (masks[_units(n, g)] * g.movedim(0, -1)).movedim(-1, 0) for n, g in grads.items()}, state
+        return {n: -self.lr * _rows(masks[_units(n, g)], g) * g for n, g in grads.items()}, state
 
 
 def _units(name: str, w: Tensor) -> str:
-    return f"{name.rpartition('.')[0]}.logits_{w.shape[0]}".lstrip(".")
+    return f"{name.rpartition('.')[0]}.logits_{w.shape[:1].numel()}".lstrip(".")
+
+
+def _rows(mask: Tensor, g: Tensor) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (g.ndim - 1))
 
 
 def _straight_through(x: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def unicorn_maml(
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
-    start = head_start(network := Network(net, loss, normalisation, head), "equal")
+    network = Network(net, loss, normalisation, head)
+    start = head_start(network, "equal")
     biases = Names(tuple(n for n in start.names.names if network.weights()[n].ndim < 2))
     return compose(
         net,

@@ -55,8 +55,7 @@ def mlp(
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"mlp: sizes={list(sizes)} must name at least an input and an output width, all positive.")
     _offered("mlp", "activation", activation, tuple(_ACTIVATIONS))
-    if context < 0:
-        raise ValueError(f"mlp: context={context}: it must be at least 0, the size of a vector.")
+    _sized("mlp", context)
     layers: list[nn.Module] = [ContextInput(context)] if context else []
     for i, (a, b) in enumerate(pairwise(sizes)):
         layers += [_ACTIVATIONS[activation]()] if i else []
@@ -93,11 +92,9 @@ def conv4(
         context: size of a context vector that scales and shifts the channels of the third block (CAVIA); 0: none.
         transforms: a matrix after every convolution and after the head, which does not adapt (T-Net).
     """
-    if ways < 2 or channels < 1 or filters < 1 or context < 0:
-        raise ValueError(
-            f"conv4: ways={ways}, channels={channels}, filters={filters}, context={context}: needs ways >= 2, context >= 0, "
-            "the others >= 1."
-        )
+    if ways < 2 or channels < 1 or filters < 1:
+        raise ValueError(f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1.")
+    _sized("conv4", context)
     _offered("conv4", "norm", norm, ("batch", "layer", "none"))
     _offered("conv4", "features", features, ("mean", "flatten"))
     smallest = 16 if pool else 1
@@ -128,6 +125,11 @@ def conv4(
 def _offered(model: str, name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{model}: {name}={value!r} is not offered; choose one of {', '.join(choices)}.")
+
+
+def _sized(model: str, context: int) -> None:
+    if context < 0:
+        raise ValueError(f"{model}: context={context}: it must be at least 0, the size of a vector.")
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4}
