@@ -274,7 +274,8 @@ def test_the_order_of_classes_makes_no_difference(build: Callable[..., MetaOptim
         close(estimate.grad, found[0].grad)
     assert max(abs(e.loss - others[0].loss) for e in others) > 1e-3, "which it does to MAML"
     *_, (_, start) = inner_loop(method.learner, method.phi, trees.index(batch.support, 0), held, steps=0)
-    loss, _ = method.learner.loss(method.phi, start, batch.support, trees.index(batch.query, 0), torch.tensor(0))
+    support, query = (trees.index(part, 0) for part in batch)
+    loss, _ = method.learner.loss(method.phi, start, support, query, torch.tensor(0))
     assert loss.item() == pytest.approx(math.log(3), rel=1e-12)
 
 
@@ -329,7 +330,8 @@ def test_a_head_that_starts_anew_must_be_one_layer() -> None:
     for build in (mo.unicorn_maml, mo.zero_head_maml):
         with pytest.raises(ValueError, match=r"the head `head` has 2 layers with matrices, and must have one, .* with head="):
             build(deep, cross_entropy)
-        assert build(deep, cross_entropy, head="head.2").learner.start.names.names == ("head.2.weight", "head.2.bias")
+        learner: Any = build(deep, cross_entropy, head="head.2").learner
+        assert learner.start.names.names == ("head.2.weight", "head.2.bias")
 
 
 # --- Gradients that are mixed, made or masked -----------------------------------------------------------------------------
