@@ -116,6 +116,18 @@ def test_golden_meta_sgd() -> None:
     close(grad.rule["lr.w"], [-0.870675, -1.51695])
 
 
+@pytest.mark.parametrize(("steps", "gradient"), [(1, [-0.867875, 1.695075]), (3, [-0.54039028, 1.29011749])])
+def test_golden_step_sizes_per_layer(steps: int, gradient: list[float]) -> None:
+    """MAML's gradient of θ; for one step, that of α is −∇L_S(θ) · ∇L_Q(θ'), the sum of Meta-SGD's."""
+    learner, psi = GradientLearner(quadratic, rules.LayerStepSizes(STEP, steps), steps), {"lr": torch.full((steps,), STEP)}
+    found = Unroll()(learner, MetaParams({"w": THETA}, psi), GOLDEN, (), CLOCK).grad
+    close(found.weights["w"], gradient, 6e-9)
+    if steps == 1:
+        slope, after = A @ (THETA - C), AQ @ (double(0.295, 0.21) - CQ)
+        close(found.rule["lr"], -(slope @ after)[None])
+        close(found.rule["lr"], [-2.568525])
+
+
 def test_golden_prox() -> None:
     # A long run reaches the optimum of L + ½λ‖θ' − θ‖², and its meta-gradient the implicit one (iMAML, λ = 2).
     learner, meta = GradientLearner(quadratic, rules.SGD(0.25), 80, prox=2.0), MetaParams({"w": THETA}, {})
