@@ -20,7 +20,6 @@ from metaoptim.algorithms.mt_net import mt_net as mt_net
 from metaoptim.algorithms.protonet import protonet as protonet
 from metaoptim.algorithms.reptile import reptile as reptile
 from metaoptim.algorithms.t_net import t_net as t_net
-from metaoptim.algorithms.unicorn_maml import unicorn_maml as unicorn_maml
 from metaoptim.algorithms.zero_head_maml import zero_head_maml as zero_head_maml
 from metaoptim.core.types import MetaOptimizer
 
@@ -36,7 +35,6 @@ ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "lslr": lslr,
     "maml_plus_plus": maml_plus_plus,
     "cavia": cavia,
-    "unicorn_maml": unicorn_maml,
     "zero_head_maml": zero_head_maml,
     "meta_curvature": meta_curvature,
     "alfa": alfa,

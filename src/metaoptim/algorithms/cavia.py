@@ -61,8 +61,8 @@ def cavia(
     advice = "put mo.nn.ContextInput or mo.nn.FiLM into it, or build it with context=100 (mo.nn.mlp, mo.nn.conv4)"
     network = Network(net, loss, normalisation)
     contexts = named(network, "context", advice)
-    if any(net.get_parameter(n).any() for n in contexts.names):
-        raise ValueError(f"the context `{contexts.names[0]}` is not 0, where every task starts from 0; set it to 0.")
+    if moved := [n for n in contexts.names if net.get_parameter(n).any()]:
+        raise ValueError(f"the context `{moved[0]}` is not 0, where every task starts from 0; set it to 0.")
     return compose(
         net,
         loss,

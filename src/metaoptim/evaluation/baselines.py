@@ -46,7 +46,7 @@ def prototypes(run: Run, batch: Task) -> dict[str, Tensor]:
 
 def _nearest_mean(run: Run, task: Task) -> Tensor:
     (xs, ys), (xq, yq) = task
-    network, weights = run.network, run.network.at(run.phi.weights, torch.zeros_like(ys[0]))
+    network, weights = run.network, run.network.initial(run.phi.weights)
     fs, fq = network.features(weights, xs, None), network.features(weights, xq, (xs, ys))
     member = nn.functional.one_hot(ys).to(fs.dtype)
     means = member.T @ fs / member.sum(0)[:, None]
@@ -74,7 +74,7 @@ def _fine_tuner(network: Network, phi: MetaParams, lr: float, steps: int) -> Met
 def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> Params:
     """The weights of the run's network after ordinary training from the initial φ; a classifier's head is zero."""
     net = copy.deepcopy(run.network.net).train()
-    initial = run.network.at(run.method.phi.weights, torch.tensor(0, device=run.phi.device))
+    initial = run.network.initial(run.method.phi.weights)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(initial[name])
