@@ -46,7 +46,7 @@ class Generated:
 
         def draw(*shape: int) -> Tensor:  # where the generator is, so that every device starts from the same numbers
             u = torch.rand(shape, dtype=like.dtype, generator=generator, device=generator.device)
-            return ((2 * u - 1) * n**-0.5).to(like.device)
+            return ((2 * u - 1) / n**0.5).to(like.device)
 
         network = {"hidden.weight": draw(n, n), "hidden.bias": draw(n), "out.weight": draw(n, n), "out.bias": like.new_ones(n)}
         tables = {"size": self.lr, "decay": self.lr * self.decay}
