@@ -1,6 +1,7 @@
 """ALFA: adaptive learning of hyperparameters for fast adaptation.
 
-    θ_(l,k+1) = (1 − b_l B_(l,k)) θ_(l,k) − a_l A_(l,k) ∇_(θ_l) L_i(θ_k; S_i),   (a, b) = g_ψ(means of all θ_l and ∇_(θ_l))
+    θ_(l,k+1) = (1 − b_l B_(l,k)) θ_(l,k) − a_l A_(l,k) ∇_(θ_l) L_i(θ_k; S_i)
+    (a, b) = g_ψ(means of θ_l and of ∇_(θ_l), for all l)          in every step anew
     (θ, A, B, ψ) ← (θ, A, B, ψ) − β ∇ mean_i L_i(θ_K; Q_i)
 
 Paper: Baik, Choi, Choi, Kim and Lee 2020, https://arxiv.org/abs/2011.00209, section 3.
@@ -13,6 +14,7 @@ starts from random weights is left out. Tasks are averaged, and losses are means
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,7 +48,7 @@ class Generated:
 
         def draw(*shape: int) -> Tensor:  # where the generator is, so that every device starts from the same numbers
             u = torch.rand(shape, dtype=like.dtype, generator=generator, device=generator.device)
-            return ((2 * u - 1) / n**0.5).to(like.device)
+            return ((2 * u - 1) / math.sqrt(n)).to(like.device)
 
         network = {"hidden.weight": draw(n, n), "hidden.bias": draw(n), "out.weight": draw(n, n), "out.bias": like.new_ones(n)}
         tables = {"size": self.lr, "decay": self.lr * self.decay}
