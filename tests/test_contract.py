@@ -63,6 +63,7 @@ def estimates(
     optimizer: MetaOptimizer, how: str = "loop", memory: str = "graph", runtime: str = "eager", rounds: int = 2
 ) -> list[Estimate]:
     """Meta-gradients of several batches in turn, with what is carried from one to the next."""
+    torch.manual_seed(4)  # of the tasks' keys
     engine, dtype = Engine(optimizer, how, memory, runtime), next(iter(optimizer.phi.weights.values())).dtype
     carry, found = engine.init(optimizer.phi, tasks(seed=10, dtype=dtype)), []
     for i in range(rounds):
@@ -80,7 +81,8 @@ def leaves(estimate: Estimate) -> list[Tensor]:
 def test_every_way_gives_the_same_numbers(name: str, policy: Normalisation) -> None:
     if "normalisation" not in options(name):
         pytest.skip(f"{name} has no normalisation policy")
-    optimizer = build(name, normalisation=policy)
+    many = "steps" in options(name) and options(name)["steps"].default > 2
+    optimizer = build(name, normalisation=policy, **({"steps": 2} if many else {}))  # graphs of a few are built quickly
     expected = estimates(optimizer)
     traced = {("vmap", "graph", "trace"), ("loop", "steps", "trace"), ("workers:2", "mixed", "trace")}
     ways = [way for way in offered(optimizer) if way[2] == "eager" or (policy == "transductive" and way in traced)]
@@ -180,7 +182,9 @@ def test_frozen_parameters_neither_adapt_nor_are_learnt(name: str) -> None:
         assert estimate.grad.weights.keys() == {n for n in names if usual.learns(n)} - frozen
         assert not any(leaf in owned for leaf in frozen for owned in estimate.grad.rule)
     support: Batch = trees.index(tasks(), 0).support
-    *_, (_, state) = inner_loop(optimizer.learner, optimizer.phi, support, held, steps=1)
+    # Two steps: a head whose rows are alike passes nothing back to the body in the first one. Seeded: masks are drawn.
+    torch.manual_seed(0)
+    *_, (_, state) = inner_loop(optimizer.learner, optimizer.phi, support, held, steps=2)
     after = optimizer.learner.weights(optimizer.phi, state)
     assert after.keys() == optimizer.phi.weights.keys()
     assert {leaf for leaf in after if not torch.equal(after[leaf], optimizer.phi.weights[leaf])} == set(optimizer.adapting)

@@ -242,6 +242,19 @@ def test_the_pretrained_row_learns_and_leaves_the_run_alone(run: Run) -> None:
     assert judge(base, baselines=()).mean > 1.2 / 3  # better than chance, from a zero head
 
 
+def test_baselines_of_a_network_whose_norms_have_a_version_for_each_step() -> None:
+    torch.manual_seed(0)
+    method = mo.maml_plus_plus(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, steps=2)
+    run = Run(method, method.phi)
+    base = baselines.pretrained(run, images(), 3, 2, False)
+    assert base.phi.weights["block0.1.weight"].shape == (4,) and base.network.per_step("block0.1.weight") is False
+    assert run.phi.weights["block0.1.weight"].shape == (3, 4)
+    result = judge(run, baselines=("untrained", "prototypes", "pretrained"), pretrain_iterations=3, steps=4, episodes=4)
+    assert all(x.isfinite().all() for row in result.rows for x in row.scores.values())
+    untrained, own = result.rows[1].scores["loss"], result.rows[0].scores["loss"]
+    assert torch.equal(untrained, own) and own.shape == (4, 5)
+
+
 def test_regression_has_no_prototypes_and_pools_its_tasks() -> None:
     torch.manual_seed(0)
     meta = mo.maml(mo.nn.mlp([1, 8, 1]), mo.losses.mse, lr=0.01)

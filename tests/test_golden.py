@@ -12,7 +12,8 @@ from metaoptim.core import linalg
 from metaoptim.core.gradients import exact
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.losses import mse
-from metaoptim.core.types import Batch, Clock, Info, Loss, MetaParams, Params, State, Task
+from metaoptim.core.objectives import AnnealedMultiStep
+from metaoptim.core.types import Batch, Clock, Info, Loss, Memory, MetaParams, Params, State, Task
 from metaoptim.estimators import Displacement, Implicit, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
 
@@ -69,6 +70,42 @@ def test_golden_weights(steps: int, expected: list[float]) -> None:
     close(learner.weights(meta, state)["w"], expected)
 
 
+@pytest.mark.parametrize("memory", ["graph", "steps", "mixed"])
+def test_golden_orders_between_the_first_and_the_second(memory: Memory) -> None:
+    """(I − (1 − c) αA)^K ∇L_Q(θ_K): FOMAML's golden values with c = 1, MAML's with c = 0, and for K = 1 a line between them."""
+    first, second = double(-0.9705, 1.8295), double(-0.867875, 1.695075)
+    for share in (0.0, 0.3, 1.0):
+        estimator = Unroll(first_order=lambda outer_step, share=share: share + 0 * outer_step).keeping(memory)
+        for steps in (1, 3):
+            learner = GradientLearner(quadratic, rules.SGD(STEP), steps)
+            found = estimator(learner, MetaParams({"w": THETA}, {}), GOLDEN, (), CLOCK).grad.weights["w"]
+            *_, (_, state) = inner_loop(learner, MetaParams({"w": THETA}, {}), GOLDEN.support, exact)
+            after = AQ @ (state.fast["w"] - CQ)
+            close(found, torch.linalg.matrix_power(torch.eye(2) - (1 - share) * STEP * A, steps) @ after)
+            if steps == 1:
+                close(found, share * first + (1 - share) * second)
+
+
+GOLDEN_LOSS_WEIGHTS = [
+    (0, [0.2, 0.2, 0.2, 0.2, 0.2]), (1, [0.18, 0.18, 0.18, 0.18, 0.28]), (5, [0.1, 0.1, 0.1, 0.1, 0.6]),
+    (9, [0.02, 0.02, 0.02, 0.02, 0.92]), (10, [0.0, 0.0, 0.0, 0.0, 1.0]), (500, [0.0, 0.0, 0.0, 0.0, 1.0]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("outer_step", "expected"), GOLDEN_LOSS_WEIGHTS)
+def test_golden_weights_of_an_annealed_multi_step_loss(outer_step: int, expected: list[float]) -> None:
+    found = AnnealedMultiStep(10)(5, torch.tensor(outer_step))
+    assert found[0] == 0.0
+    close(torch.stack([torch.as_tensor(v) for v in found[1:]]), expected)
+
+
+def test_an_annealed_multi_step_loss_has_a_floor_and_serves_any_number_of_steps() -> None:
+    late = AnnealedMultiStep(1000)(5, torch.tensor(999))
+    close(torch.stack([torch.as_tensor(v) for v in late]), [0.0, *[0.03 / 5] * 4, 1 - 4 * 0.03 / 5])
+    assert AnnealedMultiStep(10)(0, torch.tensor(3)) == [1.0]
+    assert [float(v) for v in AnnealedMultiStep(10)(1, torch.tensor(3))] == [0.0, 1.0]
+
+
 def test_golden_meta_sgd() -> None:
     learner = GradientLearner(quadratic, StepSizes(0.1, 0.3), 1)
     meta = MetaParams({"w": THETA}, {"lr.w": torch.tensor([0.1, 0.3])})
@@ -77,6 +114,18 @@ def test_golden_meta_sgd() -> None:
     grad = Unroll()(learner, meta, GOLDEN, (), CLOCK).grad
     close(grad.weights["w"], [-0.986025, 1.225675])
     close(grad.rule["lr.w"], [-0.870675, -1.51695])
+
+
+@pytest.mark.parametrize(("steps", "gradient"), [(1, [-0.867875, 1.695075]), (3, [-0.54039028, 1.29011749])])
+def test_golden_step_sizes_per_layer(steps: int, gradient: list[float]) -> None:
+    """MAML's gradient of θ; for one step, that of α is −∇L_S(θ) · ∇L_Q(θ'), the sum of Meta-SGD's."""
+    learner, psi = GradientLearner(quadratic, rules.LayerStepSizes(STEP, steps), steps), {"lr": torch.full((steps,), STEP)}
+    found = Unroll()(learner, MetaParams({"w": THETA}, psi), GOLDEN, (), CLOCK).grad
+    close(found.weights["w"], gradient, 6e-9)
+    if steps == 1:
+        slope, after = A @ (THETA - C), AQ @ (double(0.295, 0.21) - CQ)
+        close(found.rule["lr"], -(slope @ after)[None])
+        close(found.rule["lr"], [-2.568525])
 
 
 def test_golden_prox() -> None:

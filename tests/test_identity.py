@@ -200,3 +200,15 @@ def test_what_is_annealed_in_training_is_not_told(tmp_path: Path) -> None:
     mo.train(warm(), mo.tasks.sinusoid(), **SHORT, out=tmp_path, resume=True)
     with pytest.warns(UserWarning, match=r"net\.1\.T was 1\.0 and is 5\.0 here"):
         mo.load(tmp_path, warm(5.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cosine": False}, {"multi_step_until": 0, "per_step_norms": False}, {"first_order_until": 7, "lr": 0.2}],
+    ids=str,
+)
+def test_parts_that_are_left_out_are_found_again(options: dict[str, Any]) -> None:
+    method = mo.maml_plus_plus(example_net("maml_plus_plus"), mo.losses.cross_entropy, steps=2, **options)
+    found = named_algorithm(method)
+    assert found["name"] == "maml_plus_plus" and found["steps"] == 2
+    assert {key: found[key] for key in options} == options

@@ -31,11 +31,20 @@ Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 PAIRS: dict[str, tuple[Rule, Optimizer]] = {
     "sgd": (rules.SGD(0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
     "momentum": (rules.Momentum(0.1, 0.8), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)),
+    "nesterov": (rules.Nesterov(0.05, 0.8), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=True)),
+    "rmsprop": (rules.RMSprop(0.1), lambda p: torch.optim.RMSprop(p, lr=0.1)),
+    "rmsprop with its constants": (rules.RMSprop(0.2, 0.9, 1e-3), lambda p: torch.optim.RMSprop(p, 0.2, 0.9, 1e-3)),
     "adam": (rules.Adam(0.1), lambda p: torch.optim.Adam(p, lr=0.1)),
+    "adamw": (rules.AdamW(0.1), lambda p: torch.optim.AdamW(p, lr=0.1)),
+    "adamw with its constants": (
+        rules.AdamW(0.2, 0.5, 0.9, 1e-3, decay=0.3),
+        lambda p: torch.optim.AdamW(p, 0.2, (0.5, 0.9), 1e-3, weight_decay=0.3),
+    ),
     "adam with its constants": (rules.Adam(0.2, 0.5, 0.9, 1e-3), lambda p: torch.optim.Adam(p, 0.2, (0.5, 0.9), 1e-3)),
     "adam without momentum": (rules.Adam(0.1, b1=0.0), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.999))),
     "chain of one": (rules.chain(rules.Adam(0.1)), lambda p: torch.optim.Adam(p, lr=0.1)),
     "step sizes": (StepSizes(0.3, 0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+    "step sizes per layer": (rules.LayerStepSizes(0.3, 100), lambda p: torch.optim.SGD(p, lr=0.3)),
 }
 
 
@@ -44,13 +53,13 @@ def at(k: int) -> Step:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_ten_steps_on_a_quadratic_are_those_of_torch(pair: str) -> None:
+def test_a_hundred_steps_on_a_quadratic_are_those_of_torch(pair: str) -> None:
     rule, optimizer = PAIRS[pair]
     weights, scale = start(), curvature()
     theirs = [x.clone().requires_grad_() for x in weights.values()]
     torchs, psi = optimizer(theirs), rule.start(weights, torch.Generator())
     state: State = rule.init(psi, weights)
-    for k in range(10):
+    for k in range(100):
         updates, state = rule.update(psi, {n: scale[n] * x for n, x in weights.items()}, state, weights, at(k))
         weights = trees.add(weights, updates)
         for p, c in zip(theirs, scale.values(), strict=True):
@@ -58,6 +67,56 @@ def test_ten_steps_on_a_quadratic_are_those_of_torch(pair: str) -> None:
         torchs.step()
         for x, p in zip(weights.values(), theirs, strict=True):
             torch.testing.assert_close(x, p.detach(), rtol=1e-12, atol=1e-12)
+
+
+DIFFERENTIABLE: dict[str, tuple[Rule, Optimizer]] = {
+    "momentum": (rules.Momentum(0.1, 0.8), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, differentiable=True)),
+    "nesterov": (
+        rules.Nesterov(0.05, 0.8),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=True, differentiable=True),
+    ),
+    "rmsprop": (rules.RMSprop(0.05, 0.9), lambda p: torch.optim.RMSprop(p, lr=0.05, alpha=0.9, differentiable=True)),
+    "adamw": (
+        rules.AdamW(0.05, decay=0.3),
+        lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.3, differentiable=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", DIFFERENTIABLE)
+def test_meta_gradients_through_ten_steps_are_those_of_torchs_differentiable_optimizers(pair: str) -> None:
+    """Of a loss of the last weights, in the start and in the curvature of the inner loss, which is no quadratic."""
+    rule, optimizer = DIFFERENTIABLE[pair]
+    begin, scale = start(), curvature()
+
+    def loss(w: Params, c: Params) -> torch.Tensor:
+        return sum(((c[n] * x).cosh().sum() for n, x in w.items()), torch.zeros(()))
+
+    def ours(w: Params, c: Params) -> torch.Tensor:
+        state: State = rule.init({}, w)
+        for k in range(10):
+            grads: Params = torch.func.grad(loss)(w, c)
+            updates, state = rule.update({}, grads, state, w, at(k))
+            w = trees.add(w, updates)
+        return sum((x.sin().sum() for x in w.values()), torch.zeros(()))
+
+    found = torch.func.grad(ours, argnums=(0, 1))(begin, scale)
+    leaves = [{n: x.clone().requires_grad_() for n, x in part.items()} for part in (begin, scale)]
+    w = {n: x.clone() for n, x in leaves[0].items()}
+    torchs = optimizer(list(w.values()))
+    if isinstance(torchs, torch.optim.SGD):  # which would begin with a copy of the first gradient without its graph
+        for x in w.values():
+            torchs.state[x]["momentum_buffer"] = torch.zeros_like(x)
+    for _ in range(10):
+        here = {n: x.clone() for n, x in w.items()}  # the optimizer writes into w
+        grads = torch.autograd.grad(loss(here, leaves[1]), list(here.values()), create_graph=True)
+        for x, g in zip(w.values(), grads, strict=True):
+            x.grad = g
+        torchs.step()
+    after = sum((x.sin().sum() for x in w.values()), torch.zeros(()))
+    expected = torch.autograd.grad(after, [x for part in leaves for x in part.values()])
+    for g, e in zip(trees.flatten(found), expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("bound", [0.5, 50.0])
@@ -89,7 +148,10 @@ def test_clip_takes_one_positive_bound(norm: float | None, value: float | None) 
 def zero_gradient_rules() -> dict[str, Rule]:
     return {
         "adam": rules.Adam(0.1),
+        "adamw": rules.AdamW(0.1, decay=0.0),
+        "rmsprop": rules.RMSprop(0.1),
         "momentum": rules.Momentum(0.1),
+        "nesterov": rules.Nesterov(0.1),
         "clip by norm": rules.chain(rules.Clip(norm=1.0), rules.SGD(0.1)),
         "clip by value": rules.chain(rules.Clip(value=1.0), rules.SGD(0.1)),
     }
@@ -157,6 +219,19 @@ def test_chain_of_more_than_ten_rules_tells_their_parameters_apart() -> None:
     psi = rule.start(weights, torch.Generator())
     updates, _ = rule.update(psi, {"a": torch.ones(2)}, rule.init(psi, weights), weights, at(0))
     assert updates["a"].tolist() == [-3.0, -3.0]
+
+
+def test_layers_have_step_sizes_for_each_step_and_the_last_goes_on() -> None:
+    rule = rules.LayerStepSizes(0.5, 3)
+    weights = {n: torch.ones(2) for n in ("conv.weight", "conv.bias", "block.0.weight", "block.bias", "scale")}
+    psi = rule.start(weights, torch.Generator())
+    assert {n: p.tolist() for n, p in psi.items()} == {n: [0.5] * 3 for n in ("conv.lr", "block.0.lr", "block.lr", "lr")}
+    psi = {n: i + torch.arange(3.0) for i, n in enumerate(psi)}
+    for k, row in ((0, 0), (1, 1), (2, 2), (3, 2), (9, 2)):
+        updates, _ = rule.update(psi, weights, {}, weights, at(k))
+        found = {n: -u[0].item() for n, u in updates.items()}
+        expected = {"conv.weight": 0, "conv.bias": 0, "block.0.weight": 1, "block.bias": 2, "scale": 3}
+        assert found == {n: first + row for n, first in expected.items()}
 
 
 # --- The learner's own arithmetic ---------------------------------------------------------------------------------------

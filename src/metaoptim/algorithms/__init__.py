@@ -2,16 +2,25 @@
 
 from collections.abc import Callable
 
+from metaoptim.algorithms.alfa import alfa as alfa
 from metaoptim.algorithms.anil import anil as anil
 from metaoptim.algorithms.article_maml import article_maml as article_maml
 from metaoptim.algorithms.article_reptile import article_reptile as article_reptile
+from metaoptim.algorithms.boil import boil as boil
+from metaoptim.algorithms.cavia import cavia as cavia
 from metaoptim.algorithms.compose import compose as compose
 from metaoptim.algorithms.fomaml import fomaml as fomaml
 from metaoptim.algorithms.imaml import imaml as imaml
+from metaoptim.algorithms.lslr import lslr as lslr
 from metaoptim.algorithms.maml import maml as maml
+from metaoptim.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
+from metaoptim.algorithms.meta_curvature import meta_curvature as meta_curvature
 from metaoptim.algorithms.meta_sgd import meta_sgd as meta_sgd
+from metaoptim.algorithms.mt_net import mt_net as mt_net
 from metaoptim.algorithms.protonet import protonet as protonet
 from metaoptim.algorithms.reptile import reptile as reptile
+from metaoptim.algorithms.t_net import t_net as t_net
+from metaoptim.algorithms.zero_head_maml import zero_head_maml as zero_head_maml
 from metaoptim.core.types import MetaOptimizer
 
 ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
@@ -22,6 +31,15 @@ ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "anil": anil,
     "imaml": imaml,
     "protonet": protonet,
+    "boil": boil,
+    "lslr": lslr,
+    "maml_plus_plus": maml_plus_plus,
+    "cavia": cavia,
+    "zero_head_maml": zero_head_maml,
+    "meta_curvature": meta_curvature,
+    "alfa": alfa,
+    "t_net": t_net,
+    "mt_net": mt_net,
     "article_maml": article_maml,
     "article_reptile": article_reptile,
 }

@@ -13,7 +13,7 @@ from metaoptim.core.checks import check_counts, check_numbers, check_time
 from metaoptim.core.objectives import Objective
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll, judging
-from metaoptim.learners import GradientLearner, Mask, Network, mask
+from metaoptim.learners import GradientLearner, Mask, Network, mask, nothing
 
 EXACT, ADAM = Unroll(), Outer()
 
@@ -32,6 +32,7 @@ def compose(
     batch_size: int | None = None,
     prox: float = 0.0,
     start: Callable[[Params, Batch], Params] | None = None,
+    per_step: Callable[[str], bool] = nothing,
     normalisation: Normalisation = "transductive",
     reduction: Literal["mean", "sum"] = "mean",
     outer: Outer = ADAM,
@@ -51,6 +52,7 @@ def compose(
         estimator: how the meta-gradient is obtained.
         head: the submodule that reads the features; by default the one called `head`, else the last linear layer.
         batch_size, prox, start: see `GradientLearner`.
+        per_step: names of weights that have a version for each of the states s_0 … s_K (see `Network`).
         normalisation: whose statistics batch norms use on the query set.
         reduction: how the tasks of a batch are put together.
         outer: the outer optimizer.
@@ -65,7 +67,7 @@ def compose(
             example = "mo.rules.SGD(0.1)" if what == "rule" else "mo.estimators.Unroll()"
             shown = repr(value) if isinstance(value, str | type) else type(value).__name__
             raise ValueError(f"{what}={shown}: it must be an object such as {example}, from mo.{what}s or of your own.")
-    network = Network(net, loss, normalisation, head)
+    network = Network(net, loss, normalisation, head, per_step, 1 if per_step is nothing else int(steps) + 1)
     moves, learnt = mask(network, adapts), mask(network, learns)
     weights = network.weights()
     moving = trees.select(weights, moves)

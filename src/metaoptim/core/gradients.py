@@ -1,7 +1,7 @@
 """In which way a gradient is taken, as far as later differentiation goes.
 
-`exact` and `held` are for the inner loop; `outermost` and `pullback` for what nothing differentiates again. `hold` is for a
-value in a rule that is to be a constant of the meta-gradient.
+`exact`, `held` and what is `between` them are for the inner loop; `outermost` and `pullback` for what nothing differentiates
+again. `hold` is for a value in a rule that is to be a constant of the meta-gradient.
 
 All of them are function transforms of torch, which can be mapped and traced; but inside `autograd`, where nothing maps or
 traces, they are ordinary autograd: what runs then is the loop that people write, as fast, and with all that it can take.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vjp
 
 from metaoptim.core import trees
-from metaoptim.core.types import Loss, Params
+from metaoptim.core.types import Gradient, Loss, Order, Params
 
 _AUTOGRAD: ContextVar[bool] = ContextVar("_AUTOGRAD", default=False)
 
@@ -61,6 +61,29 @@ def held(f: Loss, x: Params) -> tuple[Params, Tensor]:
     with torch.no_grad():
         grads, (loss, _) = outermost(f, x)
         return grads if _AUTOGRAD.get() else {n: g.detach() for n, g in grads.items()}, loss.detach()
+
+
+def between(share: Tensor) -> Gradient:
+    """(∇f(x), f(x)), of whose later derivatives a share is left out: 1 is `held`, 0 is `exact` (0-dim, as a rule in 0 … 1)."""
+
+    def gradient(f: Loss, x: Params) -> tuple[Params, Tensor]:
+        grads, loss = exact(f, x)
+        return {n: blended(g, share) for n, g in grads.items()}, blended(loss, share)
+
+    return gradient
+
+
+def blended(x: Tensor, share: Tensor) -> Tensor:
+    """x, of whose derivatives a share is left out."""
+    constant = x.detach()
+    return constant + (1 - share.to(x.dtype)) * (x - constant)
+
+
+def taken(first_order: Order, outer_step: Tensor) -> Gradient:
+    """How inner gradients are taken in an outer step."""
+    if isinstance(first_order, bool):
+        return held if first_order else exact
+    return between(first_order(outer_step))
 
 
 def outermost(f: Callable[[Any], tuple[Tensor, Any]], x: Any) -> tuple[Any, tuple[Tensor, Any]]:

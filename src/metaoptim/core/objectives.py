@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Weight = float | Tensor
@@ -18,6 +19,11 @@ Objective = Callable[[int, Tensor], Sequence[Weight]]
 def counts(weight: Weight) -> bool:
     """Whether a state with this weight is judged."""
     return isinstance(weight, Tensor) or weight != 0
+
+
+def scaled(weight: Weight, loss: Tensor) -> Tensor:
+    """weight · loss, in the loss's float type."""
+    return (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight) * loss
 
 
 def weights_of(objective: Objective, steps: int, outer_step: Tensor) -> list[Weight]:
@@ -59,3 +65,26 @@ class MultiStep:
 def multi_step(weights: Sequence[float]) -> MultiStep:
     """Given weights for the losses after steps 1 … K."""
     return MultiStep(tuple(weights))
+
+
+@dataclass(frozen=True)
+class AnnealedMultiStep:
+    """Weights for the losses after steps 1 … K that go from all alike to the last one alone (Antoniou 2019, section 4).
+
+    With t outer steps done and E = `multi_step_until`, while t < E
+
+        v_k = max(1/K − t / (K·E), 0.03 / K)  for k < K,   v_K = min(1/K + t (K − 1) / (K·E), 1 − (K − 1) · 0.03 / K)
+
+    and from then on v_K = 1 and the others are 0. They are tensors: every state is judged throughout, at its cost.
+    """
+
+    multi_step_until: int
+
+    def __call__(self, steps: int, outer_step: Tensor) -> list[Weight]:
+        if not steps:
+            return [1.0]
+        share, floor = outer_step / self.multi_step_until, 0.03 / steps
+        over = outer_step >= self.multi_step_until
+        early = torch.where(over, 0, ((1 - share) / steps).clamp(min=floor))
+        late = torch.where(over, 1, ((1 + share * (steps - 1)) / steps).clamp(max=1 - (steps - 1) * floor))
+        return [0.0, *[early] * (steps - 1), late]

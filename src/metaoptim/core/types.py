@@ -43,6 +43,10 @@ Loss = Callable[[Params], tuple[Tensor, Info]]
 Gradient = Callable[[Loss, Params], tuple[Params, Tensor]]
 """(f, x) -> (∇f(x), f(x)), in the way that the estimator needs: differentiable, or held constant."""
 
+Order = bool | Callable[[Tensor], Tensor]
+"""Whether inner gradients are constants of the meta-gradient (first order); or what share of their derivatives is left out, as
+a function of the number of outer steps done (0-dim int64): 1 is first order, 0 second."""
+
 Memory = Literal["graph", "steps", "mixed"]
 """What is kept of an inner run until it is differentiated."""
 

@@ -10,7 +10,7 @@ or, with g_k and l_k kept beside s_k as arguments of their own, forward over rev
     mixed:   (φ̄, s̄_k, ḡ, l̄) += s̄_{k+1} · ∂u / ∂(φ, s_k, g, l)
              (φ̄, s̄_k) += d/dε ∂f_k(φ, s_k; x + ε ḡ) / ∂(φ, s_k) at ε = 0  +  l̄ ∂f_k(φ, s_k; x) / ∂(φ, s_k)
 
-First order takes g_k and l_k for constants: mixed, without its second line.
+First order takes g_k and l_k for constants: mixed, without its second line. Annealed, a share of that line is left out.
 Rematerialisation: Griewank and Walther 2000. Mixed mode: Kemaev et al. 2025, https://arxiv.org/abs/2505.00793.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from metaoptim.core import trees
-from metaoptim.core.gradients import autograd, exact, held, pullback
+from metaoptim.core.gradients import autograd, between, exact, held, pullback
 from metaoptim.core.inner_loop import one_step
 from metaoptim.core.objectives import Objective, Weight, counts, last, weights_of
 from metaoptim.core.types import (
@@ -42,6 +42,7 @@ from metaoptim.core.types import (
     Learner,
     Memory,
     MetaParams,
+    Order,
     Params,
     State,
     Task,
@@ -60,7 +61,7 @@ class Checkpointed(Plain):
     call: computes the parts of a run: the same function for all steps between the first and the last, as a rule.
     """
 
-    first_order: bool = False
+    first_order: Order = False
     objective: Objective = last
     judged_on: Literal["query", "support"] = "query"
     mixed: bool = False
@@ -83,6 +84,8 @@ class Checkpointed(Plain):
         end = max(k for k, weight in enumerate(weights) if counts(weight))  # nothing after it has a cotangent
         numbers = [torch.tensor(k, device=clock.key.device) for k in range(end + 1)]
         states, kept = self.forward(learner, phi, task.support, numbers)
+        # What makes one order of another is a tensor among the arguments, so that one graph serves all outer steps.
+        share = [] if isinstance(self.first_order, bool) else [_scalar(self.first_order(clock.outer_step), phi)]
         total = phi
         cotangents: list[Tensor] = []
         losses: list[Tensor] = []
@@ -90,8 +93,8 @@ class Checkpointed(Plain):
         for k in range(end, -1, -1):
             before, given = (states.pop(), kept.pop()) if k else ((), ())
             judged = [_scalar(weights[k], phi)] if counts(weights[k]) else []
-            back = Back(k == 0, k == end, self.mixed, self.first_order)
-            args = (phi, task.support, batch, numbers[k], judged, before, given, cotangents)
+            back = Back(k == 0, k == end, self.mixed, self.first_order is True)
+            args = (phi, task.support, batch, numbers[k], judged, before, given, cotangents, share)
             found, cotangents, loss, info = self.call(back, learner, *args)
             total = found if k == end else trees.plus(total, found)
             losses, report = losses + loss, report or info
@@ -104,7 +107,7 @@ class Checkpointed(Plain):
         states: list[State] = []
         kept: list[Given] = []
         state = learner.init(phi, support)
-        keeps = self.mixed or self.first_order
+        keeps = self.mixed or self.first_order is True
         for k in numbers[:-1]:
             states.append(state)
             given: Given = ()
@@ -142,9 +145,13 @@ class Back:
 
     def __call__(
         self, learner: Learner, phi: MetaParams, support: Batch, batch: Batch, k: Tensor, weight: list[Tensor], before: State,
-        given: Given, cotangents: list[Tensor],
+        given: Given, cotangents: list[Tensor], share: list[Tensor],
     ) -> tuple[MetaParams, list[Tensor], list[Tensor], Info]:  # fmt: skip
-        """φ̄, s̄_{k−1}, and the judgement: its weighted loss, if it has a weight, and what it reports."""
+        """φ̄, s̄_{k−1}, and the judgement: its weighted loss, if it has a weight, and what it reports.
+
+        share: of the derivatives of the inner gradient, what is left out, where that is annealed.
+        """
+        gradient = between(share[0]) if share else exact
 
         def segment(phi: MetaParams, values: list[Tensor], given: Given) -> tuple[tuple[list[Tensor], list[Tensor]], Info]:
             """From s_{k−1} (at first: from nothing) to what hangs on it: s_k, unless it is the last; its loss."""
@@ -153,7 +160,7 @@ class Back:
             elif given:
                 state = learner.apply(phi, _filled(before, values), given[0], given[1], k - 1)
             else:
-                state = one_step(learner, phi, _filled(before, values), support, k - 1, exact)
+                state = one_step(learner, phi, _filled(before, values), support, k - 1, gradient)
             after = [] if self.last else _moving(state)
             if not weight:
                 return (after, []), {}
@@ -170,7 +177,7 @@ class Back:
         found, back, of_given = pull((cotangents, [torch.ones_like(x) for x in judged]))
         if of_given and not self.first_order:
             _load_forward_mode(k.device)
-            slope, of_loss = of_given
+            slope, of_loss = trees.map_tensors(lambda x: (1 - share[0]) * x, of_given) if share else of_given
             zero = {n: torch.zeros_like(x) for n, x in slope.items()}
             with autograd(False):
                 moved: Any = jvp(lambda shift: grad(value, argnums=(0, 1))(phi, values, shift), (zero,), (slope,))

@@ -4,8 +4,10 @@ With s_{k+1} = apply(φ, s_k, g_k, k), g_k = ∇ inner(φ, s_k, S, k), and weigh
 
     exact:        ∇φ Σ_k v_k loss(φ, s_k(φ), Q)
     first order:  the same with every inner gradient taken as a constant, ∂g_k/∂φ := 0
+    annealed:     the same with a share c of its derivatives left out, ∂g_k/∂φ := (1 − c) ∂g_k/∂φ, as the outer step says
 
-Finn, Abbeel and Levine 2017, https://arxiv.org/abs/1703.03400 (section 5.2 for the first-order form).
+Finn, Abbeel and Levine 2017, https://arxiv.org/abs/1703.03400 (section 5.2 for the first-order form); annealed: Antoniou,
+Edwards and Storkey 2019, https://arxiv.org/abs/1810.09502, section 4.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metaoptim.core.gradients import exact, held, outermost
+from metaoptim.core.gradients import outermost, taken
 from metaoptim.core.inner_loop import inner_loop
-from metaoptim.core.objectives import Objective, counts, last, weights_of
+from metaoptim.core.objectives import Objective, counts, last, scaled, weights_of
 from metaoptim.core.types import (
     Call,
     Carry,
@@ -30,6 +32,7 @@ from metaoptim.core.types import (
     Learner,
     Memory,
     MetaParams,
+    Order,
     Task,
     directly,
 )
@@ -39,12 +42,14 @@ from metaoptim.estimators.plain import Plain
 
 @dataclass(frozen=True)
 class Unroll(Plain):
-    """objective: which states of the run are judged; judged_on: the set that the outer loss is taken on.
+    """first_order: whether inner gradients are constants, or a function of the number of outer steps done: what share of their
+    derivatives is left out. objective: which states of the run are judged; judged_on: the set that the outer loss is taken on.
 
-    Its memory modes "steps" and "mixed" are `Checkpointed`, with the same numbers.
+    With such a function it claims to be first order, as it must be at outer step 0, where gradients are checked. Its memory
+    modes "steps" and "mixed" are `Checkpointed`, with the same numbers.
     """
 
-    first_order: bool = False
+    first_order: Order = False
     objective: Objective = last
     judged_on: Literal["query", "support"] = "query"
     memories: ClassVar[tuple[Memory, ...]] = ("graph", "steps", "mixed")
@@ -66,7 +71,7 @@ class Unroll(Plain):
     def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Carry, clock: Clock) -> Estimate:
         weights = weights_of(self.objective, learner.steps, clock.outer_step)
         batch = task.query if self.judged_on == "query" else task.support
-        gradient = held if self.first_order else exact
+        gradient = taken(self.first_order, clock.outer_step)
 
         def outer(phi: MetaParams) -> tuple[Tensor, Info]:
             losses: list[Tensor] = []
@@ -74,7 +79,7 @@ class Unroll(Plain):
             for weight, (k, state) in zip(weights, inner_loop(learner, phi, task.support, gradient), strict=True):
                 if counts(weight):
                     loss, info = learner.loss(phi, state, task.support, batch, k)
-                    losses.append(weight * loss)
+                    losses.append(scaled(weight, loss))
             return torch.stack(losses).sum(), info
 
         gradient_of_phi, (loss, info) = outermost(outer, phi)

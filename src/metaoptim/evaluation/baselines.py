@@ -20,7 +20,7 @@ from metaoptim.core import trees
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import count_tasks, rollout
 from metaoptim.estimators import Unroll
-from metaoptim.learners import GradientLearner, Network
+from metaoptim.learners import GradientLearner, Network, nothing
 from metaoptim.nn import statistics
 from metaoptim.rules import SGD
 from metaoptim.runs.progress import tracked
@@ -46,7 +46,7 @@ def prototypes(run: Run, batch: Task) -> dict[str, Tensor]:
 
 def _nearest_mean(run: Run, task: Task) -> Tensor:
     (xs, ys), (xq, yq) = task
-    network, weights = run.network, run.network.at(run.phi.weights, torch.zeros_like(ys[0]))
+    network, weights = run.network, run.network.initial(run.phi.weights)
     fs, fq = network.features(weights, xs, None), network.features(weights, xq, (xs, ys))
     member = nn.functional.one_hot(ys).to(fs.dtype)
     means = member.T @ fs / member.sum(0)[:, None]
@@ -56,7 +56,7 @@ def _nearest_mean(run: Run, task: Task) -> Tensor:
 
 def pretrained(run: Run, tasks: TaskFamily, iterations: int, steps: int, progress: bool) -> Run:
     """The pretrain-and-fine-tune baseline as a run; its inner step size is the best on split "val" after `steps`."""
-    network = run.network
+    network = replace(run.network, per_step=nothing)  # ordinary training knows of no inner steps
     phi = MetaParams(_pretrain(run, tasks, iterations, progress), {})
     split = "val" if "val" in tasks.splits else tasks.splits[0]
     batch = trees.to(tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES), phi.device)
@@ -74,9 +74,10 @@ def _fine_tuner(network: Network, phi: MetaParams, lr: float, steps: int) -> Met
 def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> Params:
     """The weights of the run's network after ordinary training from the initial φ; a classifier's head is zero."""
     net = copy.deepcopy(run.network.net).train()
+    initial = run.network.initial(run.method.phi.weights)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.copy_(run.method.phi.weights[name])
+            parameter.copy_(initial[name])
     if not isinstance(tasks, ImageTasks):
         _fit(net, run.network.loss, lambda i: _pooled(tasks, run.seed, i), iterations, progress)
         return {n: p.detach() for n, p in net.named_parameters()}
@@ -92,10 +93,7 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
     setattr(parent, name.rpartition(".")[2], wide)
     _fit(net, run.network.loss,
          lambda i: tasks.batch("train", seed=run.seed, start=i * EXAMPLES, count=EXAMPLES), iterations, progress)  # fmt: skip
-    return {
-        n: torch.zeros_like(p) if n.startswith(f"{name}.") else net.get_parameter(n).detach()
-        for n, p in run.method.phi.weights.items()
-    }
+    return {n: torch.zeros_like(p) if n.startswith(f"{name}.") else net.get_parameter(n).detach() for n, p in initial.items()}
 
 
 def _pooled(tasks: TaskFamily, seed: int, i: int) -> Batch:

@@ -100,7 +100,8 @@ def _first_step(case: Case, t: int) -> tuple[Callable[[Params], float], Params, 
     """The inner objective of a task, with the same draws each time, the point at which it starts, and the step from there."""
     learner, support = case.method.learner, trees.index(case.batch, t).support
     k = torch.tensor(0, device=case.phi.device)
-    state = learner.init(case.phi, support)
+    with seeded(case.phi.device):
+        state = learner.init(case.phi, support)
     f, x = learner.inner(case.phi, state, support, k)
 
     def value(x: Params) -> float:

@@ -180,7 +180,7 @@ def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]
         twice = own or case.claim in ("exact", "implicit", "truncated")
         support = trees.index(case.batch, 0).support
         mapped = any("vmap" in row.name and row.verdict != "right" for row in report.modes)
-        named = culprits(network, phi.weights, support, twice=twice, mapped=mapped, outside=own)
+        named = culprits(network, network.initial(phi.weights), support, twice=twice, mapped=mapped, outside=own)
     if report.ok:
         return faults, notes + named
     if not named and rule and (reason := fault(rule_part(rule, phi.rule, fast))):

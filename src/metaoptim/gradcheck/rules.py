@@ -10,13 +10,18 @@ from torch import Tensor
 from metaoptim.core import trees
 from metaoptim.core.gradients import recorded, replayed
 from metaoptim.core.types import Params, Rule, State, Step
-from metaoptim.gradcheck.parts import GRADIENT, Part, floats, random_like
+from metaoptim.gradcheck.parts import GRADIENT, Part, draws, floats, random_like
 
 STEPS = 3
 
 
 def inert(rule: Rule, psi: Params, weights: Params) -> str | None:
     """A sentence where the rule keeps a state that no update of the next steps depends on; else None."""
+    with draws(weights):
+        return _inert(rule, psi, weights)
+
+
+def _inert(rule: Rule, psi: Params, weights: Params) -> str | None:
     state = rule.init(psi, weights)
     if not trees.flatten(state):
         return None

@@ -78,9 +78,10 @@ def forward(method: MetaOptimizer, x: Tensor) -> Tensor:
     """What a copy of the model makes of one batch; a ValueError where it can't."""
     network = network_of(method.learner)
     net = copy.deepcopy(network.net) if network else nn.Identity()
+    weights = network.initial(method.phi.weights) if network else method.phi.weights
     with explained(x, method), seeded(trees.device(x)), torch.no_grad(), written_out():
         try:
-            output = functional_call(net, trees.map_tensors(torch.clone, method.phi.weights), (x,))
+            output = functional_call(net, trees.map_tensors(torch.clone, weights), (x,))
         except TypeError as error:
             raise ValueError(f"the model can't be called with one tensor ({said(error)}).") from error
     if not isinstance(output, Tensor):

@@ -29,6 +29,14 @@ def mask(network: Network, which: Mask) -> Callable[[str], bool]:
     return Names(tuple(n for n, _ in network.net.named_parameters() if network.trainable(n) and chosen(n)))
 
 
+def named(network: Network, name: str, advice: str) -> Names:
+    """The weights whose own name, as in `block.context`, is that; a ValueError with advice where there is none."""
+    found = tuple(n for n, _ in network.net.named_parameters() if n.rpartition(".")[2] == name)
+    if not found:
+        raise ValueError(f"the network has no weight called `{name}`: {advice}.")
+    return Names(found)
+
+
 @dataclass(frozen=True)
 class Names:
     """Names as a mask; two of them are equal, and print alike in every process, where a closure or a set would not."""
@@ -37,3 +45,7 @@ class Names:
 
     def __call__(self, name: str) -> bool:
         return name in self.names
+
+    def others(self, name: str) -> bool:
+        """The mask of all other names."""
+        return name not in self.names

@@ -109,6 +109,10 @@ class Network:
         row = k.clamp(max=self.versions - 1).reshape(1)
         return {n: p.index_select(0, row).squeeze(0) if self.per_step(n) else p for n, p in weights.items()}
 
+    def initial(self, weights: Params) -> Params:
+        """The weights of the module itself before the first step."""
+        return {n: p[0] if self.per_step(n) else p for n, p in weights.items()}
+
     def __call__(self, weights: Params, batch: Batch, support: Batch | None, k: Tensor) -> tuple[Tensor, Info]:
         """The mean loss on a batch (x, y) after k steps, and its accuracy where targets are classes.
 

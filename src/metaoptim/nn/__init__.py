@@ -3,15 +3,20 @@
 from metaoptim.nn.call import alone, called, steady
 from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp
-from metaoptim.nn.noise import noise
-from metaoptim.nn.norms import BatchNorm, LayerNorm, convert, statistics, store_statistics
+from metaoptim.nn.modulation import ContextInput, FiLM, Transform
+from metaoptim.nn.noise import noise, uniform
+from metaoptim.nn.norms import BatchNorm, LayerNorm, batch_norms, convert, statistics, store_statistics
 from metaoptim.nn.written_out import needs_written_out, written_out
 
 __all__ = [
     "MODELS",
     "BatchNorm",
+    "ContextInput",
+    "FiLM",
     "LayerNorm",
+    "Transform",
     "alone",
+    "batch_norms",
     "blame",
     "called",
     "conv4",
@@ -24,5 +29,6 @@ __all__ = [
     "statistics",
     "steady",
     "store_statistics",
+    "uniform",
     "written_out",
 ]

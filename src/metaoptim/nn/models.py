@@ -11,6 +11,7 @@ from typing import Literal, ParamSpec
 
 from torch import Tensor, nn
 
+from metaoptim.nn.modulation import ContextInput, FiLM, Transform
 from metaoptim.nn.norms import BatchNorm, LayerNorm
 
 P = ParamSpec("P")
@@ -40,20 +41,26 @@ def _recorded(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
 
 
 @_recorded
-def mlp(sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu") -> nn.Module:
+def mlp(
+    sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu", context: int = 0, transforms: bool = False
+) -> nn.Module:
     """A multi-layer perceptron; (B, sizes[0]) -> (B, sizes[-1]).
 
     Args:
         sizes: widths from input to output; the default is the sinusoid network of the MAML paper.
         activation: between layers, "relu" or "tanh".
+        context: size of a context vector that is put beside every input (CAVIA); 0: none.
+        transforms: a matrix after every layer, which does not adapt (T-Net).
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"mlp: sizes={list(sizes)} must name at least an input and an output width, all positive.")
     _offered("mlp", "activation", activation, tuple(_ACTIVATIONS))
-    layers: list[nn.Module] = []
+    _sized("mlp", context)
+    layers: list[nn.Module] = [ContextInput(context)] if context else []
     for i, (a, b) in enumerate(pairwise(sizes)):
         layers += [_ACTIVATIONS[activation]()] if i else []
-        layers += [nn.Linear(a, b)]
+        layers += [nn.Linear(a if i else a + context, b)]
+        layers += [Transform(b)] if transforms else []
     return nn.Sequential(*layers)
 
 
@@ -66,6 +73,8 @@ def conv4(
     pool: bool = False,
     norm: Literal["batch", "layer", "none"] = "batch",
     features: Literal["mean", "flatten"] = "mean",
+    context: int = 0,
+    transforms: bool = False,
 ) -> nn.Module:
     """Four blocks of 3×3 convolution, norm and ReLU, then a linear head; (B, channels, size, size) -> (B, ways).
 
@@ -80,9 +89,12 @@ def conv4(
         norm: "batch" (see the normalisation policies), "layer" or "none".
         features: what the head reads: the mean over positions ("mean", as in the MAML paper's Omniglot code) or all of
             them ("flatten").
+        context: size of a context vector that scales and shifts the channels of the third block (CAVIA); 0: none.
+        transforms: a matrix after every convolution and after the head, which does not adapt (T-Net).
     """
     if ways < 2 or channels < 1 or filters < 1:
         raise ValueError(f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1.")
+    _sized("conv4", context)
     _offered("conv4", "norm", norm, ("batch", "layer", "none"))
     _offered("conv4", "features", features, ("mean", "flatten"))
     smallest = 16 if pool else 1
@@ -94,22 +106,30 @@ def conv4(
     for i in range(4):
         side = side // 2 if pool else (side + 1) // 2
         block: list[nn.Module] = [nn.Conv2d(width, filters, 3, stride=1 if pool else 2, padding=1, bias=norm != "batch")]
+        block += [Transform(filters)] if transforms else []
         shape = [filters, size >> i, size >> i] if pool else [filters, side, side]
         if norm == "batch":
             block.append(BatchNorm(filters))
         elif norm == "layer":
             block.append(LayerNorm(shape))
+        block += [FiLM(filters, context)] if context and i == 2 else []
         block += [nn.ReLU(), nn.MaxPool2d(2)] if pool else [nn.ReLU()]
         blocks[f"block{i}"] = nn.Sequential(*block)
         width = filters
     blocks["features"] = nn.Flatten() if features == "flatten" else SpatialMean()
-    blocks["head"] = nn.Linear(filters * side * side if features == "flatten" else filters, ways)
+    head = nn.Linear(filters * side * side if features == "flatten" else filters, ways)
+    blocks["head"] = nn.Sequential(head, Transform(ways)) if transforms else head
     return nn.Sequential(blocks)
 
 
 def _offered(model: str, name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{model}: {name}={value!r} is not offered; choose one of {', '.join(choices)}.")
+
+
+def _sized(model: str, context: int) -> None:
+    if context < 0:
+        raise ValueError(f"{model}: context={context}: it must be at least 0, the size of a vector.")
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4}

@@ -112,6 +112,12 @@ def _rand_like(x: Tensor, *, dtype: torch.dtype | None = None, **other: Any) -> 
     return torch.rand_like(x, dtype=dtype, **other) if u is None else u
 
 
+def uniform(likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers strictly between 0 and 1 in the shapes of some tensors: functions of the key inside `noise`, else torch's own."""
+    with one_pass():
+        return {n: _rand_like(x) for n, x in likes.items()}
+
+
 def _randn_like(x: Tensor, *, dtype: torch.dtype | None = None, **other: Any) -> Tensor:
     u, v = _uniform(x, dtype), _uniform(x, dtype)
     if u is None or v is None:

@@ -191,6 +191,12 @@ def convert(module: nn.Module) -> nn.Module:
     return module
 
 
+def batch_norms(module: nn.Module) -> tuple[str, ...]:
+    """The names of the weights of a module's batch norms, torch's and ours."""
+    norms = [(n, m) for n, m in module.named_modules() if isinstance(m, (BatchNorm, *BATCH_NORMS))]
+    return tuple(f"{n}.{leaf}".lstrip(".") for n, m in norms for leaf, _ in m.named_parameters())
+
+
 def _place_of(module: nn.Module) -> torch.device:
     """Where a layer's tensors are; entered, where those without a device of their own are made."""
     return next((x.device for x in (*module.parameters(), *module.buffers())), torch.get_default_device())

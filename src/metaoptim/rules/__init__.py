@@ -5,9 +5,25 @@ A rule maps gradients to updates that are ADDED to the weights. `Clip` gives gra
 
 from metaoptim.core.gradients import hold
 from metaoptim.rules.adam import Adam
+from metaoptim.rules.adamw import AdamW
 from metaoptim.rules.chain import Chain, chain
 from metaoptim.rules.clip import Clip
+from metaoptim.rules.layer_step_sizes import LayerStepSizes
 from metaoptim.rules.momentum import Momentum
+from metaoptim.rules.nesterov import Nesterov
+from metaoptim.rules.rmsprop import RMSprop
 from metaoptim.rules.sgd import SGD
 
-__all__ = ["SGD", "Adam", "Chain", "Clip", "Momentum", "chain", "hold"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Chain",
+    "Clip",
+    "LayerStepSizes",
+    "Momentum",
+    "Nesterov",
+    "RMSprop",
+    "chain",
+    "hold",
+]

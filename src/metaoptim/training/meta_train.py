@@ -54,8 +54,8 @@ def meta_train(
         The outer loss of each step.
 
     Raises:
-        ValueError: an unknown method, a loader that is empty or yields something else, an optimizer of other parameters or
-            one that evaluates the loss again within a step.
+        ValueError: an unknown method, or one with weights for each inner step; a loader that is empty or yields something else; an
+            optimizer of other parameters or one that evaluates the loss again within a step.
     """
     check_engine(engine)
     if not all(hasattr(optimizer, name) for name in ("param_groups", "zero_grad", "step")):
@@ -83,6 +83,7 @@ def meta_train(
         if stepper is None:
             chosen = loss or (mse if batch.query[1].is_floating_point() else cross_entropy)
             built = _build(method, model, chosen, num_inner_steps, inner_lr)
+            _check_shapes(model, built)
             stepper = _Stepper(model, optimizer, built, engine or {})
         losses.append(stepper(batch))
     if stepper is None:
@@ -134,6 +135,16 @@ def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tenso
     build = ALGORITHMS[method]
     given = {"steps": steps, "lr": lr, "low": lr, "high": lr}
     return build(model, loss, **{name: given[name] for name in inspect.signature(build).parameters if name in given})
+
+
+def _check_shapes(model: nn.Module, method: MetaOptimizer) -> None:
+    """Raises a ValueError where φ has weights that the model's own parameters can't hold."""
+    for name, p in model.named_parameters():
+        if method.phi.weights[name].shape != p.shape:
+            raise ValueError(
+                f"{method.name} learns `{name}` for each inner step, and the model's own parameter holds one: use train, or "
+                "MetaModule in a loop of your own."
+            )
 
 
 def _tasks(item: Any) -> Task:

@@ -134,11 +134,15 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _choices(option: inspect.Parameter, values: Mapping[str, Any]) -> list[Any]:
-    """The values that an option may have had: the one of that name in the description, else any that it is offered."""
+    """The values that an option may have had: the one of that name in the description, else any that it is offered.
+
+    A count that is not described was the default, or 0, by which what it counts is left out.
+    """
     offered = list(get_args(option.annotation)) if get_origin(option.annotation) is Literal else []
     if option.name in values and (not offered or values[option.name] in offered):
         return [values[option.name]]
-    return offered or [option.default]
+    left_out = {bool: [option.default, not option.default], int: [option.default, 0]}
+    return offered or left_out.get(option.annotation, [option.default])
 
 
 def _options(build: Callable[..., Any]) -> list[inspect.Parameter]:

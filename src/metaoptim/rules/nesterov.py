@@ -1,0 +1,32 @@
+"""Gradient descent with Nesterov's momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from metaoptim.core.checks import check_fractions, check_positive
+from metaoptim.core.types import Params, State, Step
+
+
+@dataclass(frozen=True)
+class Nesterov:
+    """m ← decay · m + g;  u = −lr · (g + decay · m)  (Nesterov 1983, as `torch.optim.SGD` has it with nesterov=True)."""
+
+    lr: float
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr)
+        check_fractions(decay=self.decay)
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> State:
+        return {n: torch.zeros_like(w) for n, w in weights.items()}
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        m = {n: self.decay * state[n] + g for n, g in grads.items()}
+        return {n: -self.lr * (g + self.decay * m[n]) for n, g in grads.items()}, m
