@@ -96,8 +96,7 @@ def test_the_dual_of_the_svm_is_solved(size: float) -> None:
     for alpha in (start, usual, solved):
         assert (alpha <= bound * y + 1e-15).all() and alpha.sum(-1).abs().max() < 1e-12, "it is feasible"
     assert gap(kernel, y, solved, bound) < 1e-10, "and the best there is"
-    value = [0.5 * (a * (kernel @ a + a)).sum() - (a * y).sum() for a in (start, usual, solved)]
-    assert value[1] - value[2] < 0.01 * value[2].abs() < 0.2 * (value[0] - value[2])
+    assert gap(kernel, y, usual, bound) < 0.1 * gap(kernel, y, start, bound)
 
 
 # --- Closed forms -------------------------------------------------------------------------------------------------------
@@ -218,8 +217,9 @@ def test_proto_maml_starts_at_the_prototypes_of_each_task_and_adapts_everything(
     close(fast["2.bias"], -means.square().sum(-1))
     full, first = (gradient(mo.proto_maml(module, LOSS, lr=0.1, first_order=f), support, query) for f in (False, True))
     assert (full.weights["0.weight"] - first.weights["0.weight"]).norm() > 1e-3 * full.weights["0.weight"].norm()
-    with pytest.raises(ValueError, match=r"a head with a bias, −‖c‖², and `1` has none: build it with bias=True"):
-        outputs(mo.proto_maml(nn.Sequential(nn.Tanh(), nn.Linear(4, 3, bias=False)), LOSS), support, query[0])
+    bare = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3, bias=False))
+    with pytest.raises(ValueError, match=r"a head with a bias, −‖c‖², and `2` has none: build it with bias=True"):
+        outputs(mo.proto_maml(bare, LOSS), support, query[0])
 
 
 def test_the_start_reads_the_network_that_the_learner_is_moved_to() -> None:

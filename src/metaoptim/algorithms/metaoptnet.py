@@ -1,17 +1,17 @@
 """MetaOptNet: a convex learner on features, differentiated through its solution.
 
-    K = X Xᵀ                                          X: f_θ(x) for each of the support's M examples
-    svm:    α = argmin ½ Σ_n α_nᵀ (K + I) α_n − Σ_m α_m,y(m)     with α_mn ≤ C [n = y(m)], Σ_n α_mn = 0     (Crammer and Singer)
+    K = X Xᵀ                                          X: f_θ(x) for each of the support's M examples, of classes Y
+    svm:    α = argmin ½ Σ_n α_nᵀ (K + I) α_n − Σ_m α_m,y(m)     with α_mn ≤ C [n = y(m)], Σ_n α_mn = 0
     ridge:  α = 2 (K + λI)⁻¹ Y
     f(x) = s · Σ_m α_m ⟨f_θ(x_m), f_θ(x)⟩             logits
     (θ, s) ← (θ, s) − β ∇ mean_i L_i(f; Q_i)          no inner steps
 
 Paper: Lee, Maji, Ravichandran and Soatto 2019, https://arxiv.org/abs/1904.03758, section 3.
 
-Deviations: the dual of the SVM is descended by a fixed number of accelerated projected steps, each of which is differentiated,
-where the paper solves it by an interior point method (of 3 iterations in the text, 15 in the code) and differentiates its
-optimality conditions; the I beside K is the code's. s is learnt as its logarithm, so that it stays positive. The paper trains
-with 15 shots whatever is tested, label smoothing and weight decay. Tasks are averaged.
+Deviations: the dual of the SVM (Crammer and Singer's) is descended by a fixed number of accelerated projected steps, each of
+which is differentiated, where the paper solves it by an interior point method (3 iterations in the text, 15 in the code) and
+differentiates its optimality conditions; the I beside K is the code's. s is learnt as its logarithm, so that it stays positive.
+The paper trains with 15 shots whatever is tested, label smoothing and weight decay. Tasks are averaged.
 """
 
 from __future__ import annotations

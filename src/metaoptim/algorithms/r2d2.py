@@ -1,6 +1,6 @@
 """R2-D2: ridge regression as the base learner.
 
-    W = Xᵀ (X Xᵀ + λI)⁻¹ Y                            X: f_θ(x) and a 1 for each of the support's examples; Y: its classes
+    W = Xᵀ (X Xᵀ + λI)⁻¹ Y                            X: f_θ(x) and a 1 for each of the support's examples; Y: classes
     f(x) = s · [f_θ(x), 1] W                          logits
     (θ, λ, s) ← (θ, λ, s) − β ∇ mean_i L_i(f; Q_i)    through the solution, no inner steps
 

@@ -1,6 +1,6 @@
 """SimpleShot: nearest centroids of an ordinary classifier's features, centred and of length 1.
 
-    θ, W, b ← arg min E L(W f_θ(x) + b, y)            a classifier of all training classes; m: the mean of its features f_θ(x)
+    θ, W, b ← arg min E L(W f_θ(x) + b, y)            a classifier of all training classes; m: the mean of its features
     z(x) = (f_θ(x) − m) / ‖f_θ(x) − m‖                (CL2N)
     p(y = n | x) = softmax_n(−‖z(x) − c_n‖²)          c_n: the mean of z(x) over the support's examples x of class n
 
