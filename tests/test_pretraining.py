@@ -115,11 +115,13 @@ def pooled_loss(method: MetaOptimizer, leaves: Params, rule: Params, batch: Batc
     return F.cross_entropy(logits, batch[1]) + centre
 
 
+@pytest.mark.usefixtures("doubles")
 @pytest.mark.parametrize("name", POOLED)
 def test_the_gradient_is_that_of_an_ordinary_classifier(name: str) -> None:
     method = built(name)
     learnt, _ = method.split(method.phi)
-    batch = source_of(method, images(), 0, 3)(0, method.phi)
+    drawn = source_of(method, images(), 0, 3)(0, method.phi)
+    batch = trees.map_tensors(lambda x: x.double() if x.is_floating_point() else x, drawn)
     weights, rule = ({n: p.clone().requires_grad_() for n, p in part.items()} for part in learnt)
     losses = []
     for t in range(3):
@@ -131,7 +133,7 @@ def test_the_gradient_is_that_of_an_ordinary_classifier(name: str) -> None:
         found = Engine(method, how, "graph", "eager")(method.phi, batch)
         torch.testing.assert_close(found.loss, torch.stack(losses).mean().detach())
         for g, e in zip([*found.grad.weights.values(), *found.grad.rule.values()], expected, strict=True):
-            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-12)
     assert found.info["accuracy"] <= 1
     assert set(weights) == {n for n, _ in conv().named_parameters() if not n.startswith("head")}
 
@@ -164,7 +166,7 @@ def test_joint_training_has_no_use_for_a_rule_of_its_own_or_a_closed_form() -> N
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_pretrained_is_judged_on_the_same_episodes_as_everything_else(name: str) -> None:
     result, other = (
-        mo.evaluate(train(method), images(), episodes=4, steps=2, progress=False, baselines=["prototypes"])
+        mo.evaluate(train(method, 1, check=False), images(), episodes=4, steps=2, progress=False, baselines=["prototypes"])
         for method in (built(name), mo.maml(conv(), LOSS, steps=2))
     )
     assert result.facts["episodes_sha256"] == other.facts["episodes_sha256"]
@@ -180,23 +182,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_floats(name: str, tmp_path: 
 
     train(built(name), 4, out=tmp_path / "run", on_step=stop)
     again = train(built(name), 4, out=tmp_path / "run", resume=True)
-    for a, b in zip(trees.flatten(whole.phi), trees.flatten(again.phi), strict=True):
-        assert torch.equal(a, b)
+    expected, found = trees.named(whole.phi), trees.named(again.phi)
+    assert expected.keys() == found.keys() and all(torch.equal(x, found[n]) for n, x in expected.items())
 
 
 @pytest.mark.parametrize("name", POOLED)
 def test_pretraining_learns_the_classes_and_helps_with_new_ones(name: str) -> None:
     losses: list[float] = []
-    run = train(built(name), 40, lr=0.01, on_step=lambda record: losses.append(record["loss"]))
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    score = mo.evaluate(run, images(), episodes=20, progress=False, baselines=[]).mean
-    assert score > 0.6, "of three classes that it has never seen"
+    run = train(built(name), 25, lr=0.02, check=False, on_step=lambda record: losses.append(record["loss"]))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    result = mo.evaluate(run, images(), episodes=12, steps=5, progress=False, baselines=[])
+    assert result.mean - 2 * result.interval > 1 / 3, "of three classes that it has never seen"
+    (xs, ys), (xq, yq) = trees.index(images().sample("test", seed=0, start=0, count=12), 3)
     with torch.no_grad():
-        (xs, ys), (xq, yq) = trees.index(images().sample("test", seed=0, start=0, count=20), 3)
-        accuracy = (run.adapt((xs, ys))(xq).argmax(-1) == yq).float().mean()
-    assert accuracy.item() == pytest.approx(
-        mo.evaluate(run, images(), episodes=20, progress=False, baselines=[]).rows[0].scores["accuracy"][3, -1].item()
-    )
+        accuracy = (run.adapt((xs, ys), 5)(xq).argmax(-1) == yq).float().mean()
+    assert accuracy.item() == pytest.approx(result.rows[0].scores["accuracy"][3, -1].item())
 
 
 def test_a_head_is_fine_tuned_from_zero_or_from_the_networks_own() -> None:
@@ -218,7 +218,7 @@ def test_a_head_is_fine_tuned_from_zero_or_from_the_networks_own() -> None:
 
 def test_scratch_is_each_task_by_itself_with_the_best_of_a_few_step_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "TUNING_EPISODES", 4)
-    run = train(mo.maml(conv(), LOSS, lr=0.3, steps=2))
+    run = train(mo.maml(conv(), LOSS, lr=0.3, steps=2), 1, check=False)
     result = mo.evaluate(run, images(), episodes=4, steps=2, progress=False, baselines=["scratch"])
     tuned: dict[float, tuple[Tensor, Tensor]] = {}
     for lr in baselines.STEP_SIZES:
@@ -235,7 +235,9 @@ def test_scratch_is_each_task_by_itself_with_the_best_of_a_few_step_sizes(monkey
 
 def test_a_closed_form_stands_beside_a_few_steps_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "TUNING_EPISODES", 4)
-    result = mo.evaluate(train(built("simpleshot")), images(), episodes=3, progress=False, baselines=["scratch"])
+    result = mo.evaluate(
+        train(built("simpleshot"), 1, check=False), images(), episodes=3, progress=False, baselines=["scratch"]
+    )
     assert [row.scores["accuracy"].shape for row in result.rows] == [(3, 1), (3, 1)]
 
 
@@ -243,7 +245,7 @@ def test_a_head_of_cosines_is_not_widened_into_a_linear_one() -> None:
     with pytest.raises(
         ValueError, match="the head `head` is Cosine, which can't be widened; leave the baseline pretrained out"
     ):
-        mo.evaluate(train(built("baseline_pp")), images(), episodes=2, progress=False, baselines=["pretrained"])
+        mo.evaluate(run, images(), episodes=2, progress=False, baselines=["pretrained"])
 
 
 # --- Recipes ------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ class Convex:
 
     def predict(self, network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
         """Logits (B, N)."""
-        return phi.rule["log_scale"].exp() * (embedded(network, phi.weights, x, support, self.ways) @ state)
+        similar: Tensor = embedded(network, phi.weights, x, support, self.ways) @ state
+        return phi.rule["log_scale"].exp() * similar
 
 
 def metaoptnet(

@@ -46,7 +46,8 @@ class Ridge:
     def predict(self, network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
         """Logits (B, N), or numbers like the support's targets."""
         scale = phi.rule["log_scale"].exp() if self.learn_scale else self.scale
-        return scale * (self.bordered(network, phi, x, support) @ state)
+        logits: Tensor = scale * (self.bordered(network, phi, x, support) @ state)
+        return logits
 
     def bordered(self, network: Network, phi: MetaParams, x: Tensor, support: Batch | None) -> Tensor:
         """Features and a 1 (B, D + 1)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Classifier:
 
         def draw(shape: tuple[int, ...]) -> Tensor:  # where the generator is, so that every device starts from the same numbers
             u = torch.rand(shape, dtype=like.dtype, generator=generator, device=generator.device)
-            return ((2 * u - 1) / width**0.5).to(like.device)
+            return (2 * u - 1).div(math.sqrt(width)).to(like.device)
 
         return {name: draw(shape) for name, shape in shapes.items()}
 

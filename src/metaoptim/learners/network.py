@@ -228,7 +228,7 @@ def placed(method: MetaOptimizer, device: str | torch.device | None) -> MetaOpti
 def with_network(learner: Learner, network: Network) -> Learner:
     """The same learner on another network, and its start too, if that reads features."""
     other: Any = learner
-    start = getattr(other, "start", None)
+    start: Any = getattr(other, "start", None)
     own = {"start": replace(start, network=network)} if isinstance(getattr(start, "network", None), Network) else {}
     changed: Learner = replace(other, model=network, **own)
     return changed
