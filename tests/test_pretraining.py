@@ -235,13 +235,13 @@ def test_scratch_is_each_task_by_itself_with_the_best_of_a_few_step_sizes(monkey
 
 def test_a_closed_form_stands_beside_a_few_steps_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "TUNING_EPISODES", 4)
-    result = mo.evaluate(
-        train(built("simpleshot"), 1, check=False), images(), episodes=3, progress=False, baselines=["scratch"]
-    )
+    run = train(built("simpleshot"), 1, check=False)
+    result = mo.evaluate(run, images(), episodes=3, progress=False, baselines=["scratch"])
     assert [row.scores["accuracy"].shape for row in result.rows] == [(3, 1), (3, 1)]
 
 
 def test_a_head_of_cosines_is_not_widened_into_a_linear_one() -> None:
+    run = train(built("baseline_pp"), 1, check=False)
     with pytest.raises(
         ValueError, match="the head `head` is Cosine, which can't be widened; leave the baseline pretrained out"
     ):
