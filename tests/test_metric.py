@@ -71,6 +71,11 @@ def test_golden_ridge_and_both_of_its_systems() -> None:
     assert half.dtype == torch.float32 and half.isfinite().all()
 
 
+def test_what_is_not_positive_is_not_solved_in_silence() -> None:
+    assert linalg.regularised(-torch.eye(3), torch.ones(3, 1), 0.5).isnan().all()
+    assert linalg.regularised(-torch.eye(3), torch.ones(3, 1), 1.5).isfinite().all()
+
+
 def test_the_projection_onto_a_simplex_is_the_nearest_point() -> None:
     v = torch.randn(50, 4)
     found = linalg.onto_simplex(v, 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,10 +55,13 @@ def ridge(x: Tensor, y: Tensor, lam: Tensor | float) -> Tensor:
 
 
 def regularised(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
-    """(A + λI)⁻¹ B by Cholesky's factors, for a symmetric A (M, M) without negative eigenvalues, B (M, N) and λ > 0."""
+    """(A + λI)⁻¹ B by Cholesky's factors, for a symmetric A (M, M) without negative eigenvalues, B (M, N) and λ > 0.
+
+    NaN where λ is so small that A + λI is not positive in floats of this size.
+    """
     shifted = a + lam * torch.eye(len(a), dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
-    factor = torch.linalg.cholesky_ex(shifted).L  # `cholesky` looks at the numbers, as no graph can
-    return torch.cholesky_solve(b.to(factor.dtype), factor)
+    factor, failed = torch.linalg.cholesky_ex(shifted)  # `cholesky` looks at the numbers, as no graph can
+    return torch.cholesky_solve(b.to(factor.dtype), torch.where(failed == 0, factor, math.nan))
 
 
 def onto_simplex(v: Tensor, total: float) -> Tensor:
