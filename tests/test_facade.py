@@ -25,6 +25,7 @@ from metaoptim.estimators import Unroll
 from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks
 from metaoptim.training.outer_step import factor
+from metaoptim.training.source import Episodes
 
 LOOP = {"batching": "loop", "memory": "graph", "runtime": "eager"}
 VMAP = {"batching": "vmap", "memory": "graph", "runtime": "eager"}
@@ -91,7 +92,8 @@ def test_a_plain_loop_is_train_step_by_step(algorithm: str) -> None:
         for group in optimizer.param_groups:
             group["lr"] = meta.outer.lr * factor(meta.outer.schedule, step / 4)
         optimizer.step()
-    run = mo.train(meta, LETTERS, iterations=4, tasks_per_step=3, validate_every=0, progress=False, engine=VMAP)
+    own = Episodes(LETTERS, 0, 3) if hasattr(getattr(meta.learner, "pooled", None), "classes") else None  # of no image family
+    run = mo.train(meta, LETTERS, iterations=4, tasks_per_step=3, validate_every=0, progress=False, engine=VMAP, source=own)
     trained, state = named(run.phi), named(module.phi())
     assert trained.keys() == state.keys()
     for name, p in state.items():

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from metaoptim import nn, rules
+from metaoptim.algorithms.matching_net import Attention
 from metaoptim.algorithms.meta_sgd import StepSizes
+from metaoptim.algorithms.metaoptnet import Convex
 from metaoptim.algorithms.protonet import Prototypes
+from metaoptim.algorithms.r2d2 import Ridge
 from metaoptim.core import objectives
 from metaoptim.core.gradients import exact, held
 from metaoptim.core.inner_loop import inner_loop, one_step
@@ -276,3 +279,25 @@ def test_closed_forms_are_differentiated_exactly(first_order: bool, policy: Norm
     labelled = Task((task.support[0], torch.arange(6) % 2), (task.query[0], torch.arange(5) % 2))
     proto = ClosedForm(Network(torch_net, cross_entropy, policy), Prototypes().fit, Prototypes().predict)
     check_gradient(proto, Unroll(first_order), meta._replace(rule={}), labelled, h=1e-6)
+
+
+HEADS: dict[str, Attention | Convex | Ridge] = {
+    "attention": Attention(5.0),
+    "ridge": Ridge(0.5, 3.0),
+    "ridge, nothing of it learnt": Ridge(0.5, 3.0, learn_ridge=False, learn_scale=False),
+    "support vector machine": Convex("svm", 0.5, 10, 1.0, 1.0),
+    "ridge of the dual": Convex("ridge", 0.5, 10, 2.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("policy", ["transductive", "inductive"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_is_differentiated_exactly(head: str, policy: Normalisation, first_order: bool) -> None:
+    torch_net = torch.nn.Sequential(torch.nn.Linear(3, 4), nn.BatchNorm(4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    x, q = torch.randn(6, 3), torch.randn(5, 3)
+    net, task = Network(torch_net, cross_entropy, policy), Task((x, torch.arange(6) % 2), (q, torch.arange(5) % 2))
+    base = HEADS[head]
+    learnt = {"log_ridge", "log_scale"} if head == "ridge" else {"log_scale"} if isinstance(base, Convex) else set()
+    meta = MetaParams({n: w for n, w in net.weights().items() if not net.in_head(n)}, {n: torch.tensor(0.3) for n in learnt})
+    check_gradient(ClosedForm(net, base.fit, base.predict), Unroll(first_order), meta, task, h=1e-6)

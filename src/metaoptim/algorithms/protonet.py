@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, State
 from metaoptim.estimators import Unroll
-from metaoptim.learners import ClosedForm, Network, mask
+from metaoptim.learners import ClosedForm, Network, class_means, embedded, mask, members
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,15 @@ class Prototypes:
 
     def fit(self, network: Network, phi: MetaParams, support: Batch) -> State:
         """Class means (N, D) of features, and how many examples each is the mean of (N)."""
-        x, y = support
-        if y.is_floating_point():
-            raise ValueError(f"prototypes are means of classes: targets must be class numbers, such as int64; found {y.dtype}.")
-        member = y[:, None] == torch.arange(self.ways or network.outputs, device=y.device)
-        z, count = self.features(network, phi, x, None), member.sum(0)
-        return {"means": member.to(z.dtype).mT @ z / count.clamp(min=1)[:, None], "count": count}
+        member = members(support[1], self.ways or network.outputs)
+        z = embedded(network, phi.weights, support[0], None, self.ways)
+        return {"means": class_means(z, member), "count": member.sum(0)}
 
     def predict(self, network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
         """Logits (B, N): minus the squared distance to each class mean; −∞ for classes that the support lacks."""
-        z = self.features(network, phi, x, support)
+        z = embedded(network, phi.weights, x, support, self.ways)
         distance = (z[:, None] - state["means"][None]).square().sum(-1)
         return torch.where(state["count"] > 0, -distance, -math.inf)
-
-    def features(self, network: Network, phi: MetaParams, x: Tensor, support: Batch | None) -> Tensor:
-        """(B, D)."""
-        read = network.output if self.ways else network.features
-        return read(phi.weights, x, support)
 
 
 def protonet(

@@ -131,7 +131,10 @@ class Learner(Protocol):
         ...
 
     def loss(self, phi: MetaParams, state: State, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
-        """The mean loss of s_k on a batch, and what to report beside it."""
+        """The mean loss of s_k on a batch, and what to report beside it.
+
+        support: None, with a state of (), for examples of many tasks, to which nothing has adapted (`Joint`).
+        """
         ...
 
     def weights(self, phi: MetaParams, state: State) -> Params:

@@ -5,6 +5,8 @@ prototypes  the trained features without an inner loop: each query goes to the n
             (Snell, Swersky and Zemel 2017, https://arxiv.org/abs/1703.05175, squared Euclidean distance).
 pretrained  the same network trained as an ordinary classifier of all training classes (or, if tasks have no classes, on
             all tasks pooled), then fine-tuned by SGD from a zero head, with a step size chosen on the validation split.
+scratch     the same network as it was before training, all of it trained by SGD on the support set alone, with a step size
+            chosen on the validation split.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import count_tasks, rollout
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network, nothing
-from metaoptim.nn import statistics
+from metaoptim.nn import Cosine, statistics
 from metaoptim.rules import SGD
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run
@@ -56,12 +58,23 @@ def _nearest_mean(run: Run, task: Task) -> Tensor:
 
 def pretrained(run: Run, tasks: TaskFamily, iterations: int, steps: int, progress: bool) -> Run:
     """The pretrain-and-fine-tune baseline as a run; its inner step size is the best on split "val" after `steps`."""
+    return _tuned(run, MetaParams(_pretrain(run, tasks, iterations, progress), {}), tasks, iterations, steps)
+
+
+def scratch(run: Run, tasks: TaskFamily, steps: int) -> Run:
+    """Each task by itself, from φ before training, as a run; its inner step size is the best on split "val" after `steps`."""
+    network, weights = run.network, run.method.phi.weights
+    before = {n: p[0] if network.per_step(n) else p for n, p in weights.items()}
+    return _tuned(run, MetaParams(before, {}), tasks, 0, steps)
+
+
+def _tuned(run: Run, phi: MetaParams, tasks: TaskFamily, done: int, steps: int) -> Run:
+    """Fine-tuning of all weights by SGD, with the step size that is best on validation episodes."""
     network = replace(run.network, per_step=nothing)  # ordinary training knows of no inner steps
-    phi = MetaParams(_pretrain(run, tasks, iterations, progress), {})
     split = "val" if "val" in tasks.splits else tasks.splits[0]
     batch = trees.to(tasks.sample(split, seed=run.seed, start=0, count=TUNING_EPISODES), phi.device)
     candidates = [
-        replace(run, method=_fine_tuner(network, phi, lr, steps), phi=phi, inherited={}, step=iterations) for lr in STEP_SIZES
+        replace(run, method=_fine_tuner(network, phi, lr, steps), phi=phi, inherited={}, step=done) for lr in STEP_SIZES
     ]
     losses = [rollout(c.method, phi, batch, {}, steps, run.batching)["loss"][:, -1].mean().item() for c in candidates]
     return candidates[min(range(len(losses)), key=losses.__getitem__)]
@@ -83,7 +96,7 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
         return {n: p.detach() for n, p in net.named_parameters()}
     name = run.network.head_name
     layer = net.get_submodule(name)
-    if not isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Linear) or isinstance(layer, Cosine):
         raise ValueError(
             f"the head `{name}` is {type(layer).__name__}, which can't be widened; leave the baseline pretrained out."
         )

@@ -28,8 +28,8 @@ from metaoptim.runs.run import Run
 from metaoptim.tasks import TaskFamily
 from metaoptim.tasks.base import check_seed, episodes_hash
 
-Baseline = Literal["untrained", "prototypes", "pretrained"]
-FINE_TUNING = 10  # steps of the pretrained baseline if the method takes none
+Baseline = Literal["untrained", "prototypes", "pretrained", "scratch"]
+FINE_TUNING = 10  # steps of the baselines pretrained and scratch if the method takes none
 AT_ONCE = 50  # episodes sampled and adapted at a time
 SCORE = 32  # bytes, at the least, for each score of the method: two metrics, gathered, and averaged in double precision
 
@@ -39,6 +39,8 @@ ABOUT: dict[str, str] = {
     "prototypes": "nearest mean of the support's features in the trained network, without an inner loop",
     "pretrained": "an ordinary classifier of all training classes (regression: one fit to all tasks), fine-tuned by SGD "
     "from a zero head, its step size chosen on validation episodes",
+    "scratch": "the network before training, trained by SGD on each support set alone, its step size chosen on validation "
+    "episodes",
 }
 
 
@@ -65,8 +67,8 @@ def evaluate(
         episodes: number of episodes E.
         steps: inner steps K at test; as in training if not given.
         normalisation: policy at test; as in training if not given.
-        baselines: rows beside the method's: "untrained", "prototypes" (needs classes) and "pretrained" (needs training); none
-            given: the first two, as far as the tasks allow.
+        baselines: rows beside the method's: "untrained", "prototypes" (needs classes), "pretrained" (needs training) and
+            "scratch" (each task by itself); none given: the first two, as far as the tasks allow.
         pretrain_iterations: training steps for the "pretrained" row, of 128 examples each.
         seed: seed of the episodes.
         device: where it is computed, such as "cuda"; where the run's φ is if not given.
@@ -130,6 +132,8 @@ def evaluate(
                 methods["pretrained"] = [
                     fine_tuned(base.pretrained(r, tasks, pretrain_iterations, count or FINE_TUNING, progress)) for r in runs
                 ]
+        if "scratch" in wanted:
+            methods["scratch"] = [fine_tuned(base.scratch(r, tasks, count or FINE_TUNING)) for r in runs]
         scores = _score(methods, tasks, split, seed, episodes, runs[0].phi.device, progress)
     rows = tuple(_row(name, scores[name], runs[0].method.name if name == "method" else name) for name in methods)
     facts = _facts(runs, tasks, split, seed, episodes, count)

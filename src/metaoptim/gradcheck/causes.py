@@ -13,6 +13,7 @@ from metaoptim.core import trees
 from metaoptim.core.gradients import held
 from metaoptim.core.types import MetaOptimizer, MetaParams, Params, Rule, Step, Task
 from metaoptim.engine import count_tasks
+from metaoptim.estimators import Joint
 from metaoptim.gradcheck.case import Case, prepare
 from metaoptim.gradcheck.differences import seeded
 
@@ -61,7 +62,7 @@ def _infinite(rule: Rule, psi: Params, weights: Params) -> bool:
 
 def overshoot(method: MetaOptimizer, phi: MetaParams, batch: Task) -> str | None:
     """A sentence where the first inner step raises the support loss of the first tasks: with the step that doesn't."""
-    if not method.learner.steps:
+    if not method.learner.steps or isinstance(method.estimator, Joint):  # which takes no inner step
         return None
     try:
         with torch.no_grad():

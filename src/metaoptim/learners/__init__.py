@@ -1,12 +1,15 @@
 """How ONE task is learnt, given φ: by the steps of an update rule, or by a formula."""
 
-from metaoptim.learners.closed_form import ClosedForm
+from metaoptim.learners.classes import class_means, embedded, members
+from metaoptim.learners.classifier import Classifier
+from metaoptim.learners.closed_form import ClosedForm, logarithms
 from metaoptim.learners.gradient import GradientLearner, Inner
 from metaoptim.learners.masks import Mask, Names, mask, named
 from metaoptim.learners.network import Network, modules, network_of, nothing, placed, with_network
 from metaoptim.learners.starts import HeadStart, head_start
 
 __all__ = [
+    "Classifier",
     "ClosedForm",
     "GradientLearner",
     "HeadStart",
@@ -14,8 +17,13 @@ __all__ = [
     "Mask",
     "Names",
     "Network",
+    "Pooled",
+    "class_means",
+    "embedded",
     "head_start",
+    "logarithms",
     "mask",
+    "members",
     "modules",
     "named",
     "network_of",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, everything
+from metaoptim.learners.network import Network, Pooled
 
 Model = Callable[[Params, Batch, Batch | None, Tensor], tuple[Tensor, Info]]
 """(weights, batch, support whose statistics count or None, k) -> mean loss, and what to report beside it."""
@@ -35,6 +36,8 @@ class GradientLearner:
         start: values that the task's own support set gives to some weights before the first step (ProtoMAML).
         batch_size: rows of the support per step, taken in the order in which the task brings them, cycling (None: all of
             them). Task families shuffle their supports, so that order is a draw without replacement.
+        pooled: (model, φ, batch) -> the loss of examples of many tasks and what to report, for training that knows no tasks
+            (`Joint`); none: that of θ.
     """
 
     model: Model
@@ -44,6 +47,7 @@ class GradientLearner:
     prox: float = 0.0
     start: Callable[[Params, Batch], Params] | None = None
     batch_size: int | None = None
+    pooled: Pooled | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.prox < 0 or (self.batch_size is not None and self.batch_size < 1):
@@ -75,7 +79,15 @@ class GradientLearner:
         return Inner(trees.add(state.fast, updates), rule)
 
     def loss(self, phi: MetaParams, state: Inner, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
+        if support is None:
+            return self.together(phi, batch, k)
         return self.model(self.weights(phi, state), batch, support, k)
+
+    def together(self, phi: MetaParams, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
+        """The loss of examples that nothing has adapted to."""
+        if self.pooled is None or not isinstance(self.model, Network):
+            return self.model(phi.weights, batch, None, k)
+        return self.pooled(self.model, phi, batch)
 
     def weights(self, phi: MetaParams, state: Inner) -> Params:
         return phi.weights | state.fast

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import losses, trees
-from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, Normalisation, Params
+from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, MetaParams, Normalisation, Params
 from metaoptim.nn import alone, called, needs_written_out, refuse, statistics, written_out
 
 
@@ -102,6 +102,16 @@ class Network:
             raise ValueError(f"the head `{self.head_name}` is {type(layer).__name__}; how many outputs it has isn't known.")
         return layer.out_features
 
+    @property
+    def width(self) -> int:
+        """How many features the head reads: as many as its first linear layer takes."""
+        with alone:
+            layers = list(self.net.get_submodule(self.head_name).modules())
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        if not linear:
+            raise ValueError(f"the head `{self.head_name}` has no linear layer, so how many features it reads isn't known.")
+        return linear[0].in_features
+
     def at(self, weights: Params, k: Tensor) -> Params:
         """The weights of the module itself after k steps."""
         if not any(map(self.per_step, weights)):
@@ -175,6 +185,10 @@ class Network:
             return trees.index(called(self.net, weights, both, without, tidy=self.unusual), slice(rows, None))
 
 
+Pooled = Callable[[Network, MetaParams, Batch], tuple[Tensor, Info]]
+"""(network, φ, examples of many tasks) -> mean loss, and what to report beside it."""
+
+
 def _is_ours(loss: Any) -> bool:
     return getattr(loss, "__module__", None) == losses.__name__
 
@@ -217,9 +231,11 @@ def placed(method: MetaOptimizer, device: str | torch.device | None) -> MetaOpti
 
 
 def with_network(learner: Learner, network: Network) -> Learner:
-    """The same learner on another network."""
+    """The same learner on another network, and its start too, if that reads features."""
     other: Any = learner
-    changed: Learner = replace(other, model=network)
+    start: Any = getattr(other, "start", None)
+    own = {"start": replace(start, network=network)} if isinstance(getattr(start, "network", None), Network) else {}
+    changed: Learner = replace(other, model=network, **own)
     return changed
 
 

@@ -1,6 +1,7 @@
 """Models, and normalisation layers that are correct under every function transform."""
 
 from metaoptim.nn.call import alone, called, steady
+from metaoptim.nn.cosine import Cosine, directions, scale_of, with_cosines
 from metaoptim.nn.layers import blame, held, refuse
 from metaoptim.nn.models import MODELS, conv4, mlp
 from metaoptim.nn.modulation import ContextInput, FiLM, Transform
@@ -12,6 +13,7 @@ __all__ = [
     "MODELS",
     "BatchNorm",
     "ContextInput",
+    "Cosine",
     "FiLM",
     "LayerNorm",
     "Transform",
@@ -21,14 +23,17 @@ __all__ = [
     "called",
     "conv4",
     "convert",
+    "directions",
     "held",
     "mlp",
     "needs_written_out",
     "noise",
     "refuse",
+    "scale_of",
     "statistics",
     "steady",
     "store_statistics",
     "uniform",
+    "with_cosines",
     "written_out",
 ]

@@ -54,8 +54,8 @@ def meta_train(
         The outer loss of each step.
 
     Raises:
-        ValueError: an unknown method, or one with weights for each inner step; a loader that is empty or yields something else; an
-            optimizer of other parameters or one that evaluates the loss again within a step.
+        ValueError: an unknown method, or one with weights for each inner step; a loader that is empty or yields something
+            else; an optimizer of other parameters or one that evaluates the loss again within a step.
     """
     check_engine(engine)
     if not all(hasattr(optimizer, name) for name in ("param_groups", "zero_grad", "step")):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from metaoptim.core import trees
-from metaoptim.core.types import MetaParams, Task
-from metaoptim.tasks import TaskFamily
+from metaoptim.core.types import MetaOptimizer, MetaParams, Task
+from metaoptim.tasks import ImageTasks, TaskFamily
 
 Source = Callable[[int, MetaParams], Task]
 """(outer steps done, φ) -> T tasks. A function of both alone, so that a resumed run sees what an uninterrupted one does: a
@@ -30,3 +30,35 @@ class Episodes:
     def first(self, outer_step: int) -> int:
         """The number of the first episode."""
         return outer_step // self.lasts * self.count
+
+
+@dataclass(frozen=True)
+class PooledImages:
+    """Images of all training classes, labelled by class: T batches of the shape of episodes, in which there are no tasks."""
+
+    tasks: ImageTasks
+    seed: int
+    count: int
+
+    def __call__(self, outer_step: int, phi: MetaParams) -> Task:
+        support = self.tasks.ways * self.tasks.support_shots("train")
+        rows = support + self.tasks.ways * self.tasks.queries
+        size = self.count * rows
+        images = self.tasks.batch("train", seed=self.seed, start=outer_step * size, count=size)
+        x, y = (part.unflatten(0, (self.count, rows)) for part in images)
+        return trees.to(Task((x[:, :support], y[:, :support]), (x[:, support:], y[:, support:])), phi.device)
+
+
+def source_of(method: MetaOptimizer, tasks: TaskFamily, seed: int, count: int) -> Source:
+    """What a method trains on: episodes, or pooled images where it learns a classifier of all training classes."""
+    classes = getattr(getattr(method.learner, "pooled", None), "classes", None)
+    if classes is None:
+        return Episodes(tasks, seed, count, method.estimator.lasts(method.learner))
+    if not isinstance(tasks, ImageTasks):
+        raise ValueError(
+            f"{method.name} trains a classifier of all training classes, and these tasks have none that they share: train with "
+            "an image family, or take joint."
+        )
+    if classes != (found := tasks.classes("train")):
+        raise ValueError(f"{method.name} was built with classes={classes}, and the tasks have {found}: set classes={found}.")
+    return PooledImages(tasks, seed, count)

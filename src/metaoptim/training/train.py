@@ -24,7 +24,7 @@ from metaoptim.training.module import MetaModule, check_engine
 from metaoptim.training.outer_step import Make, OptimizerStep, OuterStep, Scheduler
 from metaoptim.training.recorded import keep_choice, kept_choice, recorded
 from metaoptim.training.size import check_batch, check_inner_run
-from metaoptim.training.source import Episodes, Source
+from metaoptim.training.source import Source, source_of
 from metaoptim.training.state import Training
 
 WAIT = 10  # outer steps that are taken at once, by rule, before the fastest way is looked for
@@ -106,7 +106,8 @@ def train(
         progress: whether to show a progress bar.
         check: whether the meta-gradient of the first batch is held to central differences, along one direction and in
             float64; a warning says so where it is off.
-        source: the tasks of each outer step, from (outer steps done, φ), in place of episodes of `tasks`.
+        source: the tasks of each outer step, from (outer steps done, φ), in place of episodes of `tasks` (or, for a method that
+            learns a classifier of all training classes, of images of these).
         outer_step: what is done with the meta-gradient, in place of an optimizer with `lr`, `schedule` and `clip`.
         on_step: called with the record of each outer step (step, loss, …). Returning True ends the training. An exception
             ends it too, and reaches the caller once the state is saved.
@@ -143,7 +144,7 @@ def train(
     module = MetaModule(method, **{"runtime": "auto", **(engine or {})}, horizon=iterations, wait=WAIT)
     if source is None and tasks is not None:
         check_batch(tasks, seed, tasks_per_step)
-        source = Episodes(tasks, seed, tasks_per_step, method.estimator.lasts(method.learner))
+        source = source_of(method, tasks, seed, tasks_per_step)
     if outer_step is None:
         outer = _outer(method.outer, optimizer, lr, schedule, scheduler)
         outer_step = OptimizerStep(
