@@ -12,6 +12,7 @@ from metaoptim.algorithms.maml import maml as maml
 from metaoptim.algorithms.meta_sgd import meta_sgd as meta_sgd
 from metaoptim.algorithms.protonet import protonet as protonet
 from metaoptim.algorithms.reptile import reptile as reptile
+from metaoptim.algorithms.warpgrad import warpgrad as warpgrad
 from metaoptim.core.types import MetaOptimizer
 
 ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
@@ -22,6 +23,7 @@ ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "anil": anil,
     "imaml": imaml,
     "protonet": protonet,
+    "warpgrad": warpgrad,
     "article_maml": article_maml,
     "article_reptile": article_reptile,
 }

@@ -23,7 +23,7 @@ from metaoptim.engine.rule import by_rule
 SHARE = 0.7  # of the machine's memory, for a budget that was not given
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # how far a way may be from the reference, relative to its norm
 ROUGH = 0.1  # the same for half precision, on purpose or in the weights
-AMPLIFIED = 50  # times as far for estimators that divide by small numbers, as solvers and evolution strategies do
+AMPLIFIED = 50  # times as far for estimators that divide by small numbers: solvers, differences, evolution strategies
 
 
 class Engine:
@@ -161,7 +161,9 @@ class Engine:
 
     def _close(self, phi: MetaParams) -> float:
         size = ROUGH if self.precision == "bf16" else CLOSE.get(trees.flatten(phi)[0].dtype, ROUGH)
-        return size * (AMPLIFIED if self.method.estimator.claim in ("implicit", "stochastic") else 1)
+        estimator = self.method.estimator
+        divides = estimator.claim in ("implicit", "stochastic") or getattr(estimator, "divides", False)
+        return size * (AMPLIFIED if divides else 1)
 
     def _limit(self, memory: int | None) -> int:
         """The memory budget in bytes, of a machine (or what is free of it) with so many."""

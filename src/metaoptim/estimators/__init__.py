@@ -3,17 +3,25 @@
 from metaoptim.estimators.checkpointed import Checkpointed
 from metaoptim.estimators.displacement import Displacement
 from metaoptim.estimators.evolution import EvolutionStrategy, nres, pes, truncated_es
+from metaoptim.estimators.finite_differences import FiniteDifferences
 from metaoptim.estimators.implicit import Implicit
+from metaoptim.estimators.last_steps import LastSteps
+from metaoptim.estimators.sama import SAMA
 from metaoptim.estimators.truncated import Truncated
 from metaoptim.estimators.unroll import Unroll
+from metaoptim.estimators.warp_objective import WarpObjective
 
 __all__ = [
+    "SAMA",
     "Checkpointed",
     "Displacement",
     "EvolutionStrategy",
+    "FiniteDifferences",
     "Implicit",
+    "LastSteps",
     "Truncated",
     "Unroll",
+    "WarpObjective",
     "nres",
     "pes",
     "truncated_es",

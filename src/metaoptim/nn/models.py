@@ -66,6 +66,7 @@ def conv4(
     pool: bool = False,
     norm: Literal["batch", "layer", "none"] = "batch",
     features: Literal["mean", "flatten"] = "mean",
+    warp: bool = False,
 ) -> nn.Module:
     """Four blocks of 3×3 convolution, norm and ReLU, then a linear head; (B, channels, size, size) -> (B, ways).
 
@@ -80,6 +81,7 @@ def conv4(
         norm: "batch" (see the normalisation policies), "layer" or "none".
         features: what the head reads: the mean over positions ("mean", as in the MAML paper's Omniglot code) or all of
             them ("flatten").
+        warp: a further 3×3 convolution called `warp` at the end of every block, which starts as the identity (for WarpGrad).
     """
     if ways < 2 or channels < 1 or filters < 1:
         raise ValueError(f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1.")
@@ -101,6 +103,10 @@ def conv4(
             block.append(LayerNorm(shape))
         block += [nn.ReLU(), nn.MaxPool2d(2)] if pool else [nn.ReLU()]
         blocks[f"block{i}"] = nn.Sequential(*block)
+        if warp:
+            layer = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+            nn.init.dirac_(layer.weight)
+            blocks[f"block{i}"].add_module("warp", layer)
         width = filters
     blocks["features"] = nn.Flatten() if features == "flatten" else SpatialMean()
     blocks["head"] = nn.Linear(filters * side * side if features == "flatten" else filters, ways)
