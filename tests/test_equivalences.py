@@ -261,7 +261,7 @@ def test_one_step_of_warpgrad_is_maml_for_the_warp_layers_and_fomaml_for_the_sta
     found = run(method, batch).grad.weights
     same(found, {n: (exact if "warp" in n else first).grad.weights[n] for n in found})
     assert (exact.grad.weights["warp_a.weight"] - first.grad.weights["warp_a.weight"]).norm() > 1e-4
-    alone = warpgrad(net, mse, lr=0.3, steps=1, learn_start=False)
+    alone = warpgrad(net, mse, lr=0.3, steps=1, learns="warp")
     same(run(alone, batch).grad.weights, {n: g for n, g in found.items() if "warp" in n})
 
 
