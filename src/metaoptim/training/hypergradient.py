@@ -45,8 +45,8 @@ METHODS: dict[str, Callable[..., Estimator]] = {
 }
 """The estimators by name; their arguments are options of `hypergradient`."""
 
-_SEEN: WeakSet[Any] = WeakSet()
-"""Training losses that were looked at."""
+_SEEN: dict[bool, WeakSet[Any]] = {True: WeakSet(), False: WeakSet()}
+"""Training losses that were looked at: for second derivatives, and for first ones alone."""
 
 End = tuple[Tensor, State]
 """(k, s_k): the steps that are done, and the state after them."""
@@ -204,8 +204,9 @@ def _rows(data: Batch, name: str, device: torch.device) -> Batch:
 
 
 def _estimator(method: str | Estimator, options: Mapping[str, Any]) -> Estimator:
+    given: Any = method  # by somebody whose type checker is off
     if not isinstance(method, str):
-        if options or isinstance(method, type) or not hasattr(method, "lasts"):
+        if options or isinstance(given, type) or not hasattr(given, "lasts"):
             what = f"{', '.join(options)}: these belong to the estimator itself" if options else f"method={method!r} is none"
             raise ValueError(f"{what}; give one of {', '.join(METHODS)}, or an estimator such as mo.estimators.LastSteps(5).")
         return method
@@ -220,13 +221,13 @@ def _estimator(method: str | Estimator, options: Mapping[str, Any]) -> Estimator
 
 def _look(train_loss: Any, problem: MetaOptimizer, task: Task) -> None:
     """Once for each training loss, looks for what would be wrong silently, by two steps of the problem."""
+    twice = isinstance(problem.estimator, Unroll | LastSteps | Implicit)
     with suppress(TypeError):  # of what can't be remembered
-        if train_loss in _SEEN:
+        if train_loss in _SEEN[twice]:
             return
     learner: Any = problem.learner
-    twice = isinstance(problem.estimator, Unroll | LastSteps | Implicit)
     short = replace(problem, learner=replace(learner, steps=min(learner.steps, 2)), estimator=Unroll(first_order=not twice))
     one: Task = trees.map_tensors(lambda x: x[None], task)
     inspect(short, problem.phi, one, ())
     with suppress(TypeError):
-        _SEEN.add(train_loss)
+        _SEEN[twice].add(train_loss)
