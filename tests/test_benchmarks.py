@@ -17,7 +17,7 @@ from metaoptim.core import trees
 from metaoptim.engine.options import check_settings
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("memory", "peers", "rounds", "shared", "sweep", "works")
+NAMES = ("hypergradient", "memory", "peers", "rounds", "shared", "sweep", "works")
 WORKS = ("sinusoid-1", "sinusoid-5", "omniglot-1", "omniglot-5", "fomaml-1", "fomaml-5", "reptile-5", "mini-imagenet-2")
 
 EXACT = tuple(n for n in WORKS if not n.startswith(("fomaml", "reptile")))  # torchopt has no first-order option
@@ -119,6 +119,22 @@ def test_quick_ways_are_called_often_and_slow_ones_seldom(bench: Any) -> None:
     assert asked == {"quick": [1, *[50] * 5], "slow": [1] * 4}
     assert contenders[0].median == pytest.approx(0.001)
     assert len(contenders[1].seconds) == bench.rounds.FEW
+
+
+@pytest.mark.parametrize("way", ["exact", 'exact, memory="steps"', "engine", "higher", "torchopt"])
+def test_hypergradients_are_those_of_the_written_out_loop(bench: Any, way: str) -> None:
+    script = bench.hypergradient
+    problem = script.Problem(steps=3, rows=8, width=4, dtype=torch.float64)
+    hyper = problem.hyper(5)
+    if way in ("higher", "torchopt"):
+        pytest.importorskip(way)
+        run = getattr(script, f"with_{way}")(problem)
+    else:
+        run = script.compiled(problem, "trace") if way == "engine" else script.ours(problem, **script.OURS[way])
+    (loss, grad), (found, mine) = script.loop(problem)(hyper), run(hyper)
+    assert mine.keys() == grad.keys() and all(g.norm() > 1e-6 for g in grad.values())
+    assert trees.norm(trees.subtract(mine, grad)) < 1e-9 * trees.norm(grad)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-12)
 
 
 def test_memory_is_foretold_on_a_line(bench: Any) -> None:

@@ -125,6 +125,8 @@ NEEDED: dict[str, Callable[[int], nn.Module]] = {
     "mt_net": metaoptim.nn.Transform,
 }
 """Layers that an algorithm can't do without."""
+WARPS = {"mlp": "2", "batch norms": "block1", "layer norms": "block1", "no norms": "block1"}
+"""What WarpGrad takes for a warp layer."""
 
 
 def smooth() -> list[str]:
@@ -139,11 +141,12 @@ def smooth() -> list[str]:
 def test_healthy_nets_pass(name: str, net: str) -> None:
     torch.manual_seed(0)
     shape = {"mlp": (3,), "layer norms": (1, 16, 16)}.get(net, (1, 8, 8))
-    report = check(ALGORITHMS[name](NETS[net](), cross_entropy), batch(shape=shape), modes=FEW)
+    options = {"warp": WARPS[net]} if name == "warpgrad" else {}
+    report = check(ALGORITHMS[name](NETS[net](), cross_entropy, **options), batch(shape=shape), modes=FEW)
     assert report.ok, str(report)
     assert [row.verdict for row in report.modes] == ["right", "right"]
     assert not report.faults
-    method = ALGORITHMS[name](NETS[net](), cross_entropy)
+    method = ALGORITHMS[name](NETS[net](), cross_entropy, **options)
     assert {row.name for row in report.tensors} >= set(method.split(method.phi)[0].weights)
     assert all((row.error or 0.0) <= TOLERANCE for row in (*report.modes, *report.tensors))
 
@@ -336,7 +339,8 @@ def test_nothing_of_the_users_changes(layer: type[nn.Module]) -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_short_check_finds_nothing_in_what_is_healthy(name: str) -> None:
     layer = nn.Sequential(NEEDED[name](6), nn.Dropout(0.3)) if name in NEEDED else nn.Dropout(0.3)
-    optimizer = ALGORITHMS[name](small(layer), cross_entropy)
+    options = {"warp": "3"} if name == "warpgrad" else {}
+    optimizer = ALGORITHMS[name](small(layer), cross_entropy, **options)
     assert self_check(optimizer, optimizer.phi, batch()) is None
 
 

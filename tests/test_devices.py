@@ -92,6 +92,18 @@ def test_estimators_that_carry(estimator: Any, device: torch.device) -> None:
     check_there((module.carry, [p.grad for p in module.parameters()]), device)
 
 
+@pytest.mark.parametrize("method", ["exact", "truncated", "sama", "implicit", "finite_differences"])
+def test_hypergradients(method: str, device: torch.device) -> None:
+    net = made(lambda: nn.Linear(4, 2), device)
+    x, y = trees.index(tasks(device), 0).support
+    options = {"window": 2} if method == "truncated" else {}
+    found = mo.hypergradient(
+        lambda net, hyper: hyper["scale"] * F.mse_loss(net(x), y), lambda net, hyper: F.mse_loss(net(x), y), net,
+        {"scale": torch.ones((), device=device)}, rule=mo.rules.SGD(0.1), steps=3, method=method, **options,
+    )  # fmt: skip
+    check_there(found, device)
+
+
 @pytest.mark.skipif(torch.__version__ < "2.10", reason="torch's own Adam counts its steps on the default device")
 @pytest.mark.parametrize("engine", [{"runtime": "eager"}, {"batching": "vmap", "memory": "steps", "runtime": "trace"}])
 def test_training_and_evaluation(engine: dict[str, str], device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import metaoptim.nn
-from metaoptim.algorithms import article_maml, article_reptile, fomaml, maml, meta_sgd, reptile
+from metaoptim.algorithms import article_maml, article_reptile, compose, fomaml, maml, meta_sgd, reptile, warpgrad
 from metaoptim.core import trees
 from metaoptim.core.losses import mse
 from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
+from metaoptim.estimators import Truncated, Unroll
+from metaoptim.rules import SGD
 
 pytestmark = pytest.mark.usefixtures("doubles", "empty_cache")
 
@@ -222,3 +225,49 @@ def test_reptile_is_torchs_adam_with_its_moments_carried_or_reset(moments: str, 
         mean = {n: torch.stack([e[n] for e in ends]).mean(0) for n in meta.weights}
         same(estimate.grad.weights, trees.subtract(meta.weights, mean))
         meta, carry = MetaParams({n: w - 0.5 * estimate.grad.weights[n] for n, w in meta.weights.items()}, {}), estimate.carry
+
+
+def test_meta_sgd_in_windows_is_its_rule_with_truncated_backpropagation() -> None:
+    net, batch = small_net(), tasks()
+    windows = meta_sgd(net, mse, low=0.1, high=0.1, steps=6, window=2)
+    composed = compose(net, mse, rule=SGD(0.1), steps=6, estimator=Truncated(2))
+    assert windows.estimator == composed.estimator and windows.estimator.lasts(windows.learner) == 3
+    engines, carries = [], []
+    for method in (windows, composed):
+        engines.append(Engine(method, "vmap", "graph", "eager"))
+        carries.append(engines[-1].init(method.phi, batch))
+    for _ in range(3):
+        mine, other = (e(e.method.phi, batch, carry) for e, carry in zip(engines, carries, strict=True))
+        same(mine.grad.weights, other.grad.weights)
+        assert all(g.norm() > 1e-6 for g in mine.grad.rule.values())
+        carries = [mine.carry, other.carry]
+    with pytest.raises(ValueError, match=r"window=4: it must be at least 1 and divide the inner steps, which are 6"):
+        meta_sgd(net, mse, steps=6, window=4)
+    with pytest.raises(ValueError, match="first_order=True goes with the whole run alone, and window=2 was given"):
+        meta_sgd(net, mse, steps=6, window=2, first_order=True)
+
+
+def warped() -> nn.Module:
+    names = {"a": nn.Linear(3, 4), "tanh": nn.Tanh(), "warp_a": nn.Linear(4, 4), "b": nn.Linear(4, 2)}
+    return nn.Sequential(OrderedDict(names))
+
+
+def test_one_step_of_warpgrad_is_maml_for_the_warp_layers_and_fomaml_for_the_start() -> None:
+    net, batch = warped(), tasks()
+    method = warpgrad(net, mse, lr=0.3, steps=1)
+    assert method.adapting == ("a.weight", "a.bias", "b.weight", "b.bias")
+    options = {"rule": SGD(0.3), "adapts": lambda name: "warp" not in name}
+    exact, first = (run(compose(net, mse, estimator=Unroll(first_order=order), **options), batch) for order in (False, True))
+    found = run(method, batch).grad.weights
+    same(found, {n: (exact if "warp" in n else first).grad.weights[n] for n in found})
+    assert (exact.grad.weights["warp_a.weight"] - first.grad.weights["warp_a.weight"]).norm() > 1e-4
+    alone = warpgrad(net, mse, lr=0.3, steps=1, learns="warp")
+    same(run(alone, batch).grad.weights, {n: g for n, g in found.items() if "warp" in n})
+
+
+def test_a_network_without_warp_layers_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"no layer's name begins with warp='warp': name those that warp so, as conv4\(warp=True\)"
+    ):
+        warpgrad(small_net(), mse)
+    assert warpgrad(small_net(), mse, warp="2").adapting == ("0.weight", "0.bias")

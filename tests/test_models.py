@@ -69,6 +69,16 @@ def test_conv4_is_what_it_says(
     refuse(net, "inductive")
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_warp_layers_begin_as_the_identity_and_stand_at_the_end_of_every_block(pool: bool) -> None:
+    plain, warped = conv4(3, size=16, filters=4, pool=pool), conv4(3, size=16, filters=4, pool=pool, warp=True)
+    missing, odd = warped.load_state_dict(plain.state_dict(), strict=False)
+    assert missing == [f"block{i}.warp.weight" for i in range(4)] and not odd
+    x = torch.randn(5, 1, 16, 16)
+    torch.testing.assert_close(warped(x), plain(x))
+    assert [list(warped.get_submodule(f"block{i}")._modules)[-1] for i in range(4)] == ["warp"] * 4
+
+
 def test_conv4_sizes() -> None:
     body = 9 * 64 + 3 * 9 * 64 * 64 + 4 * 2 * 64  # convolutions without bias, and the norms' weights and biases
     assert size_of(conv4(ways=5)) == body + 64 * 5 + 5

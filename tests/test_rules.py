@@ -45,6 +45,7 @@ PAIRS: dict[str, tuple[Rule, Optimizer]] = {
     "chain of one": (rules.chain(rules.Adam(0.1)), lambda p: torch.optim.Adam(p, lr=0.1)),
     "step sizes": (StepSizes(0.3, 0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
     "step sizes per layer": (rules.LayerStepSizes(0.3, 100), lambda p: torch.optim.SGD(p, lr=0.3)),
+    "schedule": (rules.chain(rules.Momentum(1.0, 0.8), rules.Schedule(0.1, 4)), lambda p: torch.optim.SGD(p, 0.1, 0.8)),
 }
 
 
@@ -197,6 +198,21 @@ def test_adam_counts_steps_in_its_state() -> None:
     assert state["t"] == 3
     for n, u in once.items():  # the gradient never changed, so that m̂ = g and v̂ = g²
         torch.testing.assert_close(u, -0.1 * g[n].sign(), rtol=1e-6, atol=0)
+
+
+def test_a_schedule_has_a_size_for_each_step_and_group_and_the_last_for_later_steps() -> None:
+    rule = rules.Schedule(0.5, 2, group=lambda name: name[0])
+    weights = {"a1": torch.ones(2), "a2": torch.ones(3), "b": torch.ones(())}
+    psi = rule.start(weights, torch.Generator())
+    torch.testing.assert_close(psi, {"log_lr.a": torch.full((2,), 0.5).log(), "log_lr.b": torch.full((2,), 0.5).log()})
+    psi = {"log_lr.a": torch.tensor([2.0, 3.0]).log(), "log_lr.b": torch.tensor([5.0, 7.0]).log()}
+    for k, (a, b) in enumerate([(2.0, 5.0), (3.0, 7.0), (3.0, 7.0)]):
+        updates, state = rule.update(psi, {n: -w for n, w in weights.items()}, {}, weights, at(k))
+        torch.testing.assert_close(updates, {"a1": torch.full((2,), -a), "a2": torch.full((3,), -a), "b": torch.tensor(-b)})
+        assert state == {}
+    for wrong, words in (({"lr": 0.0}, "lr=0.0"), ({"lr": 0.1, "steps": 0}, "steps=0")):
+        with pytest.raises(ValueError, match=words):
+            rules.Schedule(**wrong)
 
 
 def test_chain_feeds_each_rule_with_what_came_before_and_keeps_their_parameters_apart() -> None:

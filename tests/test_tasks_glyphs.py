@@ -12,9 +12,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from metaoptim.tasks import ImageTasks, cache, episodes_hash, glyphs
+from metaoptim.tasks import ImageTasks, cache, draw_letters, episodes_hash, glyphs
 from metaoptim.tasks.glyph_drawing import FACES, draw, fill, outlines, thin
 from metaoptim.tasks.glyph_letters import LETTERS
 from metaoptim.tasks.glyphs import SHA256, generate
@@ -52,6 +53,21 @@ def test_glyphs_are_made_the_same_whatever_else_is_made() -> None:
     letters = "".join(LETTERS.values())
     some = [0, 400, 710]
     assert np.array_equal(generate("".join(letters[i] for i in some)), glyphs().images[some])
+
+
+def test_letters_are_drawn_as_an_ordinary_set_of_any_size() -> None:
+    x, y = draw_letters("aß", each=45)
+    assert x.shape == (90, 1, 28, 28) and x.dtype == torch.float32 and y.tolist() == [0] * 45 + [1] * 45
+    letters = "".join(LETTERS.values())
+    for i, letter in enumerate("aß"):
+        known = torch.from_numpy(glyphs().images[letters.index(letter)])
+        assert torch.equal((255 * x[45 * i : 45 * i + 20, 0]).round().to(torch.uint8), known)
+    assert len({tuple(row.flatten().tolist()) for row in x}) == 90, "no drawing comes twice"
+    assert torch.equal(draw_letters("ßa", each=5)[0][:5], x[45:50])
+    for wrong, words in (({"letters": "a"}, "two or more"), ({"letters": "aba"}, "each of them once"),
+                         ({"letters": "ab", "each": 0}, "each=0"), ({"letters": "a\U000f0000"}, "no letter")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            draw_letters(**wrong)  # type: ignore[arg-type]
 
 
 def test_glyphs_are_as_hard_as_the_recipe_says(pixel_accuracy: Callable[[ImageTasks, int], float]) -> None:

@@ -38,7 +38,7 @@ _NAMES = {
     "metaoptim.evaluation": ("evaluate",),
     "metaoptim.gradcheck": ("check",),
     "metaoptim.runs": ("Run", "load"),
-    "metaoptim.training": ("MetaModule", "meta_train", "train"),
+    "metaoptim.training": ("MetaModule", "bilevel", "hypergradient", "meta_train", "train"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

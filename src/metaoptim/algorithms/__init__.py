@@ -28,6 +28,7 @@ from metaoptim.algorithms.r2d2 import r2d2 as r2d2
 from metaoptim.algorithms.reptile import reptile as reptile
 from metaoptim.algorithms.simpleshot import simpleshot as simpleshot
 from metaoptim.algorithms.t_net import t_net as t_net
+from metaoptim.algorithms.warpgrad import warpgrad as warpgrad
 from metaoptim.algorithms.zero_head_maml import zero_head_maml as zero_head_maml
 from metaoptim.core.types import MetaOptimizer
 
@@ -56,6 +57,7 @@ ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "pretrain": pretrain,
     "baseline_pp": baseline_pp,
     "joint": joint,
+    "warpgrad": warpgrad,
     "article_maml": article_maml,
     "article_reptile": article_reptile,
 }

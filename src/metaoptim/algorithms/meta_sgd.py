@@ -5,7 +5,8 @@
 
 Paper: Li, Zhou, Chen and Li 2017, https://arxiv.org/abs/1707.09835, eq. 2 and algorithm 1.
 
-Deviations: with more than one inner step all of them share α; tasks are averaged, and losses are means.
+Deviations: with more than one inner step all of them share α; long runs can be differentiated window by window (truncated
+backpropagation), which the paper doesn't have; tasks are averaged, and losses are means.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from metaoptim.algorithms.compose import compose
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_flags, check_numbers
 from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
-from metaoptim.estimators import Unroll
+from metaoptim.estimators import Truncated, Unroll
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def meta_sgd(
     high: float = 0.1,
     steps: int = 1,
     first_order: bool = False,
+    window: int | None = None,
     normalisation: Normalisation = "transductive",
 ) -> MetaOptimizer:
     """Learns a start and the size and sign of each weight's step.
@@ -68,17 +70,23 @@ def meta_sgd(
         high: largest step size α at the start; equal to `low` for a constant.
         steps: inner steps K in training, all with the same α.
         first_order: drop second derivatives: still exact in α for one step, approximate in θ.
+        window: steps that one outer step takes and differentiates through, of a run that the next one goes on with, judged
+            after each step; it divides `steps`. None: the whole run, judged after its last step.
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
     check_counts(steps=steps)
     check_flags(first_order=first_order)
+    if first_order and window is not None:
+        raise ValueError(
+            f"first_order=True goes with the whole run alone, and window={window} was given; leave out one of them."
+        )
     return compose(
         net,
         loss,
         rule=StepSizes(low, high),
         steps=steps,
-        estimator=Unroll(first_order=first_order),
+        estimator=Unroll(first_order=first_order) if window is None else Truncated(window),
         normalisation=normalisation,
         name="meta_sgd",
     )

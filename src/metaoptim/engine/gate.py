@@ -18,7 +18,7 @@ from metaoptim.core.types import Estimate, MetaOptimizer, MetaParams
 
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # how far a way may be from the plain loop, relative to its norm
 ROUGH = 0.1  # the same for half precision, on purpose or in the weights
-AMPLIFIED = 50  # times as far for estimators that divide by small numbers, as solvers and evolution strategies do
+AMPLIFIED = 50  # times as far for estimators that divide by small numbers: solvers, differences, evolution strategies
 ROUNDED = 8  # units in the last place by which weights are moved, either way
 TRIALS = 3
 
@@ -37,7 +37,8 @@ def gap(
     """
     dtype = trees.flatten(phi)[0].dtype
     usual = ROUGH if half else CLOSE.get(dtype, ROUGH)
-    usual *= AMPLIFIED if method.estimator.claim in ("implicit", "stochastic") else 1
+    divides = method.estimator.claim in ("implicit", "stochastic") or getattr(method.estimator, "divides", False)
+    usual *= AMPLIFIED if divides else 1
     apart = _distance(found, expected)
     if apart <= usual:
         return 0.0

@@ -3,20 +3,28 @@
 from metaoptim.estimators.checkpointed import Checkpointed
 from metaoptim.estimators.displacement import Displacement
 from metaoptim.estimators.evolution import EvolutionStrategy, nres, pes, truncated_es
+from metaoptim.estimators.finite_differences import FiniteDifferences
 from metaoptim.estimators.implicit import Implicit
 from metaoptim.estimators.joint import Joint
+from metaoptim.estimators.last_steps import LastSteps
 from metaoptim.estimators.plain import judging
+from metaoptim.estimators.sama import SAMA
 from metaoptim.estimators.truncated import Truncated
 from metaoptim.estimators.unroll import Unroll
+from metaoptim.estimators.warp_objective import WarpObjective
 
 __all__ = [
+    "SAMA",
     "Checkpointed",
     "Displacement",
     "EvolutionStrategy",
+    "FiniteDifferences",
     "Implicit",
     "Joint",
+    "LastSteps",
     "Truncated",
     "Unroll",
+    "WarpObjective",
     "judging",
     "nres",
     "pes",

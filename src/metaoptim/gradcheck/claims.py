@@ -50,7 +50,8 @@ def judge(case: Case, how: How) -> Verdict:
     """The meta-gradient in an execution mode, held to what its estimator claims.
 
     exact, first_order: central differences of the loss that it comes with in that mode, with what it holds held.
-    truncated: the same, of a window that begins the run, and of the one after it with its start held.
+    truncated: the same, of a window that begins the run, and of the one after it with its start held; where only the end of a
+        run is seen, of that end, with all before it held.
     displacement: the same run with inner gradients by plain autograd, and those against central differences.
     implicit: central differences of the loss at the minimum of the inner objective, found by Newton's method.
     stochastic: the exact gradient that it is an estimate of, in standard errors.
@@ -82,9 +83,13 @@ def truth(case: Case, how: How) -> Callable[[Params], float]:
 
 def constants(case: Case) -> Held | None:
     """The learner whose loss is that function; None where it is the learner itself."""
+    learner, estimator = case.method.learner, case.method.estimator
     if case.claim == "first_order":
-        return Held(case.method.learner, case.phi)
-    return Held(case.method.learner, case.phi, exact=True) if case.holds() else None
+        return Held(learner, case.phi, "stepwise" if getattr(estimator, "stepwise", False) else "held")
+    if case.claim == "truncated" and hasattr(estimator, "target"):  # the end of a run, as far as it is seen
+        return Held(learner, case.phi, "exact", learner.steps - getattr(estimator, "window", learner.steps))
+    holds = getattr(estimator, "holds", True) and case.holds()
+    return Held(learner, case.phi, "exact") if holds else None
 
 
 def displacement(case: Case, each: bool = False) -> tuple[Params, dict[str, float]]:
@@ -170,8 +175,10 @@ def stochastic(case: Case) -> float:
 def by_design(case: Case, first: Verdict) -> tuple[float, str] | None:
     """How far an approximation is from what it approximates, here, and what that is; None for no approximation."""
     estimator: Any = case.method.estimator
-    if case.claim == "first_order":
-        exact = replace(case, method=replace(case.method, estimator=replace(estimator, first_order=False)))
+    approximated = getattr(estimator, "target", None)
+    if case.claim == "first_order" or (case.claim == "truncated" and approximated):
+        approximated = approximated or replace(estimator, first_order=False)
+        exact = replace(case, method=replace(case.method, estimator=approximated))
         found, target = first.estimate.grad, exact.run(exact.mode(first.how)).grad
         name = "the exact meta-gradient"
     elif case.claim == "implicit":

@@ -75,6 +75,7 @@ def conv4(
     features: Literal["mean", "flatten"] = "mean",
     context: int = 0,
     transforms: bool = False,
+    warp: bool = False,
 ) -> nn.Module:
     """Four blocks of 3×3 convolution, norm and ReLU, then a linear head; (B, channels, size, size) -> (B, ways).
 
@@ -91,6 +92,7 @@ def conv4(
             them ("flatten").
         context: size of a context vector that scales and shifts the channels of the third block (CAVIA); 0: none.
         transforms: a matrix after every convolution and after the head, which does not adapt (T-Net).
+        warp: a further 3×3 convolution called `warp` at the end of every block, which starts as the identity (for WarpGrad).
     """
     if ways < 2 or channels < 1 or filters < 1:
         raise ValueError(f"conv4: ways={ways}, channels={channels}, filters={filters}: needs ways >= 2, the others >= 1.")
@@ -115,6 +117,10 @@ def conv4(
         block += [FiLM(filters, context)] if context and i == 2 else []
         block += [nn.ReLU(), nn.MaxPool2d(2)] if pool else [nn.ReLU()]
         blocks[f"block{i}"] = nn.Sequential(*block)
+        if warp:
+            layer = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+            nn.init.dirac_(layer.weight)
+            blocks[f"block{i}"].add_module("warp", layer)
         width = filters
     blocks["features"] = nn.Flatten() if features == "flatten" else SpatialMean()
     head = nn.Linear(filters * side * side if features == "flatten" else filters, ways)

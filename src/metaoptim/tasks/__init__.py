@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from metaoptim.tasks.base import TaskFamily, episodes_hash
 from metaoptim.tasks.function import from_function
-from metaoptim.tasks.glyphs import glyphs
+from metaoptim.tasks.glyphs import draw_letters, glyphs
 from metaoptim.tasks.images import ImageTasks
 from metaoptim.tasks.omniglot import omniglot
 from metaoptim.tasks.sinusoid import sinusoid
@@ -18,6 +18,7 @@ __all__ = [
     "TASKS",
     "ImageTasks",
     "TaskFamily",
+    "draw_letters",
     "episodes_hash",
     "from_function",
     "glyphs",

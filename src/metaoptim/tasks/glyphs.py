@@ -8,8 +8,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from metaoptim.core.checks import check_counts
 from metaoptim.tasks import cache
 from metaoptim.tasks.glyph_drawing import DRAWINGS, SIZE, draw, fill, outlines, thin
 from metaoptim.tasks.glyph_letters import LETTERS
@@ -63,10 +66,31 @@ def _load(folder: Path) -> NDArray[np.uint8]:
     return kept
 
 
-def generate(letters: str) -> NDArray[np.uint8]:
-    """All drawings of some letters, the same ones every time: uint8 [letters, DRAWINGS, SIZE, SIZE]."""
-    images = np.empty((len(letters), DRAWINGS, SIZE, SIZE), np.uint8)
+def draw_letters(letters: str, each: int = DRAWINGS) -> tuple[Tensor, Tensor]:
+    """Drawings of N letters as an ordinary set for a classifier: x float32 in [0, 1], [N·each, 1, 28, 28], y int64 [N·each].
+
+    In the order of the letters, and the same ones every time; the first 20 of a letter are those of `glyphs`.
+
+    Args:
+        letters: Two or more, all different, such as "abc"; any that matplotlib's typefaces have.
+        each: Drawings per letter.
+
+    Raises:
+        ValueError: fewer than two letters, one that is named twice, or one that no typeface has.
+    """
+    check_counts(each=each)
+    if len(letters) < 2 or len(set(letters)) < len(letters):
+        raise ValueError(f"letters={letters!r}: it must name two or more letters, each of them once.")
+    images = generate(letters, rounds=-(-each // DRAWINGS))[:, :each].reshape(-1, 1, SIZE, SIZE)
+    return torch.from_numpy(np.divide(images, np.float32(255))), torch.arange(len(letters)).repeat_interleave(each)
+
+
+def generate(letters: str, rounds: int = 1) -> NDArray[np.uint8]:
+    """All drawings of some letters, the same ones every time: uint8 [letters, rounds · DRAWINGS, SIZE, SIZE]."""
+    images = np.empty((len(letters), rounds, DRAWINGS, SIZE, SIZE), np.uint8)
     faces = outlines(letters)
     for place, letter in enumerate(cache.tracked(letters, "drawing the glyphs, once")):
-        images[place] = draw(thin(np.stack([fill(face) for face in faces[place]])), f"glyphs/{letter}")
-    return images
+        skeletons = thin(np.stack([fill(face) for face in faces[place]]))
+        for turn in range(rounds):
+            images[place, turn] = draw(skeletons, f"glyphs/{letter}" + (f"/{turn}" if turn else ""))
+    return images.reshape(len(letters), -1, SIZE, SIZE)
