@@ -35,7 +35,7 @@ BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "tasks": TASKS,
 }
 _OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
-_NOTES = ("expected", "described")  # for people, and never read
+_NOTES = ("expected", "published", "described")  # for people, and never read
 _TABLES = (*_OPTIONS, *_NOTES)
 _NOT_IN_RECIPES = ("out", "resume", "engine", "recipe", "progress")
 
@@ -57,15 +57,17 @@ class Recipe:
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
-        keys = {kind: dict(self.tables[kind]) for kind in BUILDERS}
-        names = {kind: keys[kind].pop("name") for kind in BUILDERS}
-        loss = LOSSES[keys["algorithm"].pop("loss")]
-        family = _build("tasks", names["tasks"], keys["tasks"])
+        family = _build("tasks", self.tables["tasks"])
+        return self.method(), family
+
+    def method(self) -> MetaOptimizer:
+        """The meta-optimizer alone, without a look at any data."""
+        keys = dict(self.tables["algorithm"])
+        build, loss = ALGORITHMS[keys.pop("name")], LOSSES[keys.pop("loss")]
         check_seed(self.tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.tables["train"]["seed"])
-            net = _build("model", names["model"], keys["model"])
-            return ALGORITHMS[names["algorithm"]](net, loss, **keys["algorithm"]), family
+            return build(_build("model", self.tables["model"]), loss, **keys)
 
     def differences(self, other: Recipe) -> list[str]:
         """The options, as `table.key`, in which two recipes differ, but for what the engine has measured."""
@@ -83,8 +85,9 @@ _EXPECTED: dict[str, tuple[Any, str]] = {
 }
 
 
-def _build(kind: str, name: str, keys: Mapping[str, Any]) -> Any:
+def _build(kind: str, table: Mapping[str, Any]) -> Any:
     """A model or a task family, by its name or from code of the user's own."""
+    name, keys = table["name"], {key: value for key, value in table.items() if key != "name"}
     return code.build(name, keys, *_EXPECTED[kind]) if code.is_code(name) else BUILDERS[kind][name](**keys)
 
 

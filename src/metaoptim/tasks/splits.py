@@ -34,8 +34,8 @@ def _drawn(names: Sequence[str], seed: int, least: int, what: str) -> Members:
     held = max(least, round(HELD_OUT * len(names)))
     if len(names) < 2 * held + least:
         raise ValueError(
-            f"There are {len(names)} {what}, too few to divide into train, val and test with {least} or more in each; add some, "
-            "ask for less, or say in a file which split each belongs to (splits=)."
+            f"There are {len(names)} {what}, too few to divide into train, val and test with {least} or more in each; add "
+            "some, ask for less, or say in a file which split each belongs to (splits=)."
         )
     order = np.argsort(raw(seed, "splits", 0, len(names), 1)[:, 0], kind="stable")
     parts = {"test": order[:held], "val": order[held : 2 * held], "train": order[2 * held :]}

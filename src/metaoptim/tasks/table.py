@@ -73,8 +73,8 @@ def from_table(
     used = list(features) if features is not None else [c for c in data.columns if c not in (task, target)]
     if not used or task in used or target in used:
         raise ValueError(
-            f"The features of {data.source} must be one or more columns beside the task `{task}` and the target `{target}`; found "
-            f"{', '.join(used) or 'none'}."
+            f"The features of {data.source} must be one or more columns beside the task `{task}` and the target `{target}`; "
+            f"found {', '.join(used) or 'none'}."
         )
     x = np.stack([data.numbers(name) for name in used], axis=1)
     regression = kind == "regression" or (kind == "auto" and data.is_numeric(target))
