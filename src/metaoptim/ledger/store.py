@@ -53,9 +53,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"Another process is writing to the ledger in {folder}; wait for it, or choose another --out."
-        ) from None
+        raise ValueError(f"another process writes to the ledger in {folder}; wait for it, or choose another --out.") from None
     try:
         yield
     finally:
