@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import metaoptim as mo
-from metaoptim import evaluation
 from metaoptim.algorithms.example import INPUT, example_net
 from metaoptim.cli.main import main
 from metaoptim.ledger import reproduce, source, store
@@ -55,7 +54,8 @@ def entry(**changes: Any) -> Entry:
         "recipe": "omniglot-maml", "content": "c" * 12, "seed": 0, "code": "a" * 12, "date": "2026-01-31T10:00:00+00:00",
         "version": "0.1.0", "commit": "0123456789ab", "algorithm": "maml", "metric": "accuracy", "value": 0.95,
         "interval": 0.004, "steps": 3, "episodes": 600, "episodes_sha256": "e" * 64,
-        "protocol": {"name": "omniglot, 600 episodes", "version": 1}, "iterations": 2600, "tasks_per_step": 16, "steps_per_second": 1.625, "verdict": "pass",
+        "protocol": {"name": "omniglot, 600 episodes", "version": 1}, "iterations": 2600, "tasks_per_step": 16,
+        "steps_per_second": 1.625, "verdict": "pass",
         "rows": {"untrained": [0.53, 0.01]}, "expected": {"value": 0.9545, "interval": 0.0042},
         "cost": {"seconds": 0.5, "bytes": 3 * 2**20, "steps": 1, "maml": {"seconds": 0.25, "bytes": 2**20}},
         "published": {"value": 0.987, "interval": 0.004, "source": "Finn 2017", "protocol": "another split"},
@@ -301,17 +301,17 @@ def test_the_number_is_that_of_train_and_evaluate(cli: Cli) -> None:
 
 
 def test_what_was_interrupted_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = evaluation.evaluate
+    real = reproduce.cost
 
     def stopped(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "evaluate", stopped)
+    monkeypatch.setattr(reproduce, "cost", stopped)
     code, _, err = cli("tiny.toml")
     assert code == 130 and "The same command goes on from there." in err and not Path("results/ledger.jsonl").exists()
     (metrics,) = Path("results/runs").glob("*/metrics.jsonl")
     trained = metrics.read_bytes()
-    monkeypatch.setattr(evaluation, "evaluate", real)
+    monkeypatch.setattr(reproduce, "cost", real)
     assert cli("tiny.toml")[0] == 0 and len(lines()) == 1
     assert metrics.read_bytes() == trained and len(list(Path("results/runs").iterdir())) == 1
 
@@ -335,8 +335,10 @@ def test_what_stops_one_recipe_stops_no_other(cli: Cli, tmp_path: Path) -> None:
     (["tiny.tml"], "unknown recipe `tiny.tml`"),
     (["tiny.toml", "--seeds", "0,x"], "--seeds 0,x: expected whole numbers with commas between them, each once, as in 0,1,2."),
     (["tiny.toml", "--seeds", "1,1"], "each once"),
+    (["odd.toml"], "`value` in [published] of odd: found '98.7', expected a number."),
 ])  # fmt: skip
 def test_wrong_input_is_told_before_anything_runs(cli: Cli, args: list[str], words: str) -> None:
+    Path("odd.toml").write_text(TINY.replace("0.35", "'98.7'"))
     code, _, err = cli("tiny.toml", *args) if args[0] != "tiny.toml" else cli(*args)
     assert code == 2 and words in err and not Path("results").exists()
 

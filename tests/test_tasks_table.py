@@ -188,7 +188,8 @@ def cut(rows: int) -> Callable[[dict[str, list[Any]]], None]:
     (put("a", 3, "red"), {}, ["Line 5 of", "'red' in `a`", "no finite number"]),
     (put("a", 3, "inf"), {}, ["Line 5 of", "'inf' in `a`"]),
     (put("y", 3, "red"), {"kind": "regression"}, ["Line 5 of", "'red' in `y`"]),
-    (put("y", 3, "red"), {}, ["has 0 rows of the class", "short='leave_out'"]),
+    (put("y", 3, "red"), {}, ["Line 5 of", "'red' in `y`"]),
+    (put("kind", 3, "rare"), {"target": "kind", "shots": 1}, ["has 0 rows of the class 'rare'", "short='leave_out'"]),
     (None, {"features": ["kind"]}, ["'even' in `kind`", "leave the column out"]),
     (None, {"features": ["a", "y"]}, ["must be one or more columns beside the task `who` and the target `y`", "found a, y"]),
     (None, {"features": []}, ["found none"]),
@@ -236,7 +237,7 @@ def test_faults_of_a_file_are_told_in_one_sentence(tmp_path: Path, content: byte
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere\.csv can.t be read"):
         family(str(tmp_path / "nowhere.csv"))
-    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"who,a,b,y\n" * 99)[:40])
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"who,a,b,y\n" * 99)[:25])
     with pytest.raises(ValueError, match="can't be unpacked"):
         family(str(tmp_path / "cut.csv.gz"))
     with pytest.raises(ValueError, match="the path of a CSV file or a data frame with `columns`; found list"):

@@ -15,6 +15,7 @@ Verdict = Literal["pass", "drift", "fail", "not judged"]
 
 PROTOCOL = 1
 """The version of how episodes are drawn and scored; raised when either changes, for then numbers can't be compared."""
+STATED = ("metric", "value", "interval", "seed", "source", "protocol")
 MEASURED = ("algorithm", "model", "tasks", "train", "evaluate", "engine")
 BESIDE = {("train", "seed"), ("tasks", "root"), ("engine", "choice")}
 """What is no part of a recipe's content: the seed is a column of its own, and data may lie anywhere."""
@@ -74,6 +75,17 @@ def content(recipe: Recipe) -> str:
         name: {key: value for key, value in recipe.tables[name].items() if (name, key) not in BESIDE} for name in MEASURED
     }
     return hashlib.sha256(strict_json(tables, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def stated(recipe: Recipe, table: str) -> dict[str, Any]:
+    """What a recipe states in [expected] or [published], as far as the ledger keeps it; ValueError where a number is none."""
+    given = recipe.tables.get(table, {})
+    for key in ("value", "interval"):
+        value = given.get(key, 0.0)
+        ends = value if key == "interval" and isinstance(value, list) and len(value) == 2 else [value]
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in ends):
+            raise ValueError(f"`{key}` in [{table}] of {recipe.name}: found {value!r}, expected a number.")
+    return {key: given[key] for key in STATED if key in given}
 
 
 def judged(metric: str, value: float, interval: float | None, seed: int, expected: Mapping[str, Any]) -> Verdict:

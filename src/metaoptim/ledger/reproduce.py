@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from metaoptim import evaluation, training
 from metaoptim.evaluation import Result
 from metaoptim.ledger import source
 from metaoptim.ledger.cost import cost
-from metaoptim.ledger.entry import Entry, Key, content, judged, protocol
+from metaoptim.ledger.entry import Entry, Key, content, judged, protocol, stated
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.environment import environment
@@ -33,7 +34,8 @@ class Job:
 
     def folder(self, out: Path) -> Path:
         """Where its run lies, half done or whole."""
-        return out / "runs" / f"{self.recipe.name}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
+        name = re.sub(r"[^\w.-]+", "-", self.recipe.name)
+        return out / "runs" / f"{name}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
 
 
 def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None = None) -> Iterator[Job]:
@@ -44,6 +46,8 @@ def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None =
         code = source.version(own)
         for seed in seeds if seeds is not None else [own.tables["train"]["seed"]]:
             recipe = config.load(name, [*settings, f"train.seed={seed}"])
+            for table in ("expected", "published"):
+                stated(recipe, table)  # a mistake there is told now, and not after hours
             yield Job(recipe, Key(content(recipe), seed, code))
 
 
@@ -70,7 +74,7 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Result]:
     result.save(folder)
     options = tables["train"]
     batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
-    expected = tables["expected"]
+    expected = stated(recipe, "expected")
     entry = Entry(
         recipe=recipe.name,
         content=job.key.content,
@@ -93,8 +97,8 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Result]:
         verdict=judged(result.metric, result.mean, result.interval, job.key.seed, expected),
         rows={r.name: [r.mean(result.metric)[-1], r.interval(result.metric)[-1]] for r in result.rows[1:]},
         cost=cost(trained.method, batch),
-        expected={key: expected[key] for key in ("metric", "value", "interval", "seed") if key in expected},
-        published=tables.get("published", {}),
+        expected=expected,
+        published=stated(recipe, "published"),
         environment=environment(),
     )
     return entry, result

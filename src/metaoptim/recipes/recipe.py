@@ -35,7 +35,7 @@ BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "tasks": TASKS,
 }
 _OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
-_NOTES = ("expected", "published", "described")  # for people, and never read
+_NOTES = ("expected", "published", "described")  # for people and for the ledger: training never reads them
 _TABLES = (*_OPTIONS, *_NOTES)
 _NOT_IN_RECIPES = ("out", "resume", "engine", "recipe", "progress")
 

@@ -94,7 +94,7 @@ def load(source: Path) -> tuple[NDArray[np.uint8], list[str]]:
         try:
             arrays = decode_compact(source) if source.suffix == ".npz" else decode(source)
         except DAMAGE as error:
-            told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            told = error.args[0] if isinstance(error, KeyError) else error
             raise ValueError(f"{source} can't be read ({told}); fetch it again from {URL}.") from error
         cache.write(path, arrays)
     return arrays["images"], arrays["names"].tolist()

@@ -61,8 +61,8 @@ class Table:
         return found
 
     def is_numeric(self, name: str) -> bool:
-        """Whether every value of a column is a number."""
-        return all(math.isfinite(number(value)) for value in self.column(name))
+        """Whether a column holds numbers, though others may be among them by mistake."""
+        return any(math.isfinite(number(value)) for value in self.column(name))
 
 
 def is_missing(value: Any) -> bool:

@@ -58,7 +58,7 @@ def from_table(
         shots: Support rows per task; in classification, per class.
         queries: Query rows per task; in classification, per class.
         features: The columns to predict from, all numbers; none: all others.
-        kind: `regression`, `classification`, or `auto`: regression if all targets are numbers.
+        kind: `regression`, `classification`, or `auto`: regression if the targets are numbers.
         scale_target: Whether the target of a regression is scaled too.
         splits: A file with a line TASK,SPLIT for each task (train, val or test); none: drawn by the seed, 60 / 20 / 20 %.
         split_seed: The seed by which tasks are divided.
@@ -69,38 +69,23 @@ def from_table(
     check_choice(("auto", "regression", "classification"), kind=kind)
     check_choice(("refuse", "leave_out"), short=short)
     data = csv_files.table(table)
-    owner = np.array(data.words(task))
-    used = list(features) if features is not None else [c for c in data.columns if c not in (task, target)]
-    if not used or task in used or target in used:
-        raise ValueError(
-            f"The features of {data.source} must be one or more columns beside the task `{task}` and the target `{target}`; "
-            f"found {', '.join(used) or 'none'}."
-        )
-    x = np.stack([data.numbers(name) for name in used], axis=1)
-    regression = kind == "regression" or (kind == "auto" and data.is_numeric(target))
-    classes = [] if regression else _sorted(set(data.words(target)))
-    if not regression and len(classes) < 2:
-        raise ValueError(
-            f"The target `{target}` of {data.source} is always {classes[0]!r}; telling classes apart takes 2 or more."
-        )
-    y: NDArray[Any] = data.numbers(target) if regression else _places(data.words(target), classes)
-    group = np.zeros(len(data), np.int64) if regression else y
+    x, used = _inputs(data, features, (task, target))
+    y, classes = _targets(data, target, kind)
     least = max(shots, train_shots or 1) + queries
-    names, index, sizes = _rows(owner, group, classes, least, short, data.source)
+    names, index, sizes = _rows(np.array(data.words(task)), y, classes, least, short, data.source)
     members = divide(names, splits, split_seed, 1, "tasks")
     train = index[members["train"]]
     seen = train[train >= 0]
     center, spread = _scaling(x[seen])
-    target_center, target_spread = _scaling(y[seen, None]) if regression and scale_target else (np.zeros(1), np.ones(1))
+    middle, width = (v.item() for v in _scaling(y[seen])) if scale_target and not classes else (0.0, 1.0)
     options = {
-        "reads": "table", "kind": "regression" if regression else "classification", "task": task, "target": target,
+        "reads": "table", "kind": "classification" if classes else "regression", "task": task, "target": target,
         "features": used, "scale_target": scale_target, "split_seed": split_seed, "short": short, "classes": classes,
-        "center": center.tolist(), "spread": spread.tolist(), "target_center": target_center[0].item(),
-        "target_spread": target_spread[0].item(),
+        "center": center.tolist(), "spread": spread.tolist(), "target_center": middle, "target_spread": width,
     }  # fmt: skip
-    scaled = ((y[:, None] - target_center) / target_spread).astype(np.float32) if regression else y.astype(np.int64)
     inputs = ((x - center) / spread).astype(np.float32)
-    return TableTasks("from_table", inputs, scaled, names, index, sizes, members, shots, queries, train_shots, options)
+    outputs = y if classes else ((y[:, None] - middle) / width).astype(np.float32)
+    return TableTasks("from_table", inputs, outputs, names, index, sizes, members, shots, queries, train_shots, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +194,37 @@ class TableReader:
         return torch.from_numpy(((x - self.options["center"]) / self.options["spread"]).astype(np.float32))
 
 
+def _inputs(
+    data: csv_files.Table, features: Sequence[str] | None, others: tuple[str, str]
+) -> tuple[NDArray[np.float64], list[str]]:
+    """The columns to predict from, [rows, D], and their names."""
+    used = [name for name in data.columns if name not in others] if features is None else list(features)
+    if not used or set(used) & set(others):
+        raise ValueError(
+            f"The features of {data.source} must be one or more columns beside the task `{others[0]}` and the target "
+            f"`{others[1]}`; found {', '.join(used) or 'none'}."
+        )
+    return np.stack([data.numbers(name) for name in used], axis=1), used
+
+
+def _targets(data: csv_files.Table, target: str, kind: Kind) -> tuple[NDArray[Any], list[str]]:
+    """Numbers and no classes, or labels (int64) and the classes in their order; [rows]."""
+    if kind == "regression" or (kind == "auto" and data.is_numeric(target)):
+        return data.numbers(target), []
+    words = data.words(target)
+    classes = _sorted(set(words))
+    if len(classes) < 2:
+        raise ValueError(
+            f"The target `{target}` of {data.source} is always {classes[0]!r}; telling classes apart takes 2 or more."
+        )
+    return _places(words, classes), classes
+
+
 def _rows(
-    owner: NDArray[Any], group: NDArray[np.int64], classes: Sequence[str], least: int, short: str, source: str
+    owner: NDArray[Any], y: NDArray[Any], classes: Sequence[str], least: int, short: str, source: str
 ) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
     """The tasks, their rows by class [tasks, C, most] (then −1), and how many those are; short ones refused or left out."""
+    group = y if classes else np.zeros(len(y), np.int64)
     tasks, place = np.unique(owner, return_inverse=True)
     sizes = np.zeros((len(tasks), max(1, len(classes))), np.int64)
     np.add.at(sizes, (place, group), 1)
@@ -235,7 +247,7 @@ def _rows(
 
 
 def _scaling(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of columns; 1 for a column that is constant."""
+    """Mean and standard deviation over rows; 1 for a column that is constant."""
     spread = x.std(0)
     return x.mean(0), np.where(spread > 0, spread, 1.0)
 
