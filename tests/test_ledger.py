@@ -324,6 +324,17 @@ def test_a_recipe_that_fails_is_an_exit_code(cli: Cli, tmp_path: Path, value: fl
     assert ("Failed: judged, seed 0." in err) == (code == 1) and lines()[0]["verdict"] == verdict
 
 
+def test_other_expectations_are_judged_without_another_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("tiny.toml")[0] == 0
+    monkeypatch.setattr(reproduce, "run", lambda *_: pytest.fail("it was run again"))
+    Path("tiny.toml").write_text(f"{TINY}[expected]\nmetric = 'loss'\nvalue = 0.001\ninterval = 0.001\n")
+    code, _, err = cli("tiny.toml")
+    assert code == 1 and "Failed: tiny, seed 0." in err
+    assert [line["verdict"] for line in lines()] == ["not judged", "fail"]
+    assert "| fail | 0.3500 (Somebody 2017) |" in Path("docs/results.md").read_text()
+    assert cli("tiny.toml")[0] == 1 and len(lines()) == 2
+
+
 def test_what_stops_one_recipe_stops_no_other(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "lost.toml").write_text(TINY.replace('"sinusoid"', '"fertility"\nroot = "nowhere"'))
     code, _, err = cli("lost.toml", "tiny.toml")

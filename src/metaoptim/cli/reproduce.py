@@ -35,7 +35,7 @@ def reproduce(
 
     Trains and evaluates each recipe with each seed, compares with what it expects (pass, drift, fail), appends to
     DIR/ledger.jsonl, and writes the page. What was measured with the same recipe, seed and code is not run again, and what was
-    interrupted goes on where it stopped. Exit code 1 if a recipe fails.
+    interrupted goes on where it stopped. Exit code 1 if a recipe fails, now or in the ledger, or can't be run.
     """
     with quitting():
         from metaoptim.ledger import reproduce as measure
@@ -44,16 +44,20 @@ def reproduce(
 
     use(data)
     wanted = [] if page_only else list(measure.jobs(recipes or config.names(), _numbers(seeds), device))
-    bad = []
     with store.alone(out):
         todo = measure.missing(wanted, store.read(out), any_code=only_missing)
         if done := len(wanted) - len(todo):
             typer.echo(f"{done} of {len(wanted)} are in the ledger already.")
+        for entry in measure.judged_anew(wanted, store.read(out)):
+            store.append(out, entry)
+        _write(page, out)
+        bad = []
         for number, job in enumerate(todo, 1):
             typer.echo(f"{number} of {len(todo)}: {job}")
             bad += [] if _measured(job, out) else [str(job)]
             _write(page, out)
-        _write(page, out)
+        last = {entry.key: entry.verdict for entry in store.read(out)}
+        bad += [str(job) for job in wanted if last.get(job.key) == "fail"]
     typer.echo(f"The ledger is {out / store.FILE}, the page {page}.")
     if bad:
         typer.echo(f"Failed: {'; '.join(bad)}.", err=True)
@@ -61,7 +65,7 @@ def reproduce(
 
 
 def _measured(job: Job, out: Path) -> bool:
-    """Runs a job and adds it to the ledger; whether it came out as expected. What stops one recipe stops no other."""
+    """Runs a job and adds it to the ledger; whether it could be run. What stops one recipe stops no other."""
     from metaoptim.ledger import reproduce as measure
     from metaoptim.ledger import store
     from metaoptim.training import TrainingError
@@ -79,7 +83,7 @@ def _measured(job: Job, out: Path) -> bool:
     screen.print(result.table(screen.width))
     stated = f" (expected {entry.expected['value']})" if "value" in entry.expected else ""
     typer.echo(f"{job}: {entry.verdict}{stated}")
-    return entry.verdict != "fail"
+    return True
 
 
 def _write(page: Path, out: Path) -> None:

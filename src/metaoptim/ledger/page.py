@@ -98,14 +98,16 @@ def grouped(entries: Sequence[Entry]) -> list[Group]:
 
 
 def _score(group: Group) -> Iterator[str]:
-    first, values = group.first, [e.value for e in group.entries]
+    first, values = group.first, [e.value for e in group.entries if e.value is not None]
+    whole = len(values) == len(group.entries)
     expected, published = first.expected, first.published
     judged = [e.verdict for e in group.entries if e.verdict != "not judged"]
     yield f"`{group.recipe}`"
-    mean = None if None in values else statistics.mean(values)
-    yield _number(mean, _root_mean_square([e.interval for e in group.entries]), first.metric)
+    yield _number(
+        statistics.mean(values) if whole else None, _root_mean_square([e.interval for e in group.entries]), first.metric
+    )
     yield ", ".join(str(e.seed) for e in group.entries)
-    yield _number(statistics.stdev(values), None, first.metric) if len(values) > 1 and mean is not None else "–"
+    yield _number(statistics.stdev(values), None, first.metric) if len(values) > 1 and whole else "–"
     yield _number(expected["value"], expected.get("interval"), first.metric) if "value" in expected else "–"
     yield judged[0] if judged else "–"
     stated = _number(published["value"], published.get("interval"), first.metric) if "value" in published else "–"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def missing(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = Fa
 
     known = {same(entry.key) for entry in entries}
     return list({same(job.key): job for job in wanted if same(job.key) not in known}.values())
+
+
+def judged_anew(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[Entry]:
+    """What was measured of recipes that by now state other numbers in [expected] or [published], with the verdict on those."""
+    last, found = {entry.key: entry for entry in entries}, []
+    for job in wanted:
+        expected, published = (stated(job.recipe, table) for table in ("expected", "published"))
+        entry = last.get(job.key)
+        if entry is not None and (entry.expected, entry.published) != (expected, published):
+            value = math.nan if entry.value is None else entry.value
+            verdict = judged(entry.metric, value, entry.interval, entry.seed, expected)
+            found.append(replace(entry, expected=expected, published=published, verdict=verdict))
+    return found
 
 
 def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Result]:

@@ -62,13 +62,7 @@ def from_folder(
     check_counts(ways=ways, shots=shots, queries=queries, size=size, train_shots=train_shots)
     check_choice(("auto", "grey", "rgb"), colour=colour)
     classes = folders(Path(root).expanduser())
-    least = max(shots, train_shots or 1) + queries
-    for name, files in classes.items():
-        if len(files) < least:
-            raise ValueError(
-                f"The class {name!r} in {root} has {len(files)} images, and {least - queries} shots and {queries} queries need "
-                f"{least}; add some, ask for fewer, or take the class out."
-            )
+    _check_counts(classes, max(shots, train_shots or 1), queries, root)
     names = list(classes)
     members = divide(names, splits, split_seed, ways, "classes")
     files = [file for group in classes.values() for file in group]
@@ -76,12 +70,7 @@ def from_folder(
     counts = [len(group) for group in classes.values()]
     pairs = _pairs(images, counts, members, key)
     if len(pairs):
-        a, b = (str(Path(files[i].parent.name) / files[i].name) for i in pairs[0])
-        warnings.warn(
-            f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of images in different splits look the same, such as {a} and "
-            f"{b}: scores may be too good; take one of each pair out, or put their classes into one split.",
-            stacklevel=2,
-        )
+        warnings.warn(_report(pairs, files), stacklevel=2)
     options = {
         "reads": "folder", "size": size, "channels": images.shape[1], "colour": colour, "split_seed": split_seed,
         "images": len(images), "near_duplicates": len(pairs),
@@ -196,6 +185,24 @@ def _pairs(images: NDArray[np.uint8], counts: list[int], members: Members, key: 
         cache.write(path, known)
     pairs: NDArray[np.int64] = known["pairs"]
     return pairs
+
+
+def _check_counts(classes: dict[str, list[Path]], shots: int, queries: int, root: str | Path) -> None:
+    for name, files in classes.items():
+        if len(files) < shots + queries:
+            raise ValueError(
+                f"The class {name!r} in {root} has {len(files)} images, and {shots} shots and {queries} queries need "
+                f"{shots + queries}; add some, ask for fewer, or take the class out."
+            )
+
+
+def _report(pairs: NDArray[np.int64], files: list[Path]) -> str:
+    a, b = (f"{files[i].parent.name}/{files[i].name}" for i in pairs[0])
+    some = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+    return (
+        f"{some} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each pair "
+        "out, or put their classes into one split."
+    )
 
 
 def _hidden(path: Path) -> bool:
