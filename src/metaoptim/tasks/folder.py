@@ -200,8 +200,8 @@ def _report(pairs: NDArray[np.int64], files: list[Path]) -> str:
     a, b = (f"{files[i].parent.name}/{files[i].name}" for i in pairs[0])
     some = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
     return (
-        f"{some} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each pair "
-        "out, or put their classes into one split."
+        f"{some} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each "
+        "pair out, or put their classes into one split."
     )
 
 
