@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import metaoptim as mo
 from metaoptim import runs as stored
 from metaoptim.cli.main import main
 from metaoptim.recipes import recipe as config
@@ -143,6 +144,18 @@ def test_rows_are_predicted_in_their_own_units(rows: Cli) -> None:
     told = run.adapt((x, y))((torch.tensor([[3.0, 1.0], [6.0, 2.0]]) - center) / spread)
     expected = told.flatten() * options["target_spread"] + options["target_center"]
     assert torch.allclose(torch.tensor([float(line[3]) for line in lines]), expected, atol=1e-3)
+
+
+def test_a_run_from_python_adapts_too(rows: Cli) -> None:
+    torch.manual_seed(0)
+    method = mo.maml(mo.nn.mlp((2, 8, 1)), mo.losses.mse)
+    tasks = mo.tasks.from_table("wines.csv", "region", "price", shots=3, queries=2)
+    run = mo.train(method, tasks, iterations=2, tasks_per_step=2, out="python", validate_every=0, progress=False)
+    assert rows("adapt", "python", "--support", "known.csv", "--predict", "unknown.csv")[0] == 0
+    files = reader(tasks.describe("train"))
+    expected = files.values(run.adapt(files.support(Path("known.csv"))[0])(files.queries(Path("unknown.csv"))[0]))
+    assert [float(line[3]) for line in table("predictions.csv")[1:]] == pytest.approx(expected.flatten().tolist(), rel=1e-4)
+    assert rows("evaluate", "python", "--episodes", "3")[0] == 0
 
 
 def test_classes_of_a_table_have_probabilities(rows: Cli) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import metaoptim as mo
+from metaoptim.runs import identity
 from metaoptim.tasks import ImageTasks, folder
 from metaoptim.tasks.alike import alike
 from metaoptim.tasks.folder import FolderReader
@@ -148,10 +149,15 @@ def test_files_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (changed.images == 250).all((1, 2, 3)).sum() == 9
 
 
-def test_what_is_known_of_the_tasks_says_nothing_of_where_they_lie(root: Path, tmp_path: Path) -> None:
+def test_a_folder_may_be_moved(root: Path, tmp_path: Path) -> None:
+    """Where it lies is told, for a run's recipe, and makes no other tasks of it."""
     here = mo.tasks.from_folder(root, ways=2, shots=1, queries=1, size=6).describe("test")
     shutil.copytree(root, tmp_path / "elsewhere")
-    assert mo.tasks.from_folder(tmp_path / "elsewhere", ways=2, shots=1, queries=1, size=6).describe("test") == here
+    there = mo.tasks.from_folder(tmp_path / "elsewhere", ways=2, shots=1, queries=1, size=6).describe("test")
+    assert here["location"] == {"root": str(root)} and here != there
+    assert list(identity.differences(here, there)) == []
+    other = mo.tasks.from_folder(root, ways=2, shots=1, queries=2, size=6).describe("test")
+    assert [field for field, *_ in identity.differences(here, other)] == ["options.queries"]
 
 
 def test_files_that_are_no_images_are_passed_over(root: Path) -> None:

@@ -122,7 +122,11 @@ def test_a_file_is_read_as_a_frame_is(tmp_path: Path) -> None:
     for file in files:
         found = family(str(file))
         assert (found.x == expected.x).all() and (found.y == expected.y).all() and list(found.names) == list(expected.names)
-        assert found.describe("test") == expected.describe("test")
+        assert found.describe("test") == expected.describe("test") | {"location": {"table": str(file)}}
+
+
+def test_a_data_frame_lies_nowhere() -> None:
+    assert family(Frame(columns())).describe("test")["location"] == {"table": "the data frame"}
 
 
 def test_all_other_columns_are_features_unless_they_are_named() -> None:

@@ -75,7 +75,10 @@ def from_folder(
         "reads": "folder", "size": size, "channels": images.shape[1], "colour": colour, "split_seed": split_seed,
         "images": len(images), "near_duplicates": len(pairs),
     }  # fmt: skip
-    return ImageTasks("from_folder", images, names, members, ways, shots, queries, rotations, train_shots, options, counts)
+    location = {"root": str(root)} | ({"splits": str(splits)} if splits else {})
+    return ImageTasks(
+        "from_folder", images, names, members, ways, shots, queries, rotations, train_shots, options, counts, location
+    )
 
 
 def folders(root: Path) -> dict[str, list[Path]]:

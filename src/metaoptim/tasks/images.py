@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, Task
-from metaoptim.tasks.base import check_split, choose, uniforms
+from metaoptim.tasks.base import check_split, choose, located, uniforms
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class ImageTasks:
         train_shots: Support images per class in the split `train`, if different.
         options: Further options of the family, for records.
         counts: How many images each class has, where the numbers differ.
+        location: Where the data lie, as arguments of the builder, for the recipe of a run.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageTasks:
     train_shots: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     counts: Sequence[int] | None = None
+    location: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_counts(ways=self.ways, shots=self.shots, queries=self.queries, train_shots=self.train_shots)
@@ -73,13 +75,12 @@ class ImageTasks:
             raise ValueError(f"There are {len(self.names)} names for {len(self.sizes)} classes; pass one for each.")
         if self.rotations and self.images.shape[-1] != self.images.shape[-2]:
             raise ValueError(f"Images of {self.images.shape[-2:]} can't be turned by 90 degrees; pass rotations=False.")
-        fewest = int(np.argmin(self.sizes))
         for shots in (self.shots, self.train_shots or 1):
-            if shots + self.queries > self.sizes[fewest]:
-                has = f"`{self.name}` has" if self.counts is None else f"`{self.names[fewest]}` of `{self.name}` has"
+            if (few := np.flatnonzero(self.sizes < shots + self.queries)).size:
+                has = f"`{self.name}` has" if self.counts is None else f"`{self.names[few[0]]}` of `{self.name}` has"
                 raise ValueError(
                     f"{shots} shots and {self.queries} queries need {shots + self.queries} images of each "
-                    f"class, but {has} {self.sizes[fewest]}; ask for fewer."
+                    f"class, but {has} {self.sizes[few[0]]}; ask for fewer."
                 )
         owner: dict[int, str] = {}
         for split, classes in self.members.items():
@@ -181,6 +182,7 @@ class ImageTasks:
             "split": split,
             "classes": self.classes(split),
             "classes_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            **located(self.location),
         }
 
     def _sizes(self, split: str, classes: NDArray[np.intp]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks import csv_files
-from metaoptim.tasks.base import check_split, choose, uniforms
+from metaoptim.tasks.base import check_split, choose, located, uniforms
 from metaoptim.tasks.splits import divide
 
 Kind = Literal["auto", "regression", "classification"]
@@ -85,7 +85,11 @@ def from_table(
     }  # fmt: skip
     inputs = ((x - center) / spread).astype(np.float32)
     outputs = y if classes else ((y[:, None] - middle) / width).astype(np.float32)
-    return TableTasks("from_table", inputs, outputs, names, index, sizes, members, shots, queries, train_shots, options)
+    place = {"table": str(table) if isinstance(table, str | Path) else data.source}
+    location = place | ({"splits": str(splits)} if splits else {})
+    return TableTasks(
+        "from_table", inputs, outputs, names, index, sizes, members, shots, queries, train_shots, options, location
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,7 @@ class TableTasks:
         queries: Query rows per task and class.
         train_shots: Support rows per task and class in the split `train`, if different.
         options: Further options, for records.
+        location: Where the table lies, as arguments of the builder, for the recipe of a run.
     """
 
     name: str
@@ -117,6 +122,7 @@ class TableTasks:
     queries: int
     train_shots: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    location: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         tasks = ", ".join(f"{split} {len(members)}" for split, members in self.members.items())
@@ -155,6 +161,7 @@ class TableTasks:
             "split": split,
             "tasks": len(self.members[split]),
             "tasks_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            **located(self.location),
         }
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
