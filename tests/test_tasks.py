@@ -140,8 +140,8 @@ GOLDEN = {
     "grid": "3cf551e3103a96351757014e387e297d7ae30ccb3dcecee55ec9a5b1a5a006de",
     "images": "aa7721a5aa92841102d582013d66053e5653c7eff2ec10ac0ac04b015bc36cf3",
     "rotations": "c632ea780ec5eb9799b5fe23fbca3bad53b325dd619dbca869b6e6081d2c477b",
-    "counts": "",
-    "table": "",
+    "counts": "2a7d3063aacbd79fd73dd5de9fa568977206c9a98fad697ff8caf373a59a2e64",
+    "table": "7ea6b4bec1e492560b2174400aaa238df34e7278f848191f15f4d358a7ff68bf",
     "function": "6d2df7c39a5386b9f2f62004aabf36eec17f831959411e9774501953c4b61968",
 }
 

@@ -186,4 +186,4 @@ def test_fertility_needs_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_real_countries(real: Path) -> None:
     tasks = mo.tasks.fertility()
-    assert {split: len(members) for split, members in tasks.members.items()} == {"train": 116, "val": 38, "test": 38}
+    assert {split: len(members) for split, members in tasks.members.items()} == {"train": 116, "val": 39, "test": 39}

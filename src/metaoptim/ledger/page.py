@@ -137,7 +137,8 @@ def _beside(group: Group, columns: Sequence[str]) -> Iterator[str]:
     yield f"`{group.recipe}`"
     yield _number(first.value, first.interval, first.metric)
     for name in columns:
-        yield _number(*first.rows[name], first.metric) if name in first.rows else "–"
+        mean, interval = first.rows.get(name, (None, None))
+        yield _number(mean, interval, first.metric) if name in first.rows else "–"
 
 
 def _cost(group: Group) -> Iterator[str]:
