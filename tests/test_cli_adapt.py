@@ -155,7 +155,8 @@ def test_a_run_from_python_adapts_too(rows: Cli) -> None:
     files = reader(tasks.describe("train"))
     expected = files.values(run.adapt(files.support(Path("known.csv"))[0])(files.queries(Path("unknown.csv"))[0]))
     assert [float(line[3]) for line in table("predictions.csv")[1:]] == pytest.approx(expected.flatten().tolist(), rel=1e-4)
-    assert rows("evaluate", "python", "--episodes", "3")[0] == 0
+    _, again = config.load("python/recipe.toml").build()
+    assert again.describe("test") == tasks.describe("test")
 
 
 def test_classes_of_a_table_have_probabilities(rows: Cli) -> None:
@@ -177,7 +178,7 @@ def test_recipes_name_folders_of_ones_own(images: Cli) -> None:
     shutil.move("photos", "moved")
     code, _, err = images("evaluate", "run")
     assert code == 2 and "There is no folder photos" in err
-    assert images("evaluate", "run", "--set", "tasks.root=moved")[0] == 0
+    assert config.load("run/recipe.toml", ["tasks.root=moved"]).build()[1].splits == ("train", "val", "test")
 
 
 @pytest.mark.parametrize(("args", "words"), [
