@@ -60,11 +60,13 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("tasks", TASKS)
 def test_a_resolved_recipe_reads_back_the_same(algorithm: str, tasks: str) -> None:
-    model, loss = ("mlp", "mse") if tasks == "sinusoid" else ("conv4", "cross_entropy")
+    numbers = tasks in ("sinusoid", "fertility", "from_table")
+    model, loss = ("mlp", "mse") if numbers else ("conv4", "cross_entropy")
+    needed = {"from_folder": 'root = "x", ', "from_table": 'table = "x.csv", task = "who", target = "y", '}
     text = f"""
     algorithm = {{ name = "{algorithm}", loss = "{loss}" }}
     model = {{ name = "{model}" }}
-    tasks = {{ name = "{tasks}", train_shots = 7 }}
+    tasks = {{ name = "{tasks}", {needed.get(tasks, "")}train_shots = 7 }}
     train = {{ iterations = 10, clip = 1, lr = 0.5, validate_steps = "none" }}
     """
     recipe = config.parse(text, "one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import zlib
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from metaoptim.core.types import Batch, Task
-from metaoptim.tasks import TASKS, ImageTasks, TaskFamily, episodes_hash, from_function, sinusoid
+from metaoptim.tasks import TASKS, ImageTasks, TaskFamily, episodes_hash, from_function, from_table, sinusoid
 from metaoptim.tasks.base import choose, raw, uniforms
+from metaoptim.tasks.table import TableTasks
 
 
 def pictures(classes: int = 12, drawings: int = 6, size: int = 4) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -32,6 +34,20 @@ def family(**options: Any) -> ImageTasks:
     members = {"train": np.arange(6), "val": np.arange(6, 9), "test": np.arange(9, 12)}
     given = {"ways": 3, "shots": 2, "queries": 3, **options}
     return ImageTasks("pictures", pictures(), [f"c{i}" for i in range(12)], members, **given)
+
+
+def table() -> TableTasks:
+    """Nine tasks of five to seven rows with two features."""
+    rows = [(t, i) for t in range(9) for i in range(5 + t % 3)]
+
+    class Frame:
+        columns = ("who", "a", "b", "y")
+
+        def __getitem__(self, name: str) -> Any:
+            return {"who": [f"t{t}" for t, _ in rows], "a": [t * i for t, i in rows], "b": [i**2 for _, i in rows],
+                    "y": [t - i for t, i in rows]}[name]  # fmt: skip
+
+    return from_table(Frame(), "who", "y", shots=2, queries=2)
 
 
 def read(image: Tensor) -> tuple[int, int, int]:
@@ -53,6 +69,17 @@ FAMILIES: dict[str, TaskFamily] = {
     "grid": sinusoid(shots=10, queries=50, phase="2pi", train_shots=50, grid=50),
     "images": family(),
     "rotations": family(rotations=True, train_shots=3),
+    "counts": ImageTasks(
+        "uneven",
+        pictures().reshape(-1, 4, 4),
+        [f"c{i}" for i in range(12)],
+        {"train": np.arange(6), "test": np.arange(6, 12)},
+        3,
+        1,
+        2,
+        counts=[4, 8] * 6,
+    ),
+    "table": table(),
     "function": from_function(lambda g, split: ((torch.rand(3, 2, generator=g), torch.zeros(3)),) * 2),
 }
 
@@ -113,6 +140,8 @@ GOLDEN = {
     "grid": "3cf551e3103a96351757014e387e297d7ae30ccb3dcecee55ec9a5b1a5a006de",
     "images": "aa7721a5aa92841102d582013d66053e5653c7eff2ec10ac0ac04b015bc36cf3",
     "rotations": "c632ea780ec5eb9799b5fe23fbca3bad53b325dd619dbca869b6e6081d2c477b",
+    "counts": "2a7d3063aacbd79fd73dd5de9fa568977206c9a98fad697ff8caf373a59a2e64",
+    "table": "7ea6b4bec1e492560b2174400aaa238df34e7278f848191f15f4d358a7ff68bf",
     "function": "6d2df7c39a5386b9f2f62004aabf36eec17f831959411e9774501953c4b61968",
 }
 
@@ -135,10 +164,11 @@ def test_descriptions_are_json(name: str) -> None:
 
 def test_builders_are_a_schema() -> None:
     for build in TASKS.values():
-        hints = get_type_hints(build)
-        options = build.__kwdefaults__ or dict(zip(hints, build.__defaults__ or (), strict=False))
-        assert set(options) == set(hints) - {"return"}
-        assert all(f"        {name}: " in (build.__doc__ or "") for name in options)
+        parameters = inspect.signature(build).parameters
+        assert set(parameters) == set(get_type_hints(build)) - {"return"}
+        assert all(f"        {name}: " in (build.__doc__ or "") for name in parameters)
+        required = [name for name, p in parameters.items() if p.default is p.empty]
+        assert required == {"from_folder": ["root"], "from_table": ["table", "task", "target"]}.get(build.__name__, [])
 
 
 # --- sinusoid

@@ -37,7 +37,7 @@ BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
 }
 _OWN = ("model", "tasks")  # which may be code of the user's own
 _OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
-_NOTES = ("expected", "described")  # for people, and never read
+_NOTES = ("expected", "published", "described")  # for people and for the ledger: training never reads them
 _TABLES = (*_OPTIONS, *_NOTES)
 _NOT_IN_RECIPES = ("out", "resume", "engine", "recipe", "progress")
 
@@ -59,15 +59,18 @@ class Recipe:
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
-        keys = {kind: parts.built(self.tables[kind]) for kind in BUILDERS}
-        names = {kind: keys[kind].pop("name") for kind in BUILDERS}
-        loss = LOSSES[keys["algorithm"].pop("loss")]
-        family = _build("tasks", names["tasks"], keys["tasks"])
+        family = _build("tasks", self.tables["tasks"])
+        return self.method(), family
+
+    def method(self) -> MetaOptimizer:
+        """The meta-optimizer alone, without a look at any data."""
+        keys = parts.built(self.tables["algorithm"])
+        build, loss = BUILDERS["algorithm"][keys.pop("name")], LOSSES[keys.pop("loss")]
         check_seed(self.tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.tables["train"]["seed"])
-            net = _build("model", names["model"], keys["model"])
-            return BUILDERS["algorithm"][names["algorithm"]](net, loss, **keys["algorithm"]), family
+            method: MetaOptimizer = build(_build("model", self.tables["model"]), loss, **keys)
+            return method
 
     def differences(self, other: Recipe) -> list[str]:
         """The options, as `table.key`, in which two recipes differ, but for what the engine has measured."""
@@ -85,8 +88,9 @@ _EXPECTED: dict[str, tuple[Any, str]] = {
 }
 
 
-def _build(kind: str, name: str, keys: Mapping[str, Any]) -> Any:
+def _build(kind: str, table: Mapping[str, Any]) -> Any:
     """A model or a task family, by its name or from code of the user's own."""
+    name, keys = table["name"], {key: value for key, value in table.items() if key != "name"}
     return code.build(name, keys, *_EXPECTED[kind]) if code.is_code(name) else BUILDERS[kind][name](**keys)
 
 

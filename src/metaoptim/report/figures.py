@@ -30,7 +30,7 @@ def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
     facts = result.facts
     batch = tasks.sample(facts["split"], seed=facts["episode_seed"], start=0, count=min(EPISODES, facts["episodes"]))
     shape = batch.query[0].shape if isinstance(batch.query, tuple) else ()  # a dict has no picture
-    images, line = len(shape) == 5, shape[2:] == (1,)
+    images, line = len(shape) == 5, shape[2:] == (1,) and batch.query[1].shape == shape
     if images or line:
         left, right = cast(list[SubFigure], figure.subfigures(1, 2, width_ratios=(1.05, 1)))
         _curves(left.subplots(), result)
@@ -77,14 +77,17 @@ def _sheet(figure: SubFigure, batch: Task) -> None:
     ):
         (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)
         rows = [_strip(xs[ys == c][:5], xq[yq == c][:5]) for c in range(int(yq.max()) + 1)][:10]
-        axes.imshow(torch.cat(rows).numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
+        sheet = torch.cat(rows, 1)
+        shown = sheet.movedim(0, -1) if sheet.shape[0] == 3 else sheet.mean(0)
+        axes.imshow(shown.numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
         axes.axvline(min(5, int((ys == 0).sum())) * (xs.shape[-1] + 2) - 1.5, color=COLOURS[1], linewidth=1)
         axes.set_axis_off()
 
 
 def _strip(support: Tensor, query: Tensor) -> Tensor:
-    images = torch.nn.functional.pad(torch.cat([support, query]).mean(1), (0, 2, 0, 2))
-    return torch.cat(list(images), 1)
+    """Images (B, C, H, W) side by side: (C, H, B · W), with gaps."""
+    images = torch.nn.functional.pad(torch.cat([support, query]), (0, 2, 0, 2))
+    return torch.cat(list(images), 2)
 
 
 def _fits(figure: SubFigure, run: Run, batch: Task, steps: int) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.learners import network_of
 from metaoptim.tasks import TaskFamily
+from metaoptim.tasks.base import LOCATION
 
 FEW = 8  # numbers of a tensor that are written out
 
@@ -161,8 +162,8 @@ def differences(saved: Any, here: Any, path: str = "") -> Iterator[tuple[str, st
 
 
 def _order(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The fields of both, as they are ordered here: a checkpoint's are sorted."""
-    return list({**here, **saved})
+    """The fields of both, as they are ordered here: a checkpoint's are sorted. Where data lie is none: they may be moved."""
+    return [key for key in {**here, **saved} if key != LOCATION]
 
 
 def _short(x: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from metaoptim.core import trees
 from metaoptim.core.types import Task
+
+LOCATION = "location"
 
 
 class TaskFamily(Protocol):
@@ -58,6 +61,11 @@ def choose(keys: NDArray[np.float64], n: int) -> NDArray[np.intp]:
     # Sorted again, because the order that argpartition leaves differs between versions and processors.
     few = np.argpartition(keys, n, axis=-1)[..., :n]
     return np.take_along_axis(few, np.argsort(np.take_along_axis(keys, few, axis=-1), axis=-1), axis=-1)
+
+
+def located(location: Mapping[str, str]) -> dict[str, Any]:
+    """Where data lie, as an entry of `describe`; it is no part of what the tasks are, for data may be moved."""
+    return {LOCATION: dict(location)} if location else {}
 
 
 def check_seed(seed: Any) -> None:

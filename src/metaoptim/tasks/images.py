@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, Task
-from metaoptim.tasks.base import check_split, choose, uniforms
+from metaoptim.tasks.base import check_split, choose, located, uniforms
 
 
 @dataclass(frozen=True, eq=False)
 class ImageTasks:
     """Few-shot classification of images: uint8 [classes, drawings, H, W], or with channels before H.
+
+    Classes may have different numbers of images, `counts`: then the images of one class follow those of another, uint8
+    [images, H, W], or with channels before H.
 
     An episode draws N classes of a split, labels them 0 … N−1 at random, and draws S support and Q query images
     of each, which never overlap: x float32 in [0, 1], [T, N·S, channels, H, W] and [T, N·Q, channels, H, W];
@@ -37,6 +41,8 @@ class ImageTasks:
         rotations: Whether each class, rotated by 0, 90, 180 and 270 degrees, counts as four classes.
         train_shots: Support images per class in the split `train`, if different.
         options: Further options of the family, for records.
+        counts: How many images each class has, where the numbers differ.
+        location: Where the data lie, as arguments of the builder, for the recipe of a run.
     """
 
     name: str
@@ -49,31 +55,37 @@ class ImageTasks:
     rotations: bool = False
     train_shots: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    counts: Sequence[int] | None = None
+    location: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_counts(ways=self.ways, shots=self.shots, queries=self.queries, train_shots=self.train_shots)
         if self.ways < 2:
             raise ValueError(f"ways is {self.ways}; telling classes apart takes 2 or more.")
-        if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
+        lead = 2 if self.counts is None else 1
+        if self.images.dtype != np.uint8 or self.images.ndim - lead not in (2, 3):
+            axes = "classes, drawings" if self.counts is None else "images"
             raise ValueError(
                 f"The images are {self.images.dtype} of shape {self.images.shape}; pass uint8 of shape "
-                "[classes, drawings, height, width] or [classes, drawings, channels, height, width]."
+                f"[{axes}, height, width] or [{axes}, channels, height, width]."
             )
-        if len(self.names) != len(self.images):
-            raise ValueError(f"There are {len(self.names)} names for {len(self.images)} classes; pass one for each.")
+        if self.counts is not None and sum(self.counts) != len(self.images):
+            raise ValueError(f"`counts` add up to {sum(self.counts)}, and there are {len(self.images)} images.")
+        if len(self.names) != len(self.sizes):
+            raise ValueError(f"There are {len(self.names)} names for {len(self.sizes)} classes; pass one for each.")
         if self.rotations and self.images.shape[-1] != self.images.shape[-2]:
             raise ValueError(f"Images of {self.images.shape[-2:]} can't be turned by 90 degrees; pass rotations=False.")
-        drawings = self.images.shape[1]
         for shots in (self.shots, self.train_shots or 1):
-            if shots + self.queries > drawings:
+            if (few := np.flatnonzero(self.sizes < shots + self.queries)).size:
+                has = f"`{self.name}` has" if self.counts is None else f"`{self.names[few[0]]}` of `{self.name}` has"
                 raise ValueError(
                     f"{shots} shots and {self.queries} queries need {shots + self.queries} images of each "
-                    f"class, but `{self.name}` has {drawings}; ask for fewer."
+                    f"class, but {has} {self.sizes[few[0]]}; ask for fewer."
                 )
         owner: dict[int, str] = {}
         for split, classes in self.members.items():
-            if not len(classes) or min(classes) < 0 or max(classes) >= len(self.images):
-                raise ValueError(f"Split `{split}` must name classes from 0 to {len(self.images) - 1}, and at least one.")
+            if not len(classes) or min(classes) < 0 or max(classes) >= len(self.sizes):
+                raise ValueError(f"Split `{split}` must name classes from 0 to {len(self.sizes) - 1}, and at least one.")
             if self.ways > self.classes(split):
                 raise ValueError(
                     f"{self.ways} ways were asked for, but split `{split}` of `{self.name}` has "
@@ -91,6 +103,23 @@ class ImageTasks:
         classes = ", ".join(f"{split} {self.classes(split)}" for split in self.splits)
         own = f", train_shots={self.train_shots}" if self.train_shots is not None else ""
         return f"ImageTasks({self.name}, ways={self.ways}, shots={self.shots}, queries={self.queries}{own}; classes: {classes})"
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """The number of images of each class, before any rotation."""
+        if self.counts is not None:
+            return np.asarray(self.counts, np.int64)
+        return np.full(len(self.images), self.images.shape[1], np.int64)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each class begins among all images."""
+        return np.cumsum(self.sizes) - self.sizes
+
+    @cached_property
+    def flat(self) -> NDArray[np.uint8]:
+        """All images, one after the other: [images, H, W] or [images, channels, H, W]."""
+        return self.images if self.counts is not None else self.images.reshape(-1, *self.images.shape[2:])
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -115,12 +144,14 @@ class ImageTasks:
 
     def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
         """Episodes start … start+count−1 of the stream (seed, split), stacked: T = count."""
-        classes, drawings, shots = self.classes(split), self.images.shape[1], self.support_shots(split)
+        classes, shots = self.classes(split), self.support_shots(split)
+        drawings = int(self.sizes[self.members[split]].max())
         widths = (classes, self.ways * drawings, self.ways * shots)
         keys = uniforms(seed, f"episodes/{split}", start, count, sum(widths))
         of_class, of_drawing, of_row = np.split(keys, np.cumsum(widths)[:-1], axis=1)
         chosen = choose(of_class, self.ways)[:, :, None]
-        drawn = choose(of_drawing.reshape(count, self.ways, drawings), shots + self.queries)
+        there = np.arange(drawings) < self._sizes(split, chosen)
+        drawn = choose(np.where(there, of_drawing.reshape(count, self.ways, drawings), 1.0), shots + self.queries)
         labels = np.arange(self.ways)[None, :, None]
 
         def rows(part: NDArray[np.intp]) -> list[NDArray[np.intp]]:
@@ -136,9 +167,10 @@ class ImageTasks:
 
         Drawn uniformly from a split's classes: x [count, channels, H, W], y [count] in 0 … classes(split)−1.
         """
-        sizes = np.array([self.classes(split), self.images.shape[1]])
-        picks = (uniforms(seed, f"images/{split}", start, count, 2) * sizes).astype(np.intp)
-        return self._batch(split, picks[:, 0], picks[:, 1], picks[:, 0])
+        of_class, of_drawing = uniforms(seed, f"images/{split}", start, count, 2).T
+        classes = (of_class * self.classes(split)).astype(np.intp)
+        drawings = (of_drawing * self._sizes(split, classes)).astype(np.intp)
+        return self._batch(split, classes, drawings, classes)
 
     def describe(self, split: str) -> dict[str, Any]:
         """Family, options, split, its number of classes, and the sha256 of their names, one per line."""
@@ -150,15 +182,21 @@ class ImageTasks:
             "split": split,
             "classes": self.classes(split),
             "classes_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            **located(self.location),
         }
+
+    def _sizes(self, split: str, classes: NDArray[np.intp]) -> NDArray[np.int64]:
+        """How many images there are of classes of a split, rotated ones among them."""
+        found: NDArray[np.int64] = self.sizes[self.members[split][classes // (4 if self.rotations else 1)]]
+        return found
 
     def _batch(self, split: str, classes: NDArray[np.intp], drawings: NDArray[np.intp], labels: NDArray[np.intp]) -> Batch:
         turns = 4 if self.rotations else 1
         base, turn = np.divmod(classes, turns)
-        x = self.images[self.members[split][base], drawings]
+        x = self.flat[self.starts[self.members[split][base]] + drawings]
         for k in range(1, turns):
             x[turn == k] = np.rot90(x[turn == k], k, axes=(-2, -1))
-        if self.images.ndim == 4:
+        if self.flat.ndim == 3:
             x = np.expand_dims(x, -3)
         return _tensor(np.divide(x, np.float32(255))), _tensor(labels.astype(np.int64))
 

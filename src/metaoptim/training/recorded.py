@@ -26,6 +26,7 @@ from metaoptim.nn import MODELS
 from metaoptim.runs import identity
 from metaoptim.runs.store import RECIPE, RunDirectory
 from metaoptim.tasks import TASKS
+from metaoptim.tasks.base import LOCATION
 
 HEAD = """# Started from Python. What could be named is in the tables of a recipe; all of it is described in [described].
 # What lacks a name gets one on the command line, as in: metaoptim evaluate RUN --set model.name=my.py:Net
@@ -111,7 +112,8 @@ def named_tasks(known: Mapping[str, Any]) -> dict[str, Any]:
     if family not in TASKS:
         return {}
     names = {p.name for p in _parameters(TASKS[family])}
-    return {"name": family, **{k: v for k, v in known.get("options", {}).items() if k in names}}
+    options = {**known.get("options", {}), **known.get(LOCATION, {})}
+    return {"name": family, **{k: v for k, v in options.items() if k in names}}
 
 
 def _file_of(kind: type) -> str | None:

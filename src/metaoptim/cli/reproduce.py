@@ -1,0 +1,104 @@
+"""The command `reproduce`: measures recipes again, keeps the ledger, and writes the page of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metaoptim.cli.interrupts import quitting
+from metaoptim.cli.shared import Data, Device, console, use
+
+if TYPE_CHECKING:
+    from metaoptim.ledger.reproduce import Job
+
+
+def reproduce(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Names of recipes, or TOML files; all that ship if none.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="SEEDS", help="With commas between them, as in 0,1,2; each recipe's own if not given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the ledger and the runs lie.")] = Path("results"),
+    page: Annotated[Path, typer.Option(metavar="FILE", help="The page that is made of the ledger.")] = Path("docs/results.md"),
+    only_missing: Annotated[
+        bool, typer.Option("--only-missing", help="Leave out what any version of the code has measured.")
+    ] = False,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing; write the page.")] = False,
+    device: Device = None,
+    data: Data = None,
+) -> None:
+    """Measure recipes again, judge them, and write the page of results.
+
+    Trains and evaluates each recipe with each seed, compares with what it expects (pass, drift, fail), appends to
+    DIR/ledger.jsonl, and writes the page. What was measured with the same recipe, seed and code is not run again, and what was
+    interrupted goes on where it stopped. Exit code 1 if a recipe fails, now or in the ledger, or can't be run.
+    """
+    with quitting():
+        from metaoptim.ledger import reproduce as measure
+        from metaoptim.ledger import store
+        from metaoptim.recipes import recipe as config
+
+    use(data)
+    wanted = [] if page_only else list(measure.jobs(recipes or config.names(), _numbers(seeds), device))
+    with store.alone(out):
+        todo = measure.missing(wanted, store.read(out), any_code=only_missing)
+        if done := len(wanted) - len(todo):
+            typer.echo(f"{done} of {len(wanted)} are in the ledger already.")
+        for entry in measure.judged_anew(wanted, store.read(out)):
+            store.append(out, entry)
+        _write(page, out)
+        bad = []
+        for number, job in enumerate(todo, 1):
+            typer.echo(f"{number} of {len(todo)}: {job}")
+            bad += [] if _measured(job, out) else [str(job)]
+            _write(page, out)
+        last = {entry.key: entry.verdict for entry in store.read(out)}
+        bad += [str(job) for job in wanted if last.get(job.key) == "fail"]
+    typer.echo(f"The ledger is {out / store.FILE}, the page {page}.")
+    if bad:
+        typer.echo(f"Failed: {'; '.join(bad)}.", err=True)
+        raise typer.Exit(1)
+
+
+def _measured(job: Job, out: Path) -> bool:
+    """Runs a job and adds it to the ledger; whether it could be run. What stops one recipe stops no other."""
+    from metaoptim.ledger import reproduce as measure
+    from metaoptim.ledger import store
+    from metaoptim.training import TrainingError
+
+    try:
+        entry, result = measure.run(job, out)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"{stop}\nThe same command goes on from there.".strip(), err=True)
+        raise
+    except (TrainingError, ValueError, OSError) as error:
+        typer.echo(f"error: {job}: {' '.join(str(error).split())}", err=True)
+        return False
+    store.append(out, entry)
+    screen = console()
+    screen.print(result.table(screen.width))
+    stated = f" (expected {entry.expected['value']})" if "value" in entry.expected else ""
+    typer.echo(f"{job}: {entry.verdict}{stated}")
+    return True
+
+
+def _write(page: Path, out: Path) -> None:
+    from metaoptim.ledger import store
+    from metaoptim.ledger.page import page as text
+    from metaoptim.runs.store import write_atomic
+
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(page, text(store.read(out)).encode())
+
+
+def _numbers(seeds: str | None) -> Sequence[int] | None:
+    if seeds is None:
+        return None
+    parts = [part.strip() for part in seeds.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(f"--seeds {seeds}: expected whole numbers with commas between them, each once, as in 0,1,2.")
+    return [int(part) for part in parts]

@@ -1,0 +1,125 @@
+"""Runs recipes again and judges what comes out; what the ledger has already is left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import metaoptim
+from metaoptim import evaluation, training
+from metaoptim.evaluation import Result
+from metaoptim.ledger import source
+from metaoptim.ledger.cost import cost
+from metaoptim.ledger.entry import Entry, Key, content, judged, protocol, stated
+from metaoptim.recipes import recipe as config
+from metaoptim.recipes.recipe import Recipe
+from metaoptim.runs.environment import environment
+from metaoptim.runs.store import METRICS, RECIPE
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe with one seed that is to be measured."""
+
+    recipe: Recipe
+    key: Key
+
+    def __str__(self) -> str:
+        return f"{self.recipe.name}, seed {self.key.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Where its run lies, half done or whole."""
+        name = re.sub(r"[^\w.-]+", "-", self.recipe.name)
+        return out / "runs" / f"{name}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
+
+
+def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None = None) -> Iterator[Job]:
+    """Every recipe with every seed, its own where none are given; ConfigError for a recipe that can't be read."""
+    for name in names:
+        settings = [f"{table}.device={device}" for table in ("train", "evaluate") if device is not None]
+        own = config.load(name, settings)
+        code = source.version(own)
+        for seed in seeds if seeds is not None else [own.tables["train"]["seed"]]:
+            recipe = config.load(name, [*settings, f"train.seed={seed}"])
+            for table in ("expected", "published"):
+                stated(recipe, table)  # a mistake there is told now, and not after hours
+            yield Job(recipe, Key(content(recipe), seed, code))
+
+
+def missing(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = False) -> list[Job]:
+    """The jobs that the ledger has no entry of: of this version of the code, or of any."""
+
+    def same(key: Key) -> tuple[object, ...]:
+        return key[:2] if any_code else key
+
+    known = {same(entry.key) for entry in entries}
+    return list({same(job.key): job for job in wanted if same(job.key) not in known}.values())
+
+
+def judged_anew(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[Entry]:
+    """What was measured of recipes that by now state other numbers in [expected] or [published], with the verdict on those."""
+    last, found = {entry.key: entry for entry in entries}, []
+    for job in wanted:
+        expected, published = (stated(job.recipe, table) for table in ("expected", "published"))
+        entry = last.get(job.key)
+        if entry is not None and (entry.expected, entry.published) != (expected, published):
+            value = math.nan if entry.value is None else entry.value
+            verdict = judged(entry.metric, value, entry.interval, entry.seed, expected)
+            found.append(replace(entry, expected=expected, published=published, verdict=verdict))
+    return found
+
+
+def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Result]:
+    """Trains (or goes on), evaluates, weighs a meta-step, and judges. Errors: those of `train` and `evaluate`."""
+    recipe, folder = job.recipe, job.folder(out)
+    tables = recipe.tables
+    method, tasks = recipe.build()
+    trained = training.train(
+        method, tasks, **tables["train"], out=folder, resume=(folder / RECIPE).is_file(), engine=tables["engine"],
+        recipe=recipe.text(), progress=progress,
+    )  # fmt: skip
+    result = evaluation.evaluate(trained, tasks, **tables["evaluate"], progress=progress)
+    result.save(folder)
+    options = tables["train"]
+    batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
+    expected = stated(recipe, "expected")
+    entry = Entry(
+        recipe=recipe.name,
+        content=job.key.content,
+        seed=job.key.seed,
+        code=job.key.code,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=metaoptim.__version__,
+        commit=source.commit(),
+        algorithm=method.name,
+        metric=result.metric,
+        value=result.mean,
+        interval=result.interval,
+        steps=result.facts["steps"],
+        episodes=result.facts["episodes"],
+        episodes_sha256=result.facts["episodes_sha256"],
+        protocol=protocol(result.facts),
+        iterations=options["iterations"],
+        tasks_per_step=options["tasks_per_step"],
+        steps_per_second=_pace(folder / METRICS),
+        verdict=judged(result.metric, result.mean, result.interval, job.key.seed, expected),
+        rows={r.name: [r.mean(result.metric)[-1], r.interval(result.metric)[-1]] for r in result.rows[1:]},
+        cost=cost(trained.method, batch),
+        expected=expected,
+        published=stated(recipe, "published"),
+        environment=environment(),
+    )
+    return entry, result
+
+
+def _pace(metrics: Path) -> float | None:
+    """Outer steps per second, by the median of those that were logged."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    return 1 / max(statistics.median(seconds), 1e-9) if seconds else None
