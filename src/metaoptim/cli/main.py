@@ -16,8 +16,9 @@ with quitting():
 
     import metaoptim
     from metaoptim.cli.check import check
+    from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
-    from metaoptim.cli.shared import Data, console, use
+    from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -34,17 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=EXIT_CODES,
 )
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="TABLE.KEY=VALUE",
-        help="Replace one option, as in algorithm.steps=5. Repeatable.",
-    ),
-]
-
-Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Where it is computed, as in cuda; the CPU if not given.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -189,7 +179,7 @@ def evaluate(
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
     overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
-    recipes = [config.load(_recipe_of(run), overrides) for run in runs]
+    recipes = [config.load(recipe_of(run), overrides) for run in runs]
     for run, recipe in zip(runs, recipes, strict=True):
         if others := [key for key in recipes[0].differences(recipe) if key not in ("train.seed", "train.device")]:
             raise ValueError(
@@ -209,6 +199,9 @@ def evaluate(
     except OSError as error:
         raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error
     typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
+
+
+app.command()(diagnose)
 
 
 def _advice(folder: Path, again: str) -> str:
@@ -234,13 +227,6 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
             f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
             "same ones, or start a new run in another folder (--out)."
         )
-
-
-def _recipe_of(run: Path) -> Path:
-    path = run / "recipe.toml"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; expected the folder of a run that `metaoptim train` wrote.")
-    return path
 
 
 def main(args: Sequence[str] | None = None) -> int:

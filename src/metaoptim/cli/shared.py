@@ -1,4 +1,4 @@
-"""What several commands share: the data option, and where they print."""
+"""What several commands share: options, the recipe of a run, and where they print."""
 
 from __future__ import annotations
 
@@ -22,11 +22,30 @@ Data = Annotated[
     ),
 ]
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Replace one option, as in algorithm.steps=5. Repeatable.",
+    ),
+]
+
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Where it is computed, as in cuda; the CPU if not given.")]
+
 
 def use(data: Path | None) -> None:
     """Makes a folder the one in which data sets are looked for."""
     if data is not None:
         os.environ["METAOPTIM_DATA"] = str(data)
+
+
+def recipe_of(run: Path) -> Path:
+    """The recipe in the folder of a run; a ValueError where there is none."""
+    path = run / "recipe.toml"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; expected the folder of a run that `metaoptim train` wrote.")
+    return path
 
 
 def console(stderr: bool = False) -> Console:
