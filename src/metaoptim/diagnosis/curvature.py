@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.gradients import autograd, exact, held
+from metaoptim.core.gradients import Inspection, autograd, exact, held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import Loss, Params, State, Step, Task
 from metaoptim.diagnosis.subject import Numbers, Subject
@@ -73,6 +73,11 @@ def hessian(f: Loss, x: Params) -> tuple[Matvec, Params, Tensor]:
     with autograd(), torch.enable_grad():
         gradient, loss = exact(f, own)
     moving = [n for n, g in gradient.items() if g.requires_grad]
+    (graph := Inspection()).look([gradient[n] for n in moving])
+    if graph.once:  # torch would pass over it in silence
+        raise ValueError(
+            "the model or the loss has a function marked @once_differentiable, and a Hessian differentiates twice."
+        )
 
     def product(v: Params) -> Params:
         if not moving:

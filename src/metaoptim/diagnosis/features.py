@@ -55,13 +55,14 @@ def measure(subject: Subject) -> Numbers:
     if not found:
         raise ValueError("no layer with weights of its own returns a row of features for every example of the query.")
     means = {name: torch.tensor(pairs, dtype=torch.float64).nanmean(0).tolist() for name, pairs in found.items()}
-    head = _head(network) or next(reversed(means))
+    names, head = list(means), _head(network)
+    first = next((i for i, name in enumerate(names) if f"{name}.".startswith(f"{head}.")), len(names) - 1)
     return {
         "episodes": subject.closely,
         "examples": len(trees.flatten(subject.batch.query)[0][0]),
         "layers": [
-            {"layer": name, "cka": both[0], "by_chance": both[1], "head": name == head or name.startswith(f"{head}.")}
-            for name, both in means.items()
+            {"layer": name, "cka": means[name][0], "by_chance": means[name][1], "head": i >= first}
+            for i, name in enumerate(names)
         ],
     }
 
@@ -91,10 +92,10 @@ def outputs(network: Network, weights: Params, task: Task) -> dict[str, Tensor]:
     return found
 
 
-def _head(network: Network) -> str:
+def _head(network: Network) -> str | None:
     with suppress(ValueError):  # for a network that has none
         return network.head_name
-    return ""
+    return None
 
 
 def read(numbers: Numbers) -> str:
