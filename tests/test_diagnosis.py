@@ -412,6 +412,8 @@ def test_the_sentence_on_features(least: float, chance: float, says: str) -> Non
 def test_the_sentence_on_curvature(product: list[float] | None, says: str) -> None:
     given = {"largest_eigenvalue": {"mean": [3.0, 4.0]}, "steps": [0, 1], "product": product and {"mean": product}}
     assert says in curvature.read(given)
+    lost = {**given, "largest_eigenvalue": {"mean": [3.0, math.nan]}}
+    assert curvature.read(lost) == "The steps diverge: the curvature is no longer finite at step 1."
 
 
 # Whole diagnoses

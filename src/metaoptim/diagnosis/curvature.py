@@ -8,6 +8,7 @@ Threshold: 2, for the mean over episodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -138,14 +139,17 @@ def _scaled(v: Params, scale: Tensor | float) -> Params:
 
 
 def read(numbers: Numbers) -> str:
-    values, products = numbers["largest_eigenvalue"]["mean"], numbers["product"]
+    values, products, at = numbers["largest_eigenvalue"]["mean"], numbers["product"], numbers["steps"]
+    if not all(map(math.isfinite, values)):
+        lost = next(k for k, value in zip(at, values, strict=True) if not math.isfinite(value))
+        return f"The steps diverge: the curvature is no longer finite at step {lost}."
     if products is None:
         return (
             f"The largest eigenvalue is {values[0]:.3g} at the start and {values[-1]:.3g} after the last step; the rule's "
             "step is not proportional to the gradient, so that there is no α to hold it to."
         )
     peak = max(range(len(values)), key=products["mean"].__getitem__)
-    seen = f"α·λ is {products['mean'][peak]:.2g} at step {numbers['steps'][peak]}"
+    seen = f"α·λ is {products['mean'][peak]:.2g} at step {at[peak]}"
     if products["mean"][peak] > LIMIT:
         return f"Steps are too long for the sharpest direction: {seen}, above 2, where each overshoots more than the last."
     return f"Steps are short enough for the sharpest direction: {seen}, and nowhere more; the limit is 2."
