@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
+from metaoptim import report
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.cli.main import main
 from metaoptim.core.types import Task
@@ -24,7 +26,7 @@ from metaoptim.report.diagnosis import DRAWN, draw_diagnosis
 from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks
 
-SMALL: dict[str, Any] = {"episodes": 6, "closely": 3}
+SMALL: dict[str, Any] = {"episodes": 4, "closely": 3}
 ROTATION = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
 
 
@@ -75,7 +77,9 @@ def images() -> ImageTasks:
 
 def classifier(build: Any = mo.maml, net: nn.Module | None = None, **options: Any) -> Run:
     torch.manual_seed(0)
-    method = build(net or mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, **options)
+    layers = {"flatten": nn.Flatten(), "hidden": nn.Linear(144, 8), "norm": mo.nn.BatchNorm(8), "tanh": nn.Tanh()}
+    net = net or nn.Sequential(OrderedDict(layers | {"head": nn.Linear(8, 3)}))
+    method = build(net, mo.losses.cross_entropy, **options)
     return Run(method, method.phi)
 
 
@@ -103,7 +107,8 @@ def test_cka_is_the_published_formula_in_feature_space() -> None:
 
 
 def test_layers_that_do_not_adapt_keep_their_features_exactly() -> None:
-    found = mo.diagnose(classifier(mo.anil, lr=1.0, steps=3), images(), **SMALL)
+    run = classifier(mo.anil, net=mo.nn.conv4(ways=3, size=12, filters=2), lr=1.0, steps=3)
+    found = mo.diagnose(run, images(), episodes=2, closely=2, steps=3)
     layers = {layer["layer"]: layer for layer in numbers(found, "features")["layers"]}
     assert list(layers) == [f"block{i}.{j}" for i in range(4) for j in (0, 1)] + ["head"]
     assert [name for name, layer in layers.items() if layer["head"]] == ["head"]
@@ -215,7 +220,7 @@ def test_gradients_are_those_of_autograd_at_the_start() -> None:
 def test_one_exact_step_on_a_quadratic_gains_all_of_the_loss() -> None:
     run = run_of(rule=mo.rules.SGD(1.0), steps=1)
     batch = points(drawn).sample("val", seed=0, start=0, count=6)
-    seen = numbers(mo.diagnose(run, points(drawn), **SMALL), "gain")
+    seen = numbers(mo.diagnose(run, points(drawn), episodes=6, closely=2), "gain")
     before = 0.5 * batch.query[1][:, 0].square().sum(-1)
     assert seen["before"]["mean"] == pytest.approx(before.mean().item())
     assert seen["after"]["mean"] == pytest.approx(0, abs=1e-12)
@@ -264,7 +269,7 @@ def test_shuffled_targets_are_the_same_however_episodes_are_cut() -> None:
 def test_scores_after_each_step_are_those_of_evaluate_and_go_beyond_training() -> None:
     run = classifier(lr=0.3, steps=2)
     seen = numbers(mo.diagnose(run, images(), **SMALL, seed=3), "steps")
-    row = mo.evaluate(run, images(), split="val", episodes=6, steps=10, baselines=(), seed=3, progress=False).rows[0]
+    row = mo.evaluate(run, images(), split="val", episodes=4, steps=10, baselines=(), seed=3, progress=False).rows[0]
     for metric in ("accuracy", "loss"):
         assert (seen["mean"][metric], seen["interval"][metric]) == (row.mean(metric), row.interval(metric))
     gaps = (row.scores["accuracy"] - row.scores["accuracy"][:, 2:3])[:, 3:].double()
@@ -308,10 +313,9 @@ def test_assignments_of_a_method_that_knows_its_classes_by_heart() -> None:
 
 
 def test_assignments_do_not_matter_from_a_head_of_zeros() -> None:
-    net = mo.nn.conv4(ways=3, size=12, filters=4)
-    nn.init.zeros_(net.get_submodule("head").get_parameter("weight"))
-    nn.init.zeros_(net.get_submodule("head").get_parameter("bias"))
-    found = mo.diagnose(classifier(net=net, lr=1.0, steps=1), images(), **SMALL)
+    run = classifier(lr=1.0)
+    zeros = {n: p * 0 if n.startswith("head.") else p for n, p in run.phi.weights.items()}
+    found = mo.diagnose(Run(run.method, run.phi._replace(weights=zeros)), images(), **SMALL)
     assert numbers(found, "permutations")["after"]["spread"] == pytest.approx(0, abs=1e-7)
     assert "hardly matters" in found["permutations"].sentence
 
@@ -433,7 +437,7 @@ def test_a_diagnosis_repeats_leaves_everything_as_it_was_and_is_strict_json(tmp_
         raise AssertionError(f"{word} isn't JSON")
 
     told = json.loads(found.save(tmp_path / "new").read_text(), parse_constant=refuse)
-    assert told["facts"]["split"] == "val" and told["facts"]["closely"] == 3 and told["facts"]["episodes"] == 6
+    assert told["facts"]["split"] == "val" and told["facts"]["closely"] == 3 and told["facts"]["episodes"] == 4
     assert all(told["readings"][r.name]["sentence"] == r.sentence for r in found.readings)
     assert all(f"│ {name} " in str(found) for name in PARTS) and "left out: the update rule" in str(found)
     with pytest.raises(KeyError, match="step_sizes was left out: the update rule has no step sizes"):
@@ -540,7 +544,7 @@ loss = "cross_entropy"
 lr = 0.4
 [model]
 name = "conv4"
-filters = 4
+filters = 2
 [tasks]
 name = "glyphs"
 ways = 3
@@ -556,7 +560,10 @@ runtime = "eager"
 """
 
 
-def test_the_command_on_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_command_on_a_tiny_run_of_glyphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(TINY)
     assert main(["train", "tiny.toml", "--out", "run"]) == 0
@@ -569,6 +576,23 @@ def test_the_command_on_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert name in out and reading["sentence"].split()[0] in out
         assert Path(f"run/diagnosis/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "left out: the update rule has no step sizes" in " ".join(out.split()) and "\x1b" not in out + err
+
+
+def test_the_command_and_its_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "draw_diagnosis", lambda found, folder: drawings.append(folder))
+    drawings: list[Path] = []
+    few = ["--episodes", "2", "--closely", "2", "--steps", "1"]
+    small = ("train.iterations=2", "train.tasks_per_step=2", "train.validate_every=0", "engine.runtime=eager")
+    assert main(["train", "sinusoid-maml", "--out", "run", *(part for key in small for part in ("--set", key))]) == 0
+    assert main(["diagnose", "run", *few, "--checkpoint", "last"]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(Path("run/diagnosis/diagnosis.json").read_text())
+    assert told["facts"]["split"] == "val" and told["facts"]["runs"][0]["step"] == 2 and drawings == [Path("run/diagnosis")]
+    assert told["left_out"].keys() == {"permutations", "step_sizes"}
+    assert "The numbers are in run/diagnosis/diagnosis.json" in out and "\x1b" not in out + err
     for args, words in {
         ("nowhere",): "there is no nowhere/recipe.toml",
         ("run", "--split", "vla"): "There is no split 'vla'",
@@ -583,14 +607,14 @@ def test_the_command_on_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         file.unlink()
     folder.rmdir()
     folder.write_text("in the way")
-    assert main(["diagnose", "run", "--episodes", "2", "--closely", "2"]) == 1
+    assert main(["diagnose", "run", *few]) == 1
     out, err = capsys.readouterr()
     assert "steps" in out and "printed above, could not be saved" in err
 
 
+@pytest.mark.slow
 def test_every_reading_is_drawn(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    method = mo.meta_sgd(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy)
-    found = mo.diagnose(Run(method, method.phi), images(), **SMALL)
+    found = mo.diagnose(classifier(mo.meta_sgd), images(), **SMALL)
     assert [path.name for path in draw_diagnosis(found, tmp_path)] == [f"{name}.png" for name in PARTS]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())

@@ -64,7 +64,7 @@ def _apart(cosines: Tensor) -> float:
 
 def read(numbers: Numbers) -> str:
     own, other = numbers["same_task"], numbers["other_task"]
-    seen = f"its own query has a cosine of {own:.2f} with a support's gradient, other tasks' queries {other:.2f}"
+    seen = f"a support's gradient has a cosine of {own:.2f} with its own query's, and of {other:.2f} with those of other tasks"
     if not own > 0:
         return f"A first step can't help at φ: {seen}."
     if own - other >= SPECIFIC:

@@ -16,7 +16,7 @@ from metaoptim.report.style import COLOURS, save, sheet
 
 BLUE, RED, GREEN, _ = COLOURS
 GREY = "0.6"
-WRAP = 92  # characters of a sentence per line
+WRAP = 112  # characters of a sentence per line
 
 Numbers = Mapping[str, Any]
 
@@ -115,6 +115,8 @@ def _alignment(figure: Figure, numbers: Numbers) -> None:
     """Cosines of every support's gradient with every query's; a task's own are on the diagonal."""
     axes = figure.subplots()
     shown = axes.imshow(np.array(numbers["support_and_query"], float), cmap="coolwarm", vmin=-1, vmax=1)
+    for ticks in (axes.xaxis, axes.yaxis):
+        ticks.get_major_locator().set_params(integer=True)
     axes.set_xlabel("query of task")
     axes.set_ylabel("support of task")
     figure.colorbar(shown, ax=axes, label="cosine of the gradients at φ")
