@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"algorithms"}),
     frozenset({"engine"}),
     frozenset({"tasks"}),
-    frozenset({"training", "evaluation", "runs", "gradcheck"}),
+    frozenset({"training", "evaluation", "runs", "gradcheck", "diagnosis"}),
     frozenset({"report"}),
     frozenset({"recipes", "ledger", "cli"}),
 )

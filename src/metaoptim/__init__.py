@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metaoptim.core.types import MetaOptimizer as MetaOptimizer
     from metaoptim.core.types import MetaParams as MetaParams
     from metaoptim.core.types import Task as Task
+    from metaoptim.diagnosis import diagnose as diagnose
     from metaoptim.engine import Engine as Engine
     from metaoptim.evaluation import *
     from metaoptim.gradcheck import check as check
@@ -34,6 +35,7 @@ _MODULES = {
 _NAMES = {
     "metaoptim.algorithms": ("ALGORITHMS", "compose"),
     "metaoptim.core.types": ("MetaOptimizer", "MetaParams", "Task"),
+    "metaoptim.diagnosis": ("diagnose",),
     "metaoptim.engine": ("Engine",),
     "metaoptim.evaluation": ("evaluate",),
     "metaoptim.gradcheck": ("check",),

@@ -17,6 +17,7 @@ with quitting():
     import metaoptim
     from metaoptim.cli.adapt import adapt
     from metaoptim.cli.check import check
+    from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
@@ -205,6 +206,7 @@ def evaluate(
 
 app.command()(adapt)
 app.command()(reproduce)
+app.command()(diagnose)
 
 
 def _advice(folder: Path, again: str) -> str:

@@ -44,7 +44,7 @@ class AtMinimum:
             value, flat = _flattened(f, x)
             gradient, hessian = grad(value)(flat), jacrev(grad(value))(flat)
             slope = gradient.norm() / (1 + flat.norm())
-            state = _replaced(state, x, flat - torch.linalg.solve(hessian, gradient))
+            state = trees.replaced(state, x, _parts(flat - torch.linalg.solve(hessian, gradient), x))
         if not slope <= LEAST:
             raise ValueError(
                 "the inner objective has no minimum near where the run ends, so that there is no implicit gradient to compare "
@@ -79,9 +79,3 @@ def _flattened(f: Loss, x: Params) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 def _parts(flat: Tensor, x: Params) -> Params:
     pieces: tuple[Tensor, ...] = torch.split(flat, [p.numel() for p in x.values()])
     return {n: piece.view(p.shape) for piece, (n, p) in zip(pieces, x.items(), strict=True)}
-
-
-def _replaced(state: State, x: Params, flat: Tensor) -> State:
-    """The state with other values for its tensors x."""
-    values = {id(x[n]): p for n, p in _parts(flat, x).items()}
-    return trees.map_tensors(lambda leaf: values.get(id(leaf), leaf), state)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
 from metaoptim.core.types import Task
 from metaoptim.evaluation import Result
+from metaoptim.report.style import COLOURS, save, sheet
 from metaoptim.runs import Run
-from metaoptim.runs.store import write_atomic
 from metaoptim.tasks import TaskFamily
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # distinguishable with any kind of colour vision
 EPISODES = 3
 
 
 def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
     """Writes a PNG: curves with their 95 % intervals on the left, the first episodes on the right."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = sheet(11, 4.6)
     facts = result.facts
     batch = tasks.sample(facts["split"], seed=facts["episode_seed"], start=0, count=min(EPISODES, facts["episodes"]))
     shape = batch.query[0].shape if isinstance(batch.query, tuple) else ()  # a dict has no picture
@@ -37,9 +33,7 @@ def draw(result: Result, run: Run, tasks: TaskFamily, path: Path) -> None:
         _sheet(right, batch) if images else _fits(right, run, batch, facts["steps"])
     else:
         _curves(figure.subplots(), result)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    write_atomic(path, picture.getvalue())
+    save(figure, path)
 
 
 def _curves(axes: Axes, result: Result) -> None:

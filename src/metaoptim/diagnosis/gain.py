@@ -1,0 +1,60 @@
+"""Does it adapt, or does it know by heart? The score before and after the inner steps, and after steps on a support whose
+targets are shuffled over its rows.
+
+A method that adapts falls to chance with shuffled targets; one that has memorised its tasks loses nothing (Yin et al. 2020,
+https://arxiv.org/abs/1912.03820). Threshold: a difference counts where it is larger than half its paired 95 % interval.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metaoptim.core import trees
+from metaoptim.core.types import Task
+from metaoptim.diagnosis.subject import Numbers, Subject, better, interval, shown
+from metaoptim.tasks.base import uniforms
+
+
+def shuffled(batch: Task, split: str, seed: int, start: int) -> Task:
+    """The episodes with the targets of each support in a random order, which the episode's number decides."""
+    inputs, targets = batch.support
+    count, rows = trees.flatten(targets)[0].shape[:2]
+    order = torch.from_numpy(uniforms(seed, f"shuffled/{split}", start, count, rows).argsort(1)).to(trees.device(targets))
+    episode = torch.arange(count, device=order.device)[:, None]
+    return batch._replace(support=(inputs, trees.map_tensors(lambda y: y[episode, order], targets)))
+
+
+def measure(subject: Subject) -> Numbers:
+    metric, steps = subject.result.metric, subject.learner.steps
+    scores = subject.result.rows[0].scores[metric]
+    after, before = scores[:, steps], scores[:, 0] if subject.adapts else None
+    apart = subject.judged(shuffled, len(scores)).rows[0].scores[metric][:, -1]
+
+    def score(x: Any) -> Any:
+        return None if x is None else dict(zip(("mean", "interval"), interval(x), strict=True))
+
+    return {
+        "metric": metric,
+        "before": score(before),
+        "after": score(after),
+        "shuffled": score(apart),
+        "gain": score(None if before is None else better(metric) * (after.double() - before.double())),
+        "cost_of_shuffling": score(better(metric) * (after.double() - apart.double())),
+    }
+
+
+def read(numbers: Numbers) -> str:
+    metric, gain, cost = numbers["metric"], numbers["gain"], numbers["cost_of_shuffling"]
+    before, after, apart = (x and shown(metric, x["mean"]) for x in map(numbers.get, ("before", "after", "shuffled")))
+    counts = cost["mean"] > cost["interval"]
+    if gain is None:
+        does = "It reads the support" if counts else "It does not read the support's targets"
+        return f"{does}: its {metric} is {after}, and {apart} with shuffled targets."
+    way = f"its {metric} goes from {before} to {after}, and to {apart} with shuffled targets"
+    if gain["mean"] > gain["interval"]:
+        return f"It adapts: {way}." if counts else f"It moves, but not by what the targets say: {way}."
+    if gain["mean"] < -gain["interval"]:
+        return f"Its steps do harm: {way}."
+    return f"Its steps change too little to tell: {way}." if counts else f"It does not adapt, it knows by heart: {way}."
