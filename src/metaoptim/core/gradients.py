@@ -88,6 +88,10 @@ def taken(first_order: Order, outer_step: Tensor) -> Gradient:
 
 def outermost(f: Callable[[Any], tuple[Tensor, Any]], x: Any) -> tuple[Any, tuple[Tensor, Any]]:
     """(∇f(x), (f(x), what else f returned)) where nothing differentiates again: no graph of the backward pass is built."""
+    if _AUTOGRAD.get() and type(x) is dict:  # at every inner step: with less ado than a pullback of trees
+        own = {n: _leaf(p) for n, p in x.items()}
+        value, others = _run(f, own)
+        return dict(zip(own, _slopes([value], list(own.values())), strict=True)), (value.detach(), _detached(others))
     value, pull, others = pullback(f, x)
     return pull(torch.ones_like(value))[0], (value, others)
 
@@ -104,17 +108,26 @@ def pullback(f: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Callab
     leaves: list[Tensor] = []
     structure = trees.take(args, leaves)
     own = [_leaf(x) for x in leaves]
-    with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
-        y, others = f(*trees.put(structure, iter(own)))
-
-    if (found := _INSPECTED.get()) is not None:
-        found.look([x for x in trees.flatten(y) if x.requires_grad])
+    y, others = _run(f, *trees.put(structure, iter(own)))
 
     def back(cotangent: Any) -> tuple[Any, ...]:
         slopes = _slopes(trees.flatten(y), own, trees.flatten(cotangent))
         return cast(tuple[Any, ...], trees.put(structure, iter(slopes)))
 
-    return trees.map_tensors(Tensor.detach, y), back, trees.map_tensors(Tensor.detach, others)
+    return _detached(y), back, _detached(others)
+
+
+def _run(f: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:
+    """f(*args) with a graph of autograd."""
+    with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+        y, others = f(*args)
+    if (found := _INSPECTED.get()) is not None:
+        found.look([x for x in trees.flatten(y) if x.requires_grad])
+    return y, others
+
+
+def _detached(tree: Any) -> Any:
+    return trees.map_tensors(Tensor.detach, tree)
 
 
 class Inspection:
