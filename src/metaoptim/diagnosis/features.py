@@ -29,7 +29,7 @@ REUSED = 0.9
 def cka(x: Tensor, y: Tensor) -> float:
     """Linear CKA of two sets of features (n, …) of the same n examples; NaN where one of them is constant."""
     a, b = (_gram(z) for z in (x, y))
-    return ((a * b).sum() / (a.norm() * b.norm())).item()
+    return float(((a * b).sum() / (a.norm() * b.norm())).item())
 
 
 def _gram(z: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def outputs(network: Network, weights: Params, task: Task) -> dict[str, Tensor]:
 
         return hook
 
-    own = {name: m for name, m in network.net.named_modules() if any(p is not None for p in m._parameters.values())}
+    own = {name: m for name, m in network.net.named_modules() if next(m.parameters(recurse=False), None) is not None}
     hooks = [module.register_forward_hook(keep(name)) for name, module in own.items()]
     try:
         network.output(weights, inputs, task.support)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metaoptim.diagnosis import Diagnosis
 from metaoptim.diagnosis.features import REUSED
@@ -116,7 +117,7 @@ def _alignment(figure: Figure, numbers: Numbers) -> None:
     axes = figure.subplots()
     shown = axes.imshow(np.array(numbers["support_and_query"], float), cmap="coolwarm", vmin=-1, vmax=1)
     for ticks in (axes.xaxis, axes.yaxis):
-        ticks.get_major_locator().set_params(integer=True)
+        ticks.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("query of task")
     axes.set_ylabel("support of task")
     figure.colorbar(shown, ax=axes, label="cosine of the gradients at φ")
