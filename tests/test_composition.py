@@ -25,9 +25,16 @@ STEPS = 2
 RULES: dict[str, Callable[[], Rule]] = {
     "sgd": lambda: mo.rules.SGD(0.1),
     "momentum": lambda: mo.rules.Momentum(0.1, 0.5),
+    "nesterov": lambda: mo.rules.Nesterov(0.1, 0.5),
+    "rmsprop": lambda: mo.rules.RMSprop(0.01, eps=0.1),
     "adam": lambda: mo.rules.Adam(0.1),
+    "adamw": lambda: mo.rules.AdamW(0.1),
     "clip, sgd": lambda: mo.rules.chain(mo.rules.Clip(norm=0.5), mo.rules.SGD(0.1)),
+    "schedule": lambda: mo.rules.Schedule(0.1, STEPS),
     "step_sizes": lambda: PARTS["rule"]["step_sizes"](low=0.05, high=0.1),
+    "layer_step_sizes": lambda: mo.rules.LayerStepSizes(0.1, STEPS),
+    "curvature": lambda: PARTS["rule"]["curvature"](lr=0.1),
+    "alfa": lambda: PARTS["rule"]["alfa"](lr=0.1, decay=0.01, steps=STEPS),
 }
 MASKS: dict[str, tuple[Any, Any]] = {
     "all · all": ("all", "all"),
@@ -43,6 +50,10 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "implicit, cg": lambda: mo.estimators.Implicit(iterations=40),
     "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=2000),
     "truncated": lambda: mo.estimators.Truncated(1),
+    "last_steps": lambda: mo.estimators.LastSteps(1),
+    "sama": mo.estimators.SAMA,
+    "finite_differences": mo.estimators.FiniteDifferences,
+    "joint": mo.estimators.Joint,
     "truncated_es": lambda: mo.estimators.truncated_es(1, 0.01),
     "pes": lambda: mo.estimators.pes(1, 0.01),
     "nres": lambda: mo.estimators.nres(1, 0.01),
@@ -51,6 +62,7 @@ OBJECTIVES: dict[str, Any] = {
     "its own": None,
     "trajectory_mean": mo.objectives.trajectory_mean,
     "multi_step": mo.objectives.multi_step([0.25, 0.75]),
+    "annealed": mo.objectives.AnnealedMultiStep(10),
 }
 
 

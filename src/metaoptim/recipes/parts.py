@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaoptim import estimators, rules
+from metaoptim.algorithms.alfa import Generated
+from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import objectives
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options
@@ -19,15 +21,26 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "rule": {
         "sgd": rules.SGD,
         "momentum": rules.Momentum,
+        "nesterov": rules.Nesterov,
+        "rmsprop": rules.RMSprop,
         "adam": rules.Adam,
+        "adamw": rules.AdamW,
         "clip": rules.Clip,
+        "schedule": rules.Schedule,
         "step_sizes": StepSizes,
+        "layer_step_sizes": rules.LayerStepSizes,
+        "curvature": Curvature,
+        "alfa": Generated,
     },
     "estimator": {
         "unroll": estimators.Unroll,
         "displacement": estimators.Displacement,
         "implicit": estimators.Implicit,
         "truncated": estimators.Truncated,
+        "last_steps": estimators.LastSteps,
+        "sama": estimators.SAMA,
+        "finite_differences": estimators.FiniteDifferences,
+        "joint": estimators.Joint,
         "truncated_es": estimators.truncated_es,
         "pes": estimators.pes,
         "nres": estimators.nres,
@@ -36,6 +49,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "last": lambda: objectives.last,
         "trajectory_mean": lambda: objectives.trajectory_mean,
         "multi_step": objectives.multi_step,
+        "annealed_multi_step": objectives.AnnealedMultiStep,
     },
 }
 _WRITTEN = str | dict[str, Any]
