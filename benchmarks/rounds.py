@@ -15,6 +15,7 @@ from shared import CONSOLE
 SLICE = 0.05  # seconds: what is quicker is called several times in a row, and the mean taken
 SLOW = 5.0  # seconds: what is slower is left out after the first rounds
 FEW = 3
+WARM = 1.0  # seconds
 PAUSE = 0.01  # seconds between two ways, in which the threads of the one before stop spinning
 
 
@@ -54,8 +55,8 @@ def timed(call: Callable[[int], object]) -> Callable[[int, int], float]:
 
 def measure(contenders: Sequence[Contender], rounds: int, batches: int, title: str) -> None:
     """Times every contender once in each round, in an order drawn anew; what has been measured stays after Ctrl-C."""
-    for one in contenders:  # they have run before: this tells how long a warm call takes, if it is not checked meanwhile
-        once = min(_run(one, 1, 0) for _ in range(3))
+    for one in contenders:
+        once = _warmed(one)
         one.calls = max(1, math.ceil(SLICE / max(once, 1e-6)))
     order, draw = list(contenders), random.Random(0)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -67,6 +68,14 @@ def measure(contenders: Sequence[Contender], rounds: int, batches: int, title: s
                     continue
                 time.sleep(PAUSE)
                 one.seconds[turn] = _run(one, one.calls, turn % batches) / one.calls
+
+
+def _warmed(one: Contender) -> float:
+    """Seconds of a warm call. The first calls of a way that `auto` chose are held to the plain loop, ever more rarely."""
+    start, once = time.perf_counter(), math.inf
+    while once == math.inf or time.perf_counter() - start < WARM:
+        once = min(once, _run(one, 1, 0))
+    return once
 
 
 def _run(one: Contender, calls: int, index: int) -> float:
