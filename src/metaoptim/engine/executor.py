@@ -180,17 +180,11 @@ def tasks_of(batch: Any) -> Task:
 
 def check_tasks(batch: Task) -> int:
     """T of a batch of tasks; a ValueError where its parts disagree."""
-    found: dict[str, torch.Size] = {}
-    counts: set[int] = set()
-    fits = True
-    for part, tree in zip(Task._fields, batch, strict=True):
-        shapes = {f"{part}.{_name(path)}": x.shape for path, x in trees.named(tree).items()}
-        axes = {tuple(shape[:2]) for shape in shapes.values()}
-        fits = fits and len(axes) == 1 and all(len(a) == 2 and 0 not in a for a in axes)
-        counts |= {a[0] for a in axes if a}
-        found |= shapes
-    if not fits or len(counts) != 1:
-        told = ", ".join(f"{name} {tuple(shape[:2])}…" for name, shape in found.items()) or "no tensor"
+    axes = [{tuple(x.shape[:2]) for x in trees.flatten(part)} for part in batch]
+    counts = {a[0] for part in axes for a in part if a}
+    if len(counts) != 1 or not all(len(part) == 1 and all(len(a) == 2 and 0 not in a for a in part) for part in axes):
+        named = {f"{part}.{_name(path)}": x for part, own in batch._asdict().items() for path, x in trees.named(own).items()}
+        told = ", ".join(f"{name} {tuple(x.shape[:2])}…" for name, x in named.items()) or "no tensor"
         raise ValueError(
             "a batch of tasks needs a support with tensors (T, S, …) and a query with tensors (T, Q, …), such as inputs x and "
             f"targets y, with the same T >= 1, S >= 1 and Q >= 1; found leading axes {told}."
