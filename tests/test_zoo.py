@@ -192,6 +192,9 @@ def test_the_order_of_an_annealed_gradient_is_any_share_in_every_way_with_one_gr
         engine = Engine(method, *way)
         for step, share in ((0, 1.0), (4, 0.6), (30, 0.0)):
             same(engine(method.phi, batch, None, step).grad.weights, expected(share))
+        if way == ("vmap", "graph", "trace"):
+            assert engine.choice is not None
+            assert len(engine.executor(engine.choice).graphs.graphs) == 1
 
 
 def test_an_annealed_order_passes_its_check_as_first_order() -> None:
