@@ -102,6 +102,8 @@ def test_golden_weights_of_an_annealed_multi_step_loss(outer_step: int, expected
 def test_an_annealed_multi_step_loss_has_a_floor_and_serves_any_number_of_steps() -> None:
     late = AnnealedMultiStep(1000)(5, torch.tensor(999))
     close(torch.stack([torch.as_tensor(v) for v in late]), [0.0, *[0.03 / 5] * 4, 1 - 4 * 0.03 / 5])
+    with pytest.raises(ValueError, match=r"multi_step_until=0: it must be a whole number, at least 1"):
+        AnnealedMultiStep(0)
     assert AnnealedMultiStep(10)(0, torch.tensor(3)) == [1.0]
     assert [float(v) for v in AnnealedMultiStep(10)(1, torch.tensor(3))] == [0.0, 1.0]
 

@@ -164,7 +164,8 @@ def test_each_part_of_maml_plus_plus_is_switched_alone() -> None:
     same({n: g.sum(0) if n.startswith("1.") else g for n, g in found.grad.weights.items()}, expected.grad.weights)
 
 
-def test_the_order_of_an_annealed_gradient_is_any_share_in_every_way_with_one_graph() -> None:
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("trace", marks=pytest.mark.slow)])
+def test_the_order_of_an_annealed_gradient_is_any_share_in_every_way_with_one_graph(runtime: str) -> None:
     batch, module = regression(), net()
 
     def estimator(outer_step: Tensor) -> Tensor:
@@ -186,10 +187,14 @@ def test_the_order_of_an_annealed_gradient_is_any_share_in_every_way_with_one_gr
             total = total + judged(module)(here, task.query) / 3
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
-    for way in [way for way in offered(method) if way[2] == "eager"] + [("vmap", "graph", "trace"), ("loop", "mixed", "trace")]:
+    traced = [("vmap", "graph", "trace"), ("loop", "steps", "trace"), ("loop", "mixed", "trace")]
+    for way in traced if runtime == "trace" else [way for way in offered(method) if way[2] == "eager"]:
         engine = Engine(method, *way)
         for step, share in ((0, 1.0), (4, 0.6), (30, 0.0)):
             same(engine(method.phi, batch, None, step).grad.weights, expected(share))
+        if way == ("vmap", "graph", "trace"):
+            assert engine.choice is not None
+            assert len(engine.executor(engine.choice).graphs.graphs) == 1
 
 
 def test_an_annealed_order_passes_its_check_as_first_order() -> None:

@@ -30,7 +30,7 @@ ADVICE = "put mo.nn.Transform after its layers, or build it with transforms=True
 
 
 def example_net(ways: int) -> nn.Module:
-    """Wide enough that no layer is masked altogether."""
+    """Of one wide layer, of which some units move in every task."""
     layers = OrderedDict(
         flatten=nn.Flatten(), hidden=nn.Linear(16, 12), mix=Transform(12), features=nn.Tanh(), head=nn.Linear(12, ways)
     )

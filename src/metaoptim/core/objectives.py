@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaoptim.core.checks import check_counts
+
 Weight = float | Tensor
 Objective = Callable[[int, Tensor], Sequence[Weight]]
 
@@ -79,6 +81,9 @@ class AnnealedMultiStep:
     """
 
     multi_step_until: int
+
+    def __post_init__(self) -> None:
+        check_counts(multi_step_until=self.multi_step_until)
 
     def __call__(self, steps: int, outer_step: Tensor) -> list[Weight]:
         if not steps:
