@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, everything
-from metaoptim.learners.network import Network, Pooled
+from metaoptim.learners.network import Pooled
 
 Model = Callable[[Params, Batch, Batch | None, Tensor], tuple[Tensor, Info]]
 """(weights, batch, support whose statistics count or None, k) -> mean loss, and what to report beside it."""
@@ -85,7 +85,7 @@ class GradientLearner:
 
     def together(self, phi: MetaParams, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
         """The loss of examples that nothing has adapted to."""
-        if self.pooled is None or not isinstance(self.model, Network):
+        if self.pooled is None:
             return self.model(phi.weights, batch, None, k)
         return self.pooled(self.model, phi, batch)
 

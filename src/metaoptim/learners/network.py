@@ -185,8 +185,8 @@ class Network:
             return trees.index(called(self.net, weights, both, without, tidy=self.unusual), slice(rows, None))
 
 
-Pooled = Callable[[Network, MetaParams, Batch], tuple[Tensor, Info]]
-"""(network, φ, examples of many tasks) -> mean loss, and what to report beside it."""
+Pooled = Callable[[Any, MetaParams, Batch], tuple[Tensor, Info]]
+"""(model, usually a `Network`, φ, examples of many tasks) -> mean loss, and what to report beside it."""
 
 
 def _is_ours(loss: Any) -> bool:
