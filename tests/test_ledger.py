@@ -310,7 +310,7 @@ def test_what_was_interrupted_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(reproduce, "cost", stopped)
     code, _, err = cli("tiny.toml")
-    assert code == 130 and "The same command goes on from there." in err and not Path("results/ledger.jsonl").exists()
+    assert code == 130 and "stopped; the same command goes on from there" in err and not Path("results/ledger.jsonl").exists()
     (metrics,) = Path("results/runs").glob("*/metrics.jsonl")
     trained = metrics.read_bytes()
     monkeypatch.setattr(reproduce, "cost", real)

@@ -73,7 +73,8 @@ def _measured(job: Job, out: Path) -> bool:
     try:
         entry, result = measure.run(job, out)
     except KeyboardInterrupt as stop:
-        typer.echo(f"{stop}\nThe same command goes on from there.".strip(), err=True)
+        where = str(stop).partition(";")[0] or "stopped"
+        typer.echo(f"{where}; the same command goes on from there", err=True)
         raise
     except (TrainingError, ValueError, OSError) as error:
         typer.echo(f"error: {job}: {' '.join(str(error).split())}", err=True)
