@@ -55,7 +55,7 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> No
 # What starts are: two quadratics ½ a (w − c)², one steep and one flat
 
 STEEP, FLAT = (2.0, 0.0), (0.5, 1.0)  # (a, c)
-FEWEST = 0.05  # the least sum of weights at which gradient descent on them is followed
+LEAST = 0.05  # the sum of weights from which on gradient descent, as fast as that sum, is waited for
 
 
 class Number(nn.Module):
@@ -90,9 +90,13 @@ WEIGHTS: dict[str, Callable[[float, float, int], float]] = {
 
 def start(name: str, lr: float, steps: int) -> float:
     """The closed form; NaN where the weights' sum is no longer positive, and gradient descent runs away."""
-    pairs = [(WEIGHTS[name](a, lr, steps), c) for a, c in (STEEP, FLAT)]
-    total = sum(weight for weight, _ in pairs)
-    return sum(weight * c for weight, c in pairs) / total if total > FEWEST else math.nan
+    weights = weights_of(name, lr, steps)
+    found = sum(weight * c for weight, (_, c) in zip(weights, (STEEP, FLAT), strict=True))
+    return found / sum(weights) if sum(weights) > 0 else math.nan
+
+
+def weights_of(name: str, lr: float, steps: int) -> list[float]:
+    return [WEIGHTS[name](a, lr, steps) for a, _ in (STEEP, FLAT)]
 
 
 def method(name: str, lr: float, steps: int, net: nn.Module | None = None) -> MetaOptimizer:
@@ -105,7 +109,7 @@ def method(name: str, lr: float, steps: int, net: nn.Module | None = None) -> Me
     return (mo.maml if name == "maml" else mo.fomaml)(net, parabola, lr=lr, steps=steps)
 
 
-def trained(name: str, lr: float, steps: int, outer: int = 500) -> float:
+def trained(name: str, lr: float, steps: int, outer: int = 400) -> float:
     """Where gradient descent of unit step on the meta-gradient ends."""
     module = mo.MetaModule(method(name, lr, steps), **PLAIN)
     optimizer, tasks = torch.optim.SGD(module.parameters(), lr=1.0), two_tasks()
@@ -123,7 +127,7 @@ def adapted_loss(w: float, lr: float, steps: int) -> float:
 
 def starts() -> Figure:
     """The start against the inner step size, in closed form and trained; and the loss that is left after adaptation."""
-    figure = sheet(11, 7.4)
+    figure = sheet(9.5, 6.4)
     grid, some, rows = np.linspace(0.01, 0.95, 189), (0.1, 0.25, 0.4, 0.55, 0.7, 0.9), []
     for (left, right), steps in zip(figure.subplots(2, 2), (1, 3), strict=True):
         for name, colour in zip(WEIGHTS, ("0.4", BLUE, RED, GREEN), strict=True):
@@ -131,11 +135,12 @@ def starts() -> Figure:
             left.plot(grid, closed, color=colour, label=name)
             left_over = [max(adapted_loss(w, lr, steps), 1e-5) for w, lr in zip(closed, grid, strict=True)]
             right.semilogy(grid, left_over, color=colour)
-            known = [lr for lr in some if not math.isnan(start(name, lr, steps)) and (name != "reptile" or steps > 1)]
+            known = [lr for lr in (some if name != "joint" else some[:1]) if sum(weights_of(name, lr, steps)) > LEAST]
+            known = [] if name == "reptile" and steps == 1 else known  # which is joint training
             ends = [trained(name, lr, steps) for lr in known]
             left.plot(known, ends, "o", color=colour, markersize=5)
             rows += [(name, str(steps), lr, start(name, lr, steps), w) for lr, w in zip(known, ends, strict=True)]
-        left.set_ylim(0, 1.6)
+        left.set_ylim(0, 2.4 if steps == 1 else 1.6)
         left.set_ylabel(f"start, K = {steps}")
         right.set_ylabel(f"loss after K = {steps} steps")
         for axes in (left, right):
@@ -212,6 +217,8 @@ def _doubles() -> Any:
 
 # Why α times K is what counts
 
+LOST = 10.0  # a loss from which on a run is taken to diverge
+
 
 def alpha_k() -> Figure:
     """The loss of one start after K steps of size α, against K and against α·K."""
@@ -221,7 +228,7 @@ def alpha_k() -> Figure:
                    validate_every=0, progress=False, engine=PLAIN)  # fmt: skip
     figure, rows, products = sheet(11, 4.4), [], (0.01, 0.02, 0.04, 0.08, 0.16)
     by_steps, by_product = figure.subplots(1, 2, sharey=True)
-    for i, lr in enumerate((0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)):
+    for i, lr in enumerate((0.00125, 0.0025, 0.005, 0.01, 0.02)):
         learner: Any = run.method.learner
         other = replace(
             run, method=replace(run.method, learner=replace(learner, rule=mo.rules.SGD(lr), steps=round(0.16 / lr)))
@@ -229,11 +236,11 @@ def alpha_k() -> Figure:
         steps = other.method.learner.steps
         losses = mo.evaluate(other, family, episodes=200, steps=steps, baselines=(), progress=False).rows[0].mean("loss")
         found: Any = mo.diagnose(other, family, episodes=2, closely=10, steps=steps)["curvature"].numbers
-        k, colour = np.arange(steps + 1), (*COLOURS, "0.3", "0.65")[i]
+        k, colour = np.arange(steps + 1), (*COLOURS, "0.4")[i]
         for axes, x in ((by_steps, k), (by_product, lr * k)):
-            axes.semilogy(x[1:], np.clip(losses[1:], None, 100.0), color=colour, label=f"α = {lr:g}", linewidth=1.8)
-        reached = [losses[round(p / lr)] if p >= lr * 0.999 else math.nan for p in products]
-        rows.append((lr, *reached, found["product"]["mean"][0], max(found["product"]["mean"])))
+            axes.semilogy(x[1:], np.clip(losses[1:], None, LOST), color=colour, label=f"α = {lr:g}", linewidth=1.8)
+        reached = [kept(losses[round(p / lr)]) if p >= lr * 0.999 else "–" for p in products]
+        rows.append((lr, kept(losses[8]), *reached, found["product"]["mean"][0], max(found["product"]["mean"])))
     by_steps.set_xlabel("inner steps K")
     by_steps.set_ylabel("query loss after adaptation")
     by_product.set_xlabel("α · K")
@@ -241,9 +248,13 @@ def alpha_k() -> Figure:
     by_steps.legend()
     for axes in (by_steps, by_product):
         axes.grid(alpha=0.3)
-    heads = ("α", *(f"loss at α·K = {p:g}" for p in products), "α·λ at the start", "largest on the path")
-    table("sinusoids: one start, 200 test episodes", heads, rows)
+    heads = ("α", "K = 8", *(f"α·K = {p:g}" for p in products), "α·λ at the start", "largest on the path")
+    table("sinusoids: the loss from one start, 200 test episodes", heads, rows)
     return figure
+
+
+def kept(loss: float) -> float | str:
+    return loss if loss < LOST else "diverges"
 
 
 # Bias and variance of every estimator
@@ -337,10 +348,12 @@ def estimators(runs: int = 4000) -> Figure:
             x, [s.bias for s in seen], [1.96 * s.error for s in seen], color=colour, marker="o", label=name, capsize=3
         )
         if count > 1:
-            spread.semilogy(x, [s.spread for s in seen], color=colour, marker="o", label=name)
+            spread.plot(x, [s.spread for s in seen], color=colour, marker="o", label=name)
+    spread.set_ylim(0)
     for axes, what in ((bias, "bias"), (spread, "standard deviation of one run")):
         axes.set_xlabel(f"windows in a run of {K} steps")
-        axes.set_ylabel(f"{what}, relative to the exact gradient")
+        axes.set_xticks([K // w for w in WINDOWS])
+        axes.set_ylabel(f"{what} / |exact gradient|")
         axes.grid(alpha=0.3)
         axes.legend()
     heads = ("estimator", "objective", "relative bias", "± (standard error)", "relative deviation", "cosine")
@@ -358,7 +371,7 @@ def classes(counts: Sequence[int] = (6, 12, 25, 50, 100, 200, 400), iterations: 
     for count in counts:
         few = replace(family, members={**family.members, "train": order[:count]})
         torch.manual_seed(0)
-        run = mo.train(mo.protonet(mo.nn.conv4(ways=5, filters=32), mo.losses.cross_entropy), few, iterations=iterations,
+        run = mo.train(mo.protonet(mo.nn.conv4(ways=5, filters=16), mo.losses.cross_entropy), few, iterations=iterations,
                        tasks_per_step=8, validate_every=0, progress=False, engine={**PLAIN, "batching": "loop"})  # fmt: skip
         score = mo.evaluate(run, few, episodes=episodes, baselines=(), progress=False)
         rows.append((str(count), 100 * (1 - score.mean), 100 * score.interval))
@@ -370,9 +383,12 @@ def classes(counts: Sequence[int] = (6, 12, 25, 50, 100, 200, 400), iterations: 
     axes.loglog(x, scale * x**slope, color=RED, label=f"{scale:.0f} · n^({slope:.2f})")
     axes.set_xlabel("letters in training, n")
     axes.set_ylabel("test error, %")
-    axes.grid(alpha=0.3, which="both")
+    for axis, ticks in ((axes.xaxis, counts), (axes.yaxis, (20, 30, 40, 50))):
+        axis.set_ticks(ticks, [f"{tick}" for tick in ticks])
+        axis.set_ticks([], minor=True)
+    axes.grid(alpha=0.3)
     axes.legend()
-    table(f"protonet, conv4-32, 5-way 1-shot, {iterations} iterations of 8 tasks", ("letters", "test error, %", "±"), rows)
+    table(f"protonet, conv4-16, 5-way 1-shot, {iterations} iterations of 8 tasks", ("letters", "test error, %", "±"), rows)
     CONSOLE.print(f"fit: error = {scale:.1f} · n^({slope:.3f}), R² of the logarithms {_explained(x, error):.3f}")
     return figure
 
