@@ -141,8 +141,9 @@ def real(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_the_real_images_are_as_hard_as_they_were(real: Path, pixel_accuracy: Callable[[ImageTasks, int], float]) -> None:
-    assert pixel_accuracy(mo.tasks.cifar_fs(queries=15), 600) == pytest.approx(32.3, abs=1.0)
-    assert pixel_accuracy(mo.tasks.cifar_fs(shots=5, queries=15), 600) == pytest.approx(39.2, abs=1.0)
+    """29.8 and 39.5 % by a loop of NumPy's over other episodes, read straight from the file."""
+    assert pixel_accuracy(mo.tasks.cifar_fs(queries=15), 600) == pytest.approx(29.8, abs=1.0)
+    assert pixel_accuracy(mo.tasks.cifar_fs(shots=5, queries=15), 600) == pytest.approx(39.5, abs=1.0)
 
 
 def test_the_held_out_classes_are_those_of_the_papers(real: Path) -> None:
