@@ -19,6 +19,7 @@ SPECIFIC = 0.1
 
 
 def measure(subject: Subject) -> Numbers:
+    """Mean cosines within a task and between tasks, and all of those between supports and queries."""
     if not subject.adapts:
         raise ValueError("no weight adapts, so that there is no inner gradient.")
     found = [directions(subject, task) for task in subject.episodes()]
@@ -63,6 +64,7 @@ def _apart(cosines: Tensor) -> float:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     own, other = numbers["same_task"], numbers["other_task"]
     seen = f"a support's gradient has a cosine of {own:.2f} with its own query's, and of {other:.2f} with those of other tasks"
     if not own > 0:

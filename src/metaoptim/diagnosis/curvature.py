@@ -32,6 +32,7 @@ Matvec = Callable[[Params], Params]
 
 
 def measure(subject: Subject) -> Numbers:
+    """λ, α and their product at up to six states of the path: mean and largest over episodes."""
     last = subject.learner.steps
     if not subject.adapts or not last:
         raise ValueError("no inner step is taken, so that there is no path.")
@@ -139,6 +140,7 @@ def _scaled(v: Params, scale: Tensor | float) -> Params:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     values, products, at = numbers["largest_eigenvalue"]["mean"], numbers["product"], numbers["steps"]
     if not all(map(math.isfinite, values)):
         lost = next(k for k, value in zip(at, values, strict=True) if not math.isfinite(value))

@@ -29,7 +29,7 @@ REUSED = 0.9
 def cka(x: Tensor, y: Tensor) -> float:
     """Linear CKA of two sets of features (n, …) of the same n examples; NaN where one of them is constant."""
     a, b = (_gram(z) for z in (x, y))
-    return float(((a * b).sum() / (a.norm() * b.norm())).item())
+    return float((a * b).sum() / (a.norm() * b.norm()))
 
 
 def _gram(z: Tensor) -> Tensor:
@@ -40,6 +40,7 @@ def _gram(z: Tensor) -> Tensor:
 
 
 def measure(subject: Subject) -> Numbers:
+    """The mean CKA of every layer over episodes, and the same with the rows of one side shuffled."""
     if not subject.adapts or not subject.learner.steps:
         raise ValueError("no inner step moves a weight, so that features are the same before and after.")
     network, phi = subject.run.network, subject.run.phi
@@ -99,6 +100,7 @@ def _head(network: Network) -> str | None:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     known = [layer for layer in numbers["layers"] if math.isfinite(layer["cka"])]  # constant features have none
     body, heads = ([layer for layer in known if layer["head"] == head] for head in (False, True))
     head = f"; the head's outputs keep {min(layer['cka'] for layer in heads):.2f}" if heads else ""

@@ -27,6 +27,7 @@ def shuffled(batch: Task, split: str, seed: int, start: int) -> Task:
 
 
 def measure(subject: Subject) -> Numbers:
+    """The score before and after the steps, and after steps on shuffled targets, with paired differences."""
     metric, steps = subject.result.metric, subject.learner.steps
     scores = subject.result.rows[0].scores[metric]
     after, before = scores[:, steps], scores[:, 0] if subject.adapts else None
@@ -46,6 +47,7 @@ def measure(subject: Subject) -> Numbers:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     metric, gain, cost = numbers["metric"], numbers["gain"], numbers["cost_of_shuffling"]
     before, after, apart = (x and shown(metric, x["mean"]) for x in map(numbers.get, ("before", "after", "shuffled")))
     counts = cost["mean"] > cost["interval"]

@@ -23,6 +23,7 @@ MATTERS = 0.02
 
 
 def measure(subject: Subject) -> Numbers:
+    """The accuracy of the same episodes under each assignment, before and after adaptation."""
     if subject.result.metric != "accuracy" or not has_classes(subject.batch):
         raise ValueError("the tasks have no classes that could be given to other outputs.")
     classes = int(max(part[1].max() for part in subject.batch)) + 1
@@ -73,6 +74,7 @@ def _spread(scores: Tensor) -> dict[str, Any]:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     after, before = numbers["after"], numbers["before"]
     matters = "matters" if after["spread"] >= MATTERS else "hardly matters"
     ends = f"from {100 * after['worst']:.1f} to {100 * after['best']:.1f} %"

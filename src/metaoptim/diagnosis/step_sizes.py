@@ -16,6 +16,7 @@ from metaoptim.rules import Chain
 
 
 def measure(subject: Subject) -> Numbers:
+    """Mean, range and share of negative ones for every layer."""
     rule = getattr(subject.learner, "rule", None)
     now, first = (by_layer(rule, phi.rule) for phi in (subject.run.phi, subject.run.method.phi))
     if not now:
@@ -65,6 +66,7 @@ def _own(rule: Any, psi: Params) -> Iterator[tuple[str, Tensor]]:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     layers = numbers["layers"]
     if flagged := [layer for layer in layers if layer["negative"] > 0]:
         worst = max(flagged, key=lambda layer: layer["negative"])

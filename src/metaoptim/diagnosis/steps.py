@@ -12,6 +12,7 @@ from metaoptim.diagnosis.subject import Numbers, Subject, better, interval, plur
 
 
 def measure(subject: Subject) -> Numbers:
+    """The scores after each step, and what the steps beyond K change, paired by episode."""
     row, metric, steps = subject.result.rows[0], subject.result.metric, subject.learner.steps
     scores = row.scores[metric].double()
     gains = better(metric) * (scores - scores[:, steps : steps + 1])
@@ -30,6 +31,7 @@ def measure(subject: Subject) -> Numbers:
 
 
 def read(numbers: Numbers) -> str:
+    """The sentence that follows."""
     metric, steps, last, best = (numbers[name] for name in ("metric", "training_steps", "last", "best_beyond"))
     mean, half = numbers["mean"][metric], numbers["interval"][metric]
     here = f"{shown(metric, mean[steps])} ± {shown(metric, half[steps])}"

@@ -105,4 +105,5 @@ def shown(metric: str, value: float) -> str:
 
 
 def plural(count: int, what: str) -> str:
+    """A count in a sentence."""
     return f"{count} {what}{'' if count == 1 else 's'}"

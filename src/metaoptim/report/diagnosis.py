@@ -46,7 +46,7 @@ def _steps(figure: Figure, numbers: Numbers) -> None:
         axes.axvline(numbers["training_steps"], color=GREY, linestyle="--", label="steps in training")
         axes.set_xlabel("inner steps")
         axes.set_ylabel(f"query {metric}{unit}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
 
@@ -116,8 +116,8 @@ def _alignment(figure: Figure, numbers: Numbers) -> None:
     """Cosines of every support's gradient with every query's; a task's own are on the diagonal."""
     axes = figure.subplots()
     shown = axes.imshow(np.array(numbers["support_and_query"], float), cmap="coolwarm", vmin=-1, vmax=1)
-    for ticks in (axes.xaxis, axes.yaxis):
-        ticks.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("query of task")
     axes.set_ylabel("support of task")
     figure.colorbar(shown, ax=axes, label="cosine of the gradients at φ")
