@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -104,7 +105,7 @@ def test_ratios_are_paired_by_round(bench: Any) -> None:
     assert bench.rounds.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
-def test_quick_ways_are_called_often_and_slow_ones_seldom(bench: Any) -> None:
+def test_quick_ways_are_called_often_and_slow_ones_seldom(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, list[int]] = {"quick": [], "slow": []}
 
     def way(name: str, seconds: float) -> Any:
@@ -115,8 +116,10 @@ def test_quick_ways_are_called_often_and_slow_ones_seldom(bench: Any) -> None:
         return bench.rounds.Contender(name, run)
 
     contenders = [way("quick", 0.001), way("slow", 9.0)]
+    now = itertools.count(step=0.3 * bench.rounds.WARM)
+    monkeypatch.setattr(bench.rounds.time, "perf_counter", lambda: next(now))
     bench.rounds.measure(contenders, rounds=5, batches=2, title="")
-    assert asked == {"quick": [1, *[50] * 5], "slow": [1] * 4}
+    assert asked == {"quick": [1, 1, 1, *[50] * 5], "slow": [1] * 6}
     assert contenders[0].median == pytest.approx(0.001)
     assert len(contenders[1].seconds) == bench.rounds.FEW
 

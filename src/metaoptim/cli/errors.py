@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
@@ -15,14 +14,11 @@ import typer
 
 from metaoptim.cli.interrupts import INTERRUPTED
 
-# It logs a traceback of every error in a trace, and all of them are caught and told in one sentence.
-TRACER = "torch._subclasses.fake_tensor"
 SMALLER = "make the network, the batch of tasks or the number of steps smaller"
 
 
 def told(run: Callable[[list[str]], int | None], args: Sequence[str] | None = None) -> int:
     """Runs a command with these arguments (the process's own if not given); returns its exit code."""
-    logging.getLogger(TRACER).addFilter(_debugging)
     given = sys.argv[1:] if args is None else list(args)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -75,10 +71,6 @@ def _is_full(error: Exception) -> bool:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, as Python and NumPy say it, or torch."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-
-
-def _debugging(record: logging.LogRecord) -> bool:
-    return bool(os.environ.get("METAOPTIM_DEBUG"))
 
 
 def _show_warning(

@@ -52,10 +52,7 @@ class Recipe:
 
     def text(self) -> str:
         """The recipe as TOML, with every option written out; reading it gives the same recipe."""
-        tables = {
-            table: {key: NONE if value is None else value for key, value in keys.items()} for table, keys in self.tables.items()
-        }
-        return tomli_w.dumps({"name": self.name, "description": self.description, **tables})
+        return tomli_w.dumps({"name": self.name, "description": self.description, **_written(self.tables)})
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
@@ -80,6 +77,13 @@ class Recipe:
             for key in {**self.tables[table], **other.tables[table]}
             if self.tables[table].get(key) != other.tables[table].get(key) and (table, key) != ("engine", "choice")
         ]
+
+
+def _written(value: Any) -> Any:
+    """A value as TOML can hold it."""
+    if isinstance(value, Mapping):
+        return {key: _written(x) for key, x in value.items()}
+    return [_written(x) for x in value] if isinstance(value, list) else NONE if value is None else value
 
 
 _EXPECTED: dict[str, tuple[Any, str]] = {
