@@ -83,7 +83,7 @@ def outputs(network: Network, weights: Params, task: Task) -> dict[str, Tensor]:
 
         return hook
 
-    own = {name: m for name, m in network.net.named_modules() if next(m.parameters(recurse=False), None) is not None}
+    own = {name: m for name, m in network.net.named_modules() if list(m.parameters(recurse=False))}
     hooks = [module.register_forward_hook(keep(name)) for name, module in own.items()]
     try:
         network.output(weights, inputs, task.support)
