@@ -168,11 +168,14 @@ def test_a_function_without_forward_mode_is_refused_by_mixed_alone() -> None:
 # --- How it is run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [("vmap", "graph"), ("loop", "steps"), ("vmap:2", "mixed"), ("workers:2", "graph"),
-                                      ("workers:2:2", "mixed"), ("workers:5:1", "steps")], ids=" ".join)  # fmt: skip
-def test_a_traced_run_gives_the_same_numbers_on_other_data_too(settings: tuple[str, str]) -> None:
+FEW_TRACED = [("vmap", "graph"), ("loop", "steps"), ("workers:2", "graph"), ("workers:5:1", "steps")]
+MORE_TRACED = [pytest.param(*how, marks=pytest.mark.slow) for how in (("vmap:2", "mixed"), ("workers:2:2", "mixed"))]
+
+
+@pytest.mark.parametrize(("batching", "memory"), [*FEW_TRACED, *MORE_TRACED])
+def test_a_traced_run_gives_the_same_numbers_on_other_data_too(batching: str, memory: str) -> None:
     optimizer = build(rules.Momentum(0.1), 3, Unroll())
-    engine = Engine(optimizer, *settings, "trace")
+    engine = Engine(optimizer, batching, memory, "trace")
     for scale in (1.0, -2.0):
         batch = trees.map_tensors(lambda x, scale=scale: scale * x, tasks(5))
         meta = MetaParams({n: scale * w for n, w in optimizer.phi.weights.items()}, {})

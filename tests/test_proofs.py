@@ -96,7 +96,8 @@ class StepSizePerStep:
         return {n: -lr * g for n, g in grads.items()}, state
 
 
-@pytest.mark.parametrize("runtime", [pytest.param("eager", marks=pytest.mark.slow), "trace"])
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["eager", "trace"])
 def test_a_run_of_a_thousand_steps_is_carried_and_one_graph_serves_all_of_them(runtime: str) -> None:
     window, steps = 10, 1000
     method = mo.compose(
@@ -330,6 +331,7 @@ class LineSearch:
         self.tries = state["tries"]
 
 
+@pytest.mark.slow
 def test_maml_learns_bandits_by_a_policy_gradient(tmp_path: Any) -> None:
     learner = GradientLearner(surrogate, SGD(4.0), 1)
     phi = MetaParams({"logits": torch.tensor([3.0, 0.0, 0.0])}, {})
