@@ -1,12 +1,6 @@
-"""Choices that no paper mixed: every combination is right by its claim, or refused with a sentence; the docs say which."""
+"""Choices that no paper mixed, in Python and in recipes."""
 
 from __future__ import annotations
-
-import itertools
-import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,130 +8,14 @@ from torch import nn
 
 import metaoptim as mo
 from metaoptim.algorithms.compose import compose
-from metaoptim.core.types import Estimator, Rule, Task
 from metaoptim.recipes import recipe as recipes
 from metaoptim.recipes.parts import PARTS
 from metaoptim.recipes.schema import ConfigError
-
-PAGE = Path(__file__).parent.parent / "docs" / "composition.md"
-STEPS = 2
-
-RULES: dict[str, Callable[[], Rule]] = {
-    "sgd": lambda: mo.rules.SGD(0.1),
-    "momentum": lambda: mo.rules.Momentum(0.1, 0.5),
-    "nesterov": lambda: mo.rules.Nesterov(0.1, 0.5),
-    "rmsprop": lambda: mo.rules.RMSprop(0.01, eps=0.1),
-    "adam": lambda: mo.rules.Adam(0.1),
-    "adamw": lambda: mo.rules.AdamW(0.1),
-    "clip, sgd": lambda: mo.rules.chain(mo.rules.Clip(norm=0.5), mo.rules.SGD(0.1)),
-    "schedule": lambda: mo.rules.Schedule(0.1, STEPS),
-    "step_sizes": lambda: PARTS["rule"]["step_sizes"](low=0.05, high=0.1),
-    "layer_step_sizes": lambda: mo.rules.LayerStepSizes(0.1, STEPS),
-    "curvature": lambda: PARTS["rule"]["curvature"](lr=0.1),
-    "alfa": lambda: PARTS["rule"]["alfa"](lr=0.1, decay=0.01, steps=STEPS),
-}
-MASKS: dict[str, tuple[Any, Any]] = {
-    "all · all": ("all", "all"),
-    "head · all": ("head", "all"),
-    "body · all": ("body", "all"),
-    "all · body": ("all", "body"),
-    "head · body": ("head", "body"),
-}
-ESTIMATORS: dict[str, Callable[[], Estimator]] = {
-    "unroll": mo.estimators.Unroll,
-    "first order": lambda: mo.estimators.Unroll(first_order=True),
-    "displacement": mo.estimators.Displacement,
-    "implicit, cg": lambda: mo.estimators.Implicit(iterations=40),
-    "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=2000),
-    "truncated": lambda: mo.estimators.Truncated(1),
-    "last_steps": lambda: mo.estimators.LastSteps(1),
-    "sama": mo.estimators.SAMA,
-    "finite_differences": mo.estimators.FiniteDifferences,
-    "joint": mo.estimators.Joint,
-    "truncated_es": lambda: mo.estimators.truncated_es(1, 0.01),
-    "pes": lambda: mo.estimators.pes(1, 0.01),
-    "nres": lambda: mo.estimators.nres(1, 0.01),
-}
-OBJECTIVES: dict[str, Any] = {
-    "its own": None,
-    "trajectory_mean": mo.objectives.trajectory_mean,
-    "multi_step": mo.objectives.multi_step([0.25, 0.75]),
-    "annealed": mo.objectives.AnnealedMultiStep(10),
-}
-
-
-class Seen(NamedTuple):
-    """What came of a combination: ✓, or the sentence that refuses it."""
-
-    text: str
-
-    @property
-    def right(self) -> bool:
-        return self.text == "✓"
 
 
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
-
-
-def tasks() -> Task:
-    draw = torch.Generator().manual_seed(1)
-    x, y = torch.randn(2, 6, 2, generator=draw), torch.randn(2, 6, 2, generator=draw)
-    return Task((x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:]))
-
-
-def seen(rule: str, estimator: str, masks: str, objective: str) -> Seen:
-    adapts, learns = MASKS[masks]
-    try:
-        method = compose(
-            net(), mo.losses.mse, rule=RULES[rule](), steps=STEPS, adapts=adapts, learns=learns,
-            prox=2.0 if estimator.startswith("implicit") else 0.0, objective=OBJECTIVES[objective],
-            estimator=ESTIMATORS[estimator](),
-        )  # fmt: skip
-    except ValueError as error:
-        return Seen(str(error))
-    report = mo.check(method, tasks(), modes=[("loop", "graph", "eager")])
-    assert report.ok, f"{rule} × {estimator} × {masks} × {objective}:\n{report}"
-    return Seen("✓")
-
-
-def table(found: dict[tuple[str, str, str, str], Seen]) -> str:
-    """Rows: rule and masks; columns: estimator, with the objectives that it takes; numbers: of the sentences below."""
-    columns = [(e, o) for e in ESTIMATORS for o in OBJECTIVES if o == "its own" or e in ("unroll", "first order")]
-    told: list[str] = []
-
-    def cell(x: Seen) -> str:
-        if x.right:
-            return "✓"
-        text = re.sub(r" \([^)]*\)", "", x.text)
-        if text not in told:
-            told.append(text)
-        return str(told.index(text) + 1)
-
-    heads = [e if o == "its own" else f"{e}, {o}" for e, o in columns]
-    lines = [f"| rule | adapts · learns | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
-    for rule, masks in itertools.product(RULES, MASKS):
-        lines.append(f"| {rule} | {masks} | {' | '.join(cell(found[rule, e, masks, o]) for e, o in columns)} |")
-    return "\n".join([*lines, "", *(f"{i}. {text}" for i, text in enumerate(told, 1))])
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("doubles")
-def test_every_combination_is_right_or_refused_with_a_sentence_and_the_docs_say_which() -> None:
-    grid = itertools.product(RULES, ESTIMATORS, MASKS, OBJECTIVES)
-    found = {names: seen(*names) for names in grid}
-    for names, x in found.items():
-        assert x.right or ("\n" not in x.text and x.text.endswith(".")), names
-        if names[3] != "its own" and names[1] not in ("unroll", "first order"):
-            assert not x.right, names
-    before, start, rest = PAGE.read_text().partition("<!-- the grid -->\n")
-    _, end, after = rest.partition("\n<!-- end of the grid -->")
-    assert start and end, "the page keeps the places of its table"
-    text = table(found)
-    if f"{start}{text}{end}" not in PAGE.read_text():
-        PAGE.write_text(before + start + text + end + after)
-        pytest.fail(f"{PAGE.name} said something else and has been written anew: read it, and commit it")
 
 
 # --- In recipes -----------------------------------------------------------------------------------------------------------
