@@ -1,6 +1,12 @@
-"""Choices that no paper mixed, in Python and in recipes."""
+"""Choices that no paper mixed: every combination is right by its claim, or refused with a sentence; the docs say which."""
 
 from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +14,9 @@ from torch import nn
 
 import metaoptim as mo
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.types import Estimator, Rule, Task
+from metaoptim.gradcheck.case import prepare
+from metaoptim.gradcheck.claims import judge
 from metaoptim.recipes import recipe as recipes
 from metaoptim.recipes.parts import PARTS
 from metaoptim.recipes.schema import ConfigError
@@ -16,6 +25,109 @@ from metaoptim.recipes.schema import ConfigError
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "composition.md"
+STEPS = 2
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "sgd": lambda: mo.rules.SGD(0.1),
+    "momentum": lambda: mo.rules.Momentum(0.1, 0.5),
+    "nesterov": lambda: mo.rules.Nesterov(0.1, 0.5),
+    "rmsprop": lambda: mo.rules.RMSprop(0.01, eps=0.1),
+    "adam": lambda: mo.rules.Adam(0.1, eps=0.1),
+    "adamw": lambda: mo.rules.AdamW(0.1, eps=0.1),
+    "clip, sgd": lambda: mo.rules.chain(mo.rules.Clip(norm=0.5), mo.rules.SGD(0.1)),
+    "schedule": lambda: mo.rules.Schedule(0.1, STEPS),
+    "step_sizes": lambda: PARTS["rule"]["step_sizes"](low=0.05, high=0.1),
+    "layer_step_sizes": lambda: mo.rules.LayerStepSizes(0.1, STEPS),
+    "curvature": lambda: PARTS["rule"]["curvature"](lr=0.1),
+    "alfa": lambda: PARTS["rule"]["alfa"](lr=0.1, decay=0.01, steps=STEPS),
+}
+MASKS: dict[str, tuple[Any, Any]] = {
+    "all · all": ("all", "all"),
+    "head · all": ("head", "all"),
+    "body · all": ("body", "all"),
+    "all · body": ("all", "body"),
+    "head · body": ("head", "body"),
+}
+ESTIMATORS: dict[str, Callable[[], Estimator]] = {
+    "unroll": mo.estimators.Unroll,
+    "first order": lambda: mo.estimators.Unroll(first_order=True),
+    "displacement": mo.estimators.Displacement,
+    "implicit, cg": lambda: mo.estimators.Implicit(iterations=40),
+    "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=2000),
+    "truncated": lambda: mo.estimators.Truncated(1),
+    "last_steps": lambda: mo.estimators.LastSteps(1),
+    "sama": mo.estimators.SAMA,
+    "finite_differences": mo.estimators.FiniteDifferences,
+    "joint": mo.estimators.Joint,
+    "truncated_es": lambda: mo.estimators.truncated_es(1, 0.01),
+    "pes": lambda: mo.estimators.pes(1, 0.01),
+    "nres": lambda: mo.estimators.nres(1, 0.01),
+}
+OBJECTIVES: dict[str, Any] = {
+    "its own": None,
+    "trajectory_mean": mo.objectives.trajectory_mean,
+    "multi_step": mo.objectives.multi_step([0.25, 0.75]),
+    "annealed": mo.objectives.AnnealedMultiStep(10),
+}
+
+
+CHOOSES = ("unroll", "first order")  # estimators that leave the objective open
+COLUMNS = [(e, o) for e in ESTIMATORS for o in OBJECTIVES if o == "its own" or e in CHOOSES]
+
+
+def tasks() -> Task:
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 6, 2, generator=draw), torch.randn(2, 6, 2, generator=draw)
+    return Task((x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:]))
+
+
+def seen(rule: str, estimator: str, masks: str, objective: str) -> str:
+    """What comes of a combination: ✓ where the gradient is what its estimator claims, or the sentence that refuses it."""
+    adapts, learns = MASKS[masks]
+    try:
+        method = compose(
+            net(), mo.losses.mse, rule=RULES[rule](), steps=STEPS, adapts=adapts, learns=learns,
+            prox=2.0 if estimator.startswith("implicit") else 0.0, objective=OBJECTIVES[objective],
+            estimator=ESTIMATORS[estimator](),
+        )  # fmt: skip
+    except ValueError as error:
+        return str(error)
+    verdict = judge(prepare(method, method.phi, tasks(), 2), ("loop", "graph", "eager"))
+    assert verdict.error <= verdict.limit, f"{rule} × {estimator} × {masks} × {objective}: off by {verdict.error:.2g}"
+    return "✓"
+
+
+def table(rule: str, found: dict[tuple[str, str, str], str], told: list[str]) -> str:
+    """The lines of a rule: its masks, and for each estimator (with the objectives that it takes) ✓ or a sentence's number."""
+
+    def cell(text: str) -> str:
+        if text == "✓":
+            return text
+        text = re.sub(r" \([^)]*\)|^objective=.*?: ", "", text)
+        if text not in told:
+            told.append(text)
+        return str(told.index(text) + 1)
+
+    rows = (f"| {rule} | {masks} | {' | '.join(cell(found[e, masks, o]) for e, o in COLUMNS)} |" for masks in MASKS)
+    return "\n".join(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("rule", RULES)
+def test_every_combination_is_right_or_refused_with_a_sentence_and_the_docs_say_which(rule: str) -> None:
+    found = {names: seen(rule, *names) for names in itertools.product(ESTIMATORS, MASKS, OBJECTIVES)}
+    for (estimator, _, objective), text in found.items():
+        assert text == "✓" or ("\n" not in text and text.endswith("."))
+        assert text != "✓" or objective == "its own" or estimator in CHOOSES
+    page = PAGE.read_text(encoding="utf-8")
+    told = re.findall(r"^\d+\. (.*)$", page.partition("<!-- sentences -->")[2], re.MULTILINE)
+    text = table(rule, found, known := list(told))
+    assert known == told, f"{PAGE.name} lacks sentences: {known[len(told) :]}"
+    assert text in page, f"{PAGE.name} should say:\n{text}"
 
 
 # --- In recipes -----------------------------------------------------------------------------------------------------------

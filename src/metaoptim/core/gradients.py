@@ -190,8 +190,8 @@ _HOLDER: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("_HOLDER", d
 
 def hold(x: Tensor) -> Tensor:
     """x as a constant of the meta-gradient, on purpose: a check holds it too, while it takes a `detach` for a fault."""
-    holder, x = _HOLDER.get(), x.detach()
-    return x if holder is None else holder(x)
+    holder = _HOLDER.get()
+    return x.detach() if holder is None else holder(x)
 
 
 @contextmanager
@@ -209,8 +209,8 @@ def recorded(tape: list[Tensor]) -> Iterator[None]:
     """Inside, the values that are held are put on a tape."""
 
     def record(x: Tensor) -> Tensor:
-        tape.append(x)
-        return x
+        tape.append(x.detach())
+        return tape[-1]
 
     with holding(record):
         yield

@@ -42,14 +42,14 @@ class Held:
 
     def init(self, phi: MetaParams, support: Batch) -> State:
         between = self.learner.init(self._still(phi), support)
-        return self.learner.init(self.base, support), between, self.learner.init(phi, support)
+        return self.learner.init(self._base(phi), support), between, self.learner.init(phi, support)
 
     def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
         """Both runs' objectives in one: the gradient of a sum of functions of different weights holds those of both.
 
         Each is multiplied by a number that is 1; the gradient in that is the value.
         """
-        there, x = self.learner.inner(self.base, state[0], support, k)
+        there, x = self.learner.inner(self._base(phi), state[0], support, k)
         here, y = self.learner.inner(phi, state[0 if self.gradients == "stepwise" else 2], support, k)
         if not x:
             return there, x
@@ -68,7 +68,7 @@ class Held:
         base, own, values = (_part(grads, prefix) for prefix in ("base", "own", "value"))
         given = base, values.get("base", loss)
         with gradients.recorded(constants):
-            first = self.learner.apply(self.base, state[0], *given, k)
+            first = self.learner.apply(self._base(phi), state[0], *given, k)
         between, before = first, state[2]
         if self.gradients == "stepwise":
             with gradients.replayed(constants):
@@ -92,10 +92,14 @@ class Held:
     def inherit(self, state: State, heritage: State) -> State:
         return *state[:2], self.learner.inherit(state[2], heritage)
 
+    def _base(self, phi: MetaParams) -> MetaParams:
+        """The base φ, in the order of the given one: in another, values that are held would change places."""
+        return MetaParams({n: self.base.weights[n] for n in phi.weights}, self.base.rule)
+
     def _still(self, phi: MetaParams) -> MetaParams:
         """The base φ, with the start of the given one."""
         start = {n: p for n, p in phi.weights.items() if self.adapts(n)}
-        return MetaParams(self.base.weights | start, self.base.rule)
+        return MetaParams(self._base(phi).weights | start, self.base.rule)
 
 
 def _part(points: Params, prefix: str) -> Params:
