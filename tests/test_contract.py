@@ -76,7 +76,7 @@ def leaves(estimate: Estimate) -> list[Tensor]:
     return trees.flatten((estimate.loss, estimate.grad, estimate.carry, dict(sorted(estimate.info.items()))))
 
 
-KINDS = ("maml", "fomaml", "reptile", "meta_sgd", "imaml", "protonet")  # one of each: the others take seconds
+KINDS = ("maml", "fomaml", "reptile", "imaml", "protonet")  # one of each: the others take seconds
 
 
 @pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS])

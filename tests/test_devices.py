@@ -64,7 +64,7 @@ def check_there(tree: Any, device: torch.device) -> None:
     assert {x.device.type for x in trees.flatten(tree)} == {device.type}
 
 
-@pytest.mark.parametrize("how", WAYS, ids=" ".join)
+@pytest.mark.parametrize("how", [*WAYS[:-2], *(pytest.param(how, marks=pytest.mark.slow) for how in WAYS[-2:])], ids=" ".join)
 def test_every_way(how: tuple[str, str, str], device: torch.device) -> None:
     module = mo.MetaModule(mo.maml(made(Rich, device), F.mse_loss, steps=2), *how)
     module.backward(tasks(device))

@@ -228,6 +228,7 @@ def test_dropout_draws_as_it_does_without_a_graph_and_anew_every_time(how: str) 
     assert seen[0].loss != seen[1].loss
 
 
+@pytest.mark.slow
 def test_threads_drop_the_same() -> None:
     optimizer = maml(nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2)), mse)
     found = []

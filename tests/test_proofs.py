@@ -62,6 +62,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-9) -> None:
 # --- Implicit gradients -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_implicit_gradient_is_that_of_a_long_unroll() -> None:
     """With weights that adapt, weights that are shared, and a prox, on a network that is not linear."""
     net, batch = mlp((3, 4, 2), "tanh"), regression()
@@ -375,6 +376,7 @@ def per_step(steps: int) -> MetaOptimizer:
     return MetaOptimizer(learner, Unroll(objective=trajectory_mean), MetaParams(weights, {}))
 
 
+@pytest.mark.slow
 def test_weights_per_step_are_right_in_every_way_of_the_engine() -> None:
     method, batch = per_step(3), regression()
     leaves = {n: p.clone().requires_grad_() for n, p in method.phi.weights.items()}
@@ -412,6 +414,7 @@ def test_an_adapted_module_has_the_version_of_its_last_step() -> None:
 # --- Fast weights -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_delta_rule_is_one_inner_step() -> None:
     """DeltaNet: S ← S (I − β k kᵀ) + β v kᵀ is a step of size β on ½ ‖S k − v‖² (Yang 2024, eq. 4)."""
     state, key, value, beta = torch.randn(4, 3), F.normalize(torch.randn(1, 3)), torch.randn(1, 4), 0.7

@@ -262,7 +262,8 @@ def test_the_meta_gradient_is_exact_and_the_network_comes_back(name: str, batchi
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("name", ["F.mse_loss", "RMSE", "F.huber_loss", "F.soft_margin_loss"])
+@pytest.mark.parametrize("name", ["F.mse_loss", *(pytest.param(n, marks=pytest.mark.slow)
+                                                  for n in ("RMSE", "F.huber_loss", "F.soft_margin_loss"))])  # fmt: skip
 def test_losses_without_a_forward_mode_end_no_process(name: str) -> None:
     test_the_meta_gradient_is_exact_and_the_network_comes_back(name, *CRASHED)
 
