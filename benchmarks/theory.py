@@ -299,7 +299,10 @@ class Seen(NamedTuple):
 def judged(estimator: Estimator, target: Estimator, runs: int = 1) -> Seen:
     """An estimator against the exact gradient of what it estimates, over runs that differ in their random numbers."""
     net = Vector()
-    build = lambda e: mo.compose(net, bowl, rule=mo.rules.SGD(LR), steps=K, prox=PROX, estimator=e)  # noqa: E731
+
+    def build(e: Estimator) -> mo.MetaOptimizer:
+        return mo.compose(net, bowl, rule=mo.rules.SGD(LR), steps=K, prox=PROX, estimator=e)
+
     (exact,), found = gradients(build(target), 1), gradients(build(estimator), runs)
     mean, size = found.mean(0), exact.norm()
     spread = (found.var(0).sum().sqrt() / size).item() if runs > 1 else 0.0

@@ -17,6 +17,8 @@ from metaoptim.algorithms.compose import compose
 from metaoptim.core.types import Estimator, Rule, Task
 from metaoptim.gradcheck.case import prepare
 from metaoptim.gradcheck.claims import judge
+from metaoptim.learners import GradientLearner
+from metaoptim.ledger import source
 from metaoptim.recipes import recipe as recipes
 from metaoptim.recipes.parts import PARTS
 from metaoptim.recipes.schema import ConfigError
@@ -166,8 +168,9 @@ def test_a_recipe_composes_and_keeps_what_it_says() -> None:
         mo.nn.mlp(), mo.losses.mse, rule=mo.rules.chain(mo.rules.Clip(norm=10.0), mo.rules.Momentum(0.01, 0.5)), steps=3,
         adapts="head", estimator=mo.estimators.Unroll(True, mo.objectives.trajectory_mean),
     )  # fmt: skip
-    assert method.learner.rule == expected.learner.rule and method.estimator == expected.estimator  # type: ignore[attr-defined]
-    assert method.adapting == expected.adapting and method.learner.steps == 3
+    learner, wanted = method.learner, expected.learner
+    assert isinstance(learner, GradientLearner) and isinstance(wanted, GradientLearner) and learner.rule == wanted.rule
+    assert method.estimator == expected.estimator and method.adapting == expected.adapting and learner.steps == 3
 
 
 @pytest.mark.parametrize(
@@ -198,3 +201,8 @@ def test_every_part_has_options_that_a_recipe_can_write() -> None:
     for kind, known in PARTS.items():
         for name, build in known.items():
             assert callable(build) and recipes.options(build) is not None, (kind, name)
+
+
+def test_the_ledger_knows_the_code_of_a_composed_recipe() -> None:
+    version = source.version(parsed('{name = "curvature", lr = 0.1}'))
+    assert version == source.version(parsed('{name = "sgd", lr = 0.1}')) != source.version(recipes.load("sinusoid-maml"))

@@ -412,7 +412,10 @@ def test_the_warp_objective_is_the_sum_of_single_steps_from_held_points() -> Non
     """In weights that adapt it is the first-order unroll of the mean; in others, the exact unroll of each step by itself."""
     torch.manual_seed(2)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
-    adapts = lambda name: not name.startswith("2.")  # noqa: E731
+
+    def adapts(name: str) -> bool:
+        return not name.startswith("2.")
+
     method = mo.compose(
         net, mo.losses.cross_entropy, rule=Momentum(0.4, 0.5), steps=3, adapts=adapts, estimator=WarpObjective()
     )

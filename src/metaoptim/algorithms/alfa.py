@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_numbers, check_positive
 from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
 from metaoptim.rules.layer_step_sizes import at
@@ -37,6 +38,8 @@ class Generated:
     lr: float
     decay: float
     steps: int
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)

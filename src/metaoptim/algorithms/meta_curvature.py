@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_flags, check_positive
 from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
 from metaoptim.estimators import Unroll
@@ -29,6 +30,8 @@ class Curvature:
     and {scale.NAME: …}, element by element, for those of one axis or none."""
 
     lr: float
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)

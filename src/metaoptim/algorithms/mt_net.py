@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_positive
 from metaoptim.core.gradients import hold
 from metaoptim.core.types import MetaOptimizer, Normalisation, Params, State, Step
@@ -42,6 +43,8 @@ class Masked:
     """u = −lr · m ∘ g with ψ = {LAYER.logits_U: ζ (U)}, 0 at the start, for the U units of a layer: its weights' first axis."""
 
     lr: float
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)

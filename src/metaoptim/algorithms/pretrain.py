@@ -13,28 +13,17 @@ outer step sees as many examples as one of a method that trains on episodes, nor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose, generator
 from metaoptim.core.checks import check_choice, check_counts
-from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation, Params
+from metaoptim.core.types import MetaOptimizer, MetaParams, Normalisation
 from metaoptim.estimators import Joint
-from metaoptim.learners import Classifier, Network, mask
+from metaoptim.learners import Classifier, HeadStart, Network, mask
 from metaoptim.rules import SGD
-
-
-@dataclass(frozen=True)
-class Zero:
-    """A start at 0 of some weights."""
-
-    names: Callable[[str], bool]
-
-    def __call__(self, weights: Params, support: Batch) -> Params:
-        return {n: torch.zeros_like(p) for n, p in weights.items() if self.names(n)}
 
 
 def pretrain(
@@ -62,6 +51,7 @@ def pretrain(
     check_counts(2, classes=classes)
     check_choice(("head", "all"), adapts=adapts)
     network, classifier = Network(net, loss, normalisation, head), Classifier(classes)
+    zeroed: Any = mask(network, "head")
     fine_tuned = compose(
         net,
         loss,
@@ -71,7 +61,7 @@ def pretrain(
         learns="body",
         estimator=Joint(),
         head=head,
-        start=Zero(mask(network, "head")),
+        start=HeadStart(zeroed, "zero"),
         normalisation=normalisation,
         name="pretrain",
     )

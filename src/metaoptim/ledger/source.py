@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from metaoptim.algorithms import ALGORITHMS
-from metaoptim.recipes import code
-from metaoptim.recipes.recipe import Recipe
+from metaoptim.recipes import code, parts
+from metaoptim.recipes.recipe import BUILDERS, Recipe
 from metaoptim.tasks import TASKS
 
 PACKAGE = Path(__file__).parents[1]
@@ -28,7 +27,8 @@ def version(recipe: Recipe) -> str:
     Comments, docstrings and layout don't count, nor do other algorithms and other tasks.
     """
     names = {kind: recipe.tables[kind]["name"] for kind in ("algorithm", "model", "tasks")}
-    starts = [*ROOTS, ALGORITHMS[names["algorithm"]].__module__]
+    starts = [*ROOTS, BUILDERS["algorithm"][names["algorithm"]].__module__]
+    starts += [parts.__name__] if names["algorithm"] == "compose" else []  # whose rules and estimators it names
     starts += [TASKS[names["tasks"]].__module__] if names["tasks"] in TASKS else []
     own = [Path(names[kind].partition(":")[0]) for kind in ("model", "tasks") if code.is_code(names[kind])]
     digest = hashlib.sha256()

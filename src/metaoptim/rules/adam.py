@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_fractions, check_positive
@@ -36,17 +35,23 @@ class Adam:
         return {}
 
     def init(self, psi: Params, weights: Params) -> State:
-        m, v = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
-        return {"m": m, "v": v, "t": next(iter(weights.values())).new_zeros(())}
+        return start_of_moments(weights)
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
-        t = state["t"] + 1
-        m = {n: self.b1 * state["m"][n] + (1 - self.b1) * g for n, g in grads.items()}
-        v = {n: self.b2 * state["v"][n] + (1 - self.b2) * g.square() for n, g in grads.items()}
+        m, v, state = moments(grads, state, self.b1, self.b2)
+        return {n: -self.lr * (m[n] / hold(v[n].sqrt() + self.eps)) for n in m}, state
 
-        def direction(n: str) -> Tensor:
-            root: Tensor = hold((v[n] / (1 - self.b2**t)).sqrt() + self.eps)
-            found: Tensor = m[n] / (1 - self.b1**t) / root
-            return found
 
-        return {n: -self.lr * direction(n) for n in m}, {"m": m, "v": v, "t": t}
+def start_of_moments(weights: Params) -> State:
+    """Both moments and the count of steps, 0."""
+    m, v = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
+    return {"m": m, "v": v, "t": next(iter(weights.values())).new_zeros(())}
+
+
+def moments(grads: Params, state: State, b1: float, b2: float) -> tuple[Params, Params, State]:
+    """m̂ and v̂, and the state after them."""
+    t = state["t"] + 1
+    m = {n: b1 * state["m"][n] + (1 - b1) * g for n, g in grads.items()}
+    v = {n: b2 * state["v"][n] + (1 - b2) * g.square() for n, g in grads.items()}
+    corrected = {n: x / (1 - b1**t) for n, x in m.items()}, {n: x / (1 - b2**t) for n, x in v.items()}
+    return *corrected, {"m": m, "v": v, "t": t}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_fractions, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
+from metaoptim.rules.adam import moments, start_of_moments
 from metaoptim.rules.roots import root
 
 
@@ -26,6 +27,8 @@ class AdamW:
     eps: float = 1e-8
     decay: float = 0.01
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         check_positive(lr=self.lr, eps=self.eps)
         check_fractions(b1=self.b1, b2=self.b2)
@@ -35,16 +38,8 @@ class AdamW:
         return {}
 
     def init(self, psi: Params, weights: Params) -> State:
-        m, v = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
-        return {"m": m, "v": v, "t": next(iter(weights.values())).new_zeros(())}
+        return start_of_moments(weights)
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
-        t = state["t"] + 1
-        m = {n: self.b1 * state["m"][n] + (1 - self.b1) * g for n, g in grads.items()}
-        v = {n: self.b2 * state["v"][n] + (1 - self.b2) * g.square() for n, g in grads.items()}
-
-        def direction(n: str) -> Tensor:
-            found: Tensor = m[n] / (1 - self.b1**t) / (root(v[n] / (1 - self.b2**t)) + self.eps)
-            return found + self.decay * weights[n]
-
-        return {n: -self.lr * direction(n) for n in m}, {"m": m, "v": v, "t": t}
+        m, v, state = moments(grads, state, self.b1, self.b2)
+        return {n: -self.lr * (m[n] / (root(v[n]) + self.eps) + self.decay * weights[n]) for n in m}, state

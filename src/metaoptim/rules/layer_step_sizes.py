@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Params, State, Step
 
@@ -21,6 +22,8 @@ class LayerStepSizes:
 
     lr: float
     steps: int
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_fractions, check_positive
 from metaoptim.core.types import Params, State, Step
 
@@ -16,6 +17,8 @@ class Nesterov:
 
     lr: float
     decay: float = 0.9
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)

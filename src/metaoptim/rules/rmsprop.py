@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_fractions, check_positive
 from metaoptim.core.types import Params, State, Step
 from metaoptim.rules.roots import root
@@ -21,6 +22,8 @@ class RMSprop:
     lr: float
     decay: float = 0.99
     eps: float = 1e-8
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr, eps=self.eps)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Params, State, Step
+from metaoptim.rules.layer_step_sizes import at
 
 
 def all_weights(name: str) -> str:
@@ -32,6 +34,8 @@ class Schedule:
     steps: int = 1
     group: Callable[[str], str] = all_weights
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)
         check_counts(steps=self.steps)
@@ -44,6 +48,5 @@ class Schedule:
         return {}
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
-        row = step.k.clamp(max=self.steps - 1).reshape(1)
-        lr = {name: x.index_select(0, row).squeeze(0).exp() for name, x in psi.items()}
+        lr = {name: at(x, step.k).exp() for name, x in psi.items()}
         return {n: lr[f"log_lr.{self.group(n)}"] * g for n, g in grads.items()}, state
