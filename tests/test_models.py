@@ -123,3 +123,12 @@ def test_every_option_of_a_model_has_a_meaning(name: str) -> None:
     doc = inspect.getdoc(MODELS[name]) or ""
     for option in inspect.signature(MODELS[name]).parameters:
         assert f"\n    {option}: " in doc.partition("Args:")[2], option
+
+
+def test_warp_layers_of_an_mlp_begin_as_the_identity_after_every_hidden_layer() -> None:
+    warped = mlp((2, 5, 4, 1), warp=True)
+    assert [name for name, _ in warped.named_children() if "warp" in name] == ["warp1", "warp2"]
+    plain = torch.nn.Sequential(*(layer for name, layer in warped.named_children() if "warp" not in name))
+    x = torch.randn(3, 2)
+    torch.testing.assert_close(warped(x), plain(x))
+    assert warped[2] is warped.get_submodule("warp1")

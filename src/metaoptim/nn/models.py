@@ -42,7 +42,11 @@ def _recorded(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
 
 @_recorded
 def mlp(
-    sizes: Sequence[int] = (1, 40, 40, 1), activation: Activation = "relu", context: int = 0, transforms: bool = False
+    sizes: Sequence[int] = (1, 40, 40, 1),
+    activation: Activation = "relu",
+    context: int = 0,
+    transforms: bool = False,
+    warp: bool = False,
 ) -> nn.Module:
     """A multi-layer perceptron; (B, sizes[0]) -> (B, sizes[-1]).
 
@@ -51,17 +55,23 @@ def mlp(
         activation: between layers, "relu" or "tanh".
         context: size of a context vector that is put beside every input (CAVIA); 0: none.
         transforms: a matrix after every layer, which does not adapt (T-Net).
+        warp: a further linear layer called `warp1`, `warp2`, … after every hidden layer, which starts as the identity (for
+            WarpGrad).
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"mlp: sizes={list(sizes)} must name at least an input and an output width, all positive.")
     _offered("mlp", "activation", activation, tuple(_ACTIVATIONS))
     _sized("mlp", context)
     layers: list[nn.Module] = [ContextInput(context)] if context else []
+    warps: dict[int, str] = {}
     for i, (a, b) in enumerate(pairwise(sizes)):
         layers += [_ACTIVATIONS[activation]()] if i else []
+        if warp and i:
+            warps[len(layers)] = f"warp{i}"
+            layers.append(_identity(a))
         layers += [nn.Linear(a if i else a + context, b)]
         layers += [Transform(b)] if transforms else []
-    return nn.Sequential(*layers)
+    return nn.Sequential(OrderedDict((warps.get(i, str(i)), layer) for i, layer in enumerate(layers)))
 
 
 @_recorded
@@ -131,6 +141,13 @@ def conv4(
 def _offered(model: str, name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{model}: {name}={value!r} is not offered; choose one of {', '.join(choices)}.")
+
+
+def _identity(width: int) -> nn.Linear:
+    layer = nn.Linear(width, width)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _sized(model: str, context: int) -> None:
