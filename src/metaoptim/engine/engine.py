@@ -109,7 +109,7 @@ class Engine:
         with explained(batch, self.method):
             if not self.inspected:
                 self.inspected = True
-                inspect(self.method, phi, batch, carry)
+                inspect(self.method, phi, batch, carry, self.memory)
             return self._held(self._choose(phi, batch, carry, outer_step), phi, batch, carry, outer_step)
 
     def _choose(self, phi: MetaParams, batch: Task, carry: Carry, outer_step: int) -> Choice:

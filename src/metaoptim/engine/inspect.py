@@ -17,17 +17,20 @@ from metaoptim.learners import network_of
 LONG = 5  # inner steps beyond which the graph of a whole run could be too large
 
 
-def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry) -> None:
+def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, memory: str = "auto") -> None:
     """Warns of losses that no weight influences, and of parameters that are read beside φ and stay constant.
+
+    memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
 
     Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, and for
     a forward pass that writes into its weights.
     """
-    memory = "steps" if "steps" in method.estimator.memories and method.learner.steps > LONG else method.estimator.memories[0]
+    sparing = "steps" in method.estimator.memories and (method.learner.steps > LONG or memory in ("steps", "mixed"))
+    kept = "steps" if sparing else method.estimator.memories[0]
     one, carried = trees.index((batch, carry), slice(1))
     # What fails is told of where it is run.
     with inspected() as found, untouched(phi) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
-        Executor(method, "loop", memory, "eager")(own, one, carried, 0)
+        Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
     loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
     if found.once:
