@@ -122,6 +122,17 @@ def test_a_way_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         assert p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad)
 
 
+def test_what_a_graph_can_not_see_is_told_with_how_long_ago_it_was_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = import_module("metaoptim.engine.engine")
+    module = mo.MetaModule(method(), runtime="auto", wait=0)
+    for _ in range(4):
+        module.backward(batch())
+    monkeypatch.setattr(engine, "gap", lambda *args: 1.234)
+    with pytest.warns(UserWarning, match=r"is 123 % off that of the plain loop, and was not 4 calls ago: .* reads something"):
+        for _ in range(4):
+            module.backward(batch())
+
+
 class Kinked(nn.Module):
     """Its ReLU is at 0 but for rounding, on one side of it or the other."""
 

@@ -317,6 +317,8 @@ def test_a_step_that_raises_the_support_loss_is_told_with_one_that_lowers_it() -
     train(0.9)
     with pytest.warns(UserWarning, match=r"raises the support loss from 4\.\d+ to 19\d \(.* 1/8 as long \(lr=0.5\) lowers it"):
         train(4.0)
+    with pytest.warns(UserWarning, match=r"raises the support loss .* one 1/33554432 as long .* lowers it"):
+        train(3e7)
     with pytest.warns(UserWarning, match=r"raises the support loss .* no shorter one lowers it either; does the rule return"):
         train(0.1, Uphill)
 

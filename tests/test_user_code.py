@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -487,6 +490,74 @@ class ByPython(Noisy):
 class ByClock(Noisy):
     def draw(self) -> float:
         return time.perf_counter()
+
+
+SETTINGS = ModuleType("settings")
+vars(SETTINGS)["scale"] = 2.0
+
+
+class ByText(Noisy):
+    def draw(self) -> float:
+        return float(eval("random.random()"))
+
+
+class ByFile(Noisy):
+    def draw(self) -> float:
+        with open(os.devnull) as file:
+            return len(file.read()) + random.random()
+
+
+class ByModules(Noisy):
+    def draw(self) -> float:
+        chance: Any = sys.modules["random"]
+        return float(chance.random())
+
+
+class ByNameOfAModule(Noisy):
+    def draw(self) -> float:
+        return float(getattr(SETTINGS, "sc" + "ale"))
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("kind", [ByText, ByFile, ByModules, ByNameOfAModule])
+def test_values_from_where_no_guard_can_look_are_never_frozen(kind: type[Noisy]) -> None:
+    module = mo.MetaModule(mo.maml(kind(), F.mse_loss, lr=LR, steps=STEPS), "vmap", "graph", "trace")
+    words = {ByText: "`eval`", ByFile: "`open`", ByModules: "`sys.modules`", ByNameOfAModule: "`SETTINGS`.*getattr"}
+    with pytest.warns(UserWarning, match=rf"{words[kind]}.* can't be seen\. From here on: loop"):
+        module.backward(numbers())
+
+
+class ByEnvironment(Noisy):
+    def draw(self) -> float:
+        return float(os.environ.get("METAOPTIM_TEST_SCALE", "1"))
+
+
+@pytest.mark.usefixtures("doubles")
+def test_a_changed_environment_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ByEnvironment()
+    module = mo.MetaModule(mo.maml(net, F.mse_loss, lr=LR, steps=STEPS), "vmap", "graph", "trace")
+    for scale in ("1", "2", "1"):
+        monkeypatch.setenv("METAOPTIM_TEST_SCALE", scale)
+        module.zero_grad()
+        module.backward(numbers())
+        check_same(gradient(module), by_hand(net, F.mse_loss, numbers()))
+    assert module.engine.choice[:3] == ("vmap", "graph", "trace")
+
+
+class WritesItsInput(MLP):
+    def forward(self, x: Tensor) -> Any:
+        x += 1
+        return MLP.forward(self, x)
+
+
+@pytest.mark.parametrize("memory", ["auto", "graph", "steps"])
+def test_a_forward_pass_that_writes_into_its_data_is_refused(memory: str) -> None:
+    batch = numbers()
+    before = batch[0][0].clone()
+    for net in (WritesItsInput(), nn.Sequential(nn.ReLU(inplace=True), MLP())):
+        with pytest.raises(ValueError, match=r"writes into the support set .* compute with a changed copy"):
+            mo.MetaModule(mo.maml(net, F.mse_loss, lr=LR, steps=STEPS), memory=memory).backward(batch)
+    assert batch[0][0].equal(before)
 
 
 @pytest.mark.usefixtures("doubles")

@@ -23,13 +23,13 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
     memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
 
     Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, and for
-    a forward pass that writes into its weights.
+    a forward pass that writes into its weights or its data.
     """
     sparing = "steps" in method.estimator.memories and (method.learner.steps > LONG or memory in ("steps", "mixed"))
     kept = "steps" if sparing else method.estimator.memories[0]
-    one, carried = trees.index((batch, carry), slice(1))
+    one, carried = trees.map_tensors(torch.clone, trees.index((batch, carry), slice(1)))
     # What fails is told of where it is run.
-    with inspected() as found, untouched(phi) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
+    with inspected() as found, untouched(phi, one) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
     loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
@@ -51,10 +51,19 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
 
 
 @contextmanager
-def untouched(phi: MetaParams) -> Iterator[MetaParams]:
-    """A copy of φ; a ValueError afterwards if a forward pass has written into it."""
+def untouched(phi: MetaParams, batch: Task | None = None) -> Iterator[MetaParams]:
+    """A copy of φ; a ValueError afterwards if a forward pass has written into it, or into the batch."""
     own: MetaParams = trees.map_tensors(torch.clone, phi)
+    parts = dict(zip(Task._fields, batch, strict=True)) if batch is not None else {}
+    before = {part: trees.map_tensors(torch.clone, tree) for part, tree in parts.items()}
     yield own
+    for part, tree in parts.items():
+        for x, y in zip(trees.flatten(tree), trees.flatten(before[part]), strict=True):
+            if not torch.allclose(x, y, 0.0, 0.0, equal_nan=True):
+                raise ValueError(
+                    f"a forward pass or the loss writes into the {part} set that it is given, so that the next one sees other "
+                    "data: compute with a changed copy instead, as in x = x + 1, or ReLU(inplace=False)."
+                )
     for name, x in own.weights.items():
         if not torch.allclose(x, phi.weights[name], 0.0, 0.0, equal_nan=True):
             raise ValueError(

@@ -17,7 +17,7 @@ from metaoptim.estimators import Joint
 from metaoptim.gradcheck.case import Case, prepare
 from metaoptim.gradcheck.differences import seeded
 
-HALVINGS = 20
+HALVINGS = 60
 TASKS = 2  # of the first batch that a step is tried on
 
 INFINITE = (

@@ -7,7 +7,9 @@ library, other packages, this one) is taken for fixed; the attributes of its obj
 
 from __future__ import annotations
 
+import dis
 import enum
+import os
 import random
 import sys
 import sysconfig
@@ -25,6 +27,10 @@ import torch
 from torch import Tensor, nn
 
 CLOCKS = {"time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "now", "today"}
+SIGHTLESS = {"eval", "exec", "globals", "open", "__import__"}
+"""Built-in functions that give code values from where nobody can look beforehand; and methods of files and loggers."""
+SIGHTLESS_METHODS = {"read_text", "read_bytes", "isEnabledFor"}
+BY_NAME = {"getattr", "vars", "__dict__"}
 MANY = 8  # states of the code for which graphs are kept; beyond, it changes from step to step
 
 _ATOMS = (
@@ -189,13 +195,21 @@ class _Snapshot:
         if _installed(function.__module__):
             return
         names, own = _names(function.__code__), function.__globals__
+        if sightless := (_globals(function.__code__) & SIGHTLESS - own.keys()) | names & SIGHTLESS_METHODS:
+            self.unreadable = f"what `{min(sightless)}` gives"
+        if names & {"environ", "getenv"}:
+            self.walk("os.environ", os.environ)
         for used in names & own.keys():
             self.read(own, used, "")
             value = own[used]
             home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
             if home in ("time", "datetime") and names & CLOCKS:
                 self.unreadable = f"the time (`{used}`)"
+            elif value is sys and "modules" in names:
+                self.unreadable = "`sys.modules`"
             elif isinstance(value, ModuleType) and not _installed(value.__name__):
+                if by_name := names & BY_NAME:
+                    self.unreadable = f"the module `{used}`, perhaps by `{min(by_name)}`,"
                 for inside in names & value.__dict__.keys():
                     self.read(value.__dict__, inside, value.__name__)
 
@@ -216,6 +230,14 @@ def _contents(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not yet bound
         return _MISSING
+
+
+@cache
+def _globals(code: CodeType) -> frozenset[str]:
+    """The names alone that code takes from its module or from Python, that of functions inside it too: not attributes."""
+    inside = [_globals(c) for c in code.co_consts if isinstance(c, CodeType)]
+    taken = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return frozenset(taken).union(*inside)
 
 
 @cache
