@@ -24,6 +24,7 @@ import metaoptim as mo
 from metaoptim import training
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.cli.main import main
+from metaoptim.core import callers
 from metaoptim.nn import MODELS
 from metaoptim.recipes import recipe as config
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS
@@ -444,12 +445,32 @@ def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyP
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "_OTHERS", (*callers._OTHERS, str(Path(__file__).parent)))  # as if this were the package
     monkeypatch.setattr(config, "load", raising(RuntimeError("what\nnow"), like=config.load))
     code, out, err = cli("train", "tiny.toml")
     assert (code, out) == (1, "")
     assert err == "internal error: RuntimeError: what now (set METAOPTIM_DEBUG=1 for the traceback)\n"
     monkeypatch.setenv("METAOPTIM_DEBUG", "1")
     assert "Traceback" in cli("train", "tiny.toml")[2]
+
+
+def test_an_error_in_ones_own_code_names_the_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = (
+        "from torch import nn",
+        "class Bad(nn.Linear):",
+        "    def __init__(self): nn.Linear.__init__(self, 1, 1)",
+        "    def forward(self, x):",
+        "        return nn.Linear.forward(self, x) + self.zz",
+    )
+    (tmp_path / "broken_net.py").write_text("\n".join(lines))
+    told = "broken_net.py:5, in forward: AttributeError: 'Bad' object has no attribute 'zz'"
+    (tmp_path / "broken.toml").write_text(TINY.replace('"mlp"\nsizes = [1, 8, 1]', '"broken_net.py:Bad"'))
+    train = ("train", "broken.toml")
+    for command in (train, ("check", "--model", "broken_net.py:Bad", "--loss", "mse", "--input", "1")):
+        code, _, err = cli(*command)
+        assert code == 2 and f"error: {told}" in err and "internal" not in err and "Traceback" not in err
+    monkeypatch.setenv("METAOPTIM_DEBUG", "1")
+    assert "Traceback" in cli(*train)[2]
 
 
 def test_an_error_of_the_system_names_the_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

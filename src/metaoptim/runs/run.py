@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
@@ -120,10 +120,9 @@ def loaded(path: str | Path, method: MetaOptimizer, checkpoint: Checkpoint, whic
     best, batching = checkpoint.field("best"), checkpoint.field("choice")["batching"]
     selection: Literal["best", "last"] = "best" if which == "best" and best and best["step"] == checkpoint.step else "last"
     if which == "best" and best and selection == "last":
-        warnings.warn(
+        warn(
             f"{Path(path) / BEST}, the best by validation (step {best['step']}), is lost: this is the last one, step "
-            f"{checkpoint.step}",
-            stacklevel=3,
+            f"{checkpoint.step}"
         )
     known = {part: saved[part] for part in ("tasks", "train")}
     axes = tuple(checkpoint.state.get("axes", ()))
@@ -136,7 +135,7 @@ def _begun(path: Path, method: MetaOptimizer) -> MetaOptimizer:
     """The meta-optimizer with the φ that the run began with, where it has kept that."""
     start, _, damaged = newest(path, (START,))
     if damaged:
-        warnings.warn(f"{path / START} is cut or altered: φ before training is taken from the method given", stacklevel=4)
+        warn(f"{path / START} is cut or altered: φ before training is taken from the method given")
     return method if start is None else replace(method, phi=unpack(start, method))
 
 

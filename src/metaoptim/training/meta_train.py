@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms import ALGORITHMS
+from metaoptim.core.callers import warn
 from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine import Engine
@@ -73,10 +73,9 @@ def meta_train(
     stepper: _Stepper | None = None
     for item in data_loader:
         if stepper is not None and _is_single(item):
-            warnings.warn(
+            warn(
                 "a batch of 1 example can't be divided into a support and a query set, and was left out (drop_last=True in the "
-                "data loader leaves it out too).",
-                stacklevel=2,
+                "data loader leaves it out too)."
             )
             continue
         batch = _tasks(item)
