@@ -13,7 +13,9 @@ from metaoptim.core import callers
 
 
 def test_warnings_point_at_the_users_line(doubles: None) -> None:
-    module = mo.MetaModule(mo.maml(nn.Linear(1, 1), lambda output, target: output.round().mean(), steps=1, lr=0.1))
+    module = mo.MetaModule(
+        mo.maml(nn.Linear(1, 1), lambda output, target: output.argmax(-1).to(target).mean(), steps=1, lr=0.1)
+    )
     x = torch.randn(2, 3, 1)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -22,15 +24,11 @@ def test_warnings_point_at_the_users_line(doubles: None) -> None:
     assert len(told) == 2 and {w.filename for w in told} == {__file__}
 
 
-def test_without_the_users_code_there_is_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_the_users_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         torch.zeros(2).view(3)
     except RuntimeError as error:
         place = callers.where(error)
-        assert (
-            place
-            and place.startswith("test_callers.py:")
-            and place.endswith("in test_without_the_users_code_there_is_no_place")
-        )
+        assert place and place.startswith("test_callers.py:") and place.endswith("in test_no_code_of_the_users_has_no_place")
         monkeypatch.setattr(callers, "_OTHERS", ("",))
         assert callers.where(error) is None

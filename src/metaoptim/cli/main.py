@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while running (such as a loss that is not finite, a full disk, or an internal error); "
-    "2 wrong input (usage, recipe, data, path, or code of your own that fails); 130 interrupted. METAOPTIM_DEBUG=1 shows the traceback of an error."
+    "2 wrong input (usage, recipe, data, path, or code of your own that fails); 130 interrupted. METAOPTIM_DEBUG=1 shows the "
+    "traceback of an error."
 )
 
 # Help is plain without a terminal: if a CI system asks for colours, rich would send it control codes.

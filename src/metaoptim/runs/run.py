@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
+from metaoptim.core.finite import odd_place
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
@@ -70,6 +71,9 @@ class Run:
         Args:
             support: inputs (S, …) and targets (S, …) of one task.
             steps: inner steps; as in training if not given.
+
+        Raises:
+            ValueError: a support set of another kind, or one that holds NaN or infinity, so that what adapts is not finite.
         """
         count = self.method.learner.steps if steps is None else steps
         if count < 0:
@@ -94,6 +98,8 @@ class Run:
             k, state = adapt(self.method, self.phi, here, self.inherited, count)
         learner = self.method.learner
         weights = network.at(learner.weights(self.phi, state), k)
+        if (odd := odd_place(here)) and not all(x.isfinite().all() for x in trees.flatten((weights, state))):
+            raise ValueError(f"the support set holds {odd}, and what was adapted to it is not finite: mend the data.")
         return adapted_module(learner, network, self.phi, weights, state, here)
 
 
