@@ -9,7 +9,7 @@ import torch
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
-from metaoptim.core.checks import check_positive
+from metaoptim.core.checks import check_method, check_positive
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
@@ -61,6 +61,7 @@ class Engine:
         wait: int = 0,
         choice: str | None = None,
     ) -> None:
+        check_method(method, "Engine")
         check_settings(batching, memory, runtime, precision)
         check_positive(**{"engine.budget": budget})
         self.method, self.batching, self.memory, self.runtime, self.precision = method, batching, memory, runtime, precision

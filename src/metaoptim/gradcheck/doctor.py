@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_method
 from metaoptim.core.finite import in_the_data
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
@@ -76,8 +77,7 @@ def check(
     Raises:
         ValueError: modes of another kind, tasks that the model can't take, or a module that can't be copied.
     """
-    if not isinstance(method, MetaOptimizer):
-        raise ValueError(f"check takes a meta-optimizer, such as mo.maml(net, loss); found {type(method).__name__}.")
+    check_method(method, "check")
     _check_modes(modes)
     batch = sample(method, tasks, input)
     refuse_unreadable(method, batch)

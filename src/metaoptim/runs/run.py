@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
+from metaoptim.core.checks import check_method
 from metaoptim.core.finite import odd_place
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
@@ -78,6 +79,8 @@ class Run:
         count = self.method.learner.steps if steps is None else steps
         if count < 0:
             raise ValueError(f"steps={count}: the number of inner steps must not be negative.")
+        if isinstance(support, Tensor | dict):
+            raise ValueError(f"a support set is a pair of tensors; found a {type(support).__name__}: give (x, y).")
         if isinstance(support, Task) or not all(isinstance(x, Tensor) for x in trees.flatten(support)):
             found = "a Task, whose support set is enough" if isinstance(support, Task) else "other things than tensors"
             raise ValueError(f"a support set is a pair of tensors, inputs (S, …) and targets (S, …); found {found}.")
@@ -103,7 +106,7 @@ class Run:
         return adapted_module(learner, network, self.phi, weights, state, here)
 
 
-def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
+def load(path: str | Path, method: MetaOptimizer | None = None, which: Literal["best", "last"] = "best") -> Run:
     """Loads a run: its φ, and the meta-optimizer that it was trained with, which the caller has rebuilt.
 
     `Run.method.phi` is the φ that training began with. Raises ValueError, which names the difference, if it was trained with
@@ -111,6 +114,12 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
     """
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
+    if method is None:
+        raise ValueError(
+            f"load({str(path)!r}) needs the meta-optimizer that the run was trained with, built anew, as its second argument: "
+            "such as mo.maml(net, loss)."
+        )
+    check_method(method, "load")
     checkpoint = load_checkpoint(path, which)
     run = loaded(path, method, checkpoint, which)
     identity.warn_of_attributes(path, checkpoint.state.get("attributes", {}), method)

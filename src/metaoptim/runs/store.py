@@ -259,7 +259,8 @@ def _refuse_taken(folder: Path) -> None:
     if untrained and (not (folder / RECIPE).exists() or told_state(folder).get("step") == 0):
         return
     reached = f"step {found.step} reached" if found else "its checkpoints are damaged" if damaged else "no checkpoint yet"
-    raise ValueError(f"{folder} holds a run already ({reached}): resume it, or choose another folder")
+    how = "resume it (resume=True; on the command line, --resume), or choose another folder"
+    raise ValueError(f"{folder} holds a run already ({reached}): {how}")
 
 
 def _locked(folder: Path) -> FileLock:
