@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from typing import Any
 
 import pytest
@@ -78,6 +80,7 @@ def test_an_old_style_function_is_told_for_what_plain_autograd_makes_of_it() -> 
 
 X = torch.randn(2, 6, 3)
 CROSS, BINARY = nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()
+WEIGHTED = nn.CrossEntropyLoss(torch.ones(3))
 DOUBLE = nn.Linear(3, 2).double()
 
 
@@ -85,7 +88,12 @@ DOUBLE = nn.Linear(3, 2).double()
     ("method", "x", "y", "told"),
     [
         (small(nn.Linear(3, 1), BINARY), X, torch.ones(2, 6, 1).long(), "the loss (BCEWithLogitsLoss) .*targets: y.float()"),
-        (small(loss=nn.CrossEntropyLoss(torch.ones(3))), X, torch.ones(2, 6).long(), "the loss .*expected what the model and"),
+        (
+            small(loss=nn.CrossEntropyLoss(torch.ones(3))),
+            X,
+            torch.ones(2, 6).long(),
+            "the loss .*expected what the model reads and the loss takes",
+        ),
         (small(loss=CROSS), X, torch.ones(2, 6).int(), "the loss .*expected class numbers as targets: y.long()"),
         (small(loss=CROSS), X, torch.full((2, 6), 5), "the loss .*targets below its outputs"),
         (small(), X.double(), torch.ones(2, 6, 2), "Linear.*one type: .float() of the data, or net.double()"),
@@ -122,7 +130,28 @@ def test_a_thing_of_another_kind_is_told_with_what_to_give(call: Any, told: str)
 def test_a_class_that_the_support_lacks_is_told() -> None:
     net, y = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.tensor([[0, 0, 0]])
     batch = mo.Task((X[:1, :3], y), (X[:1, 3:], y + 1))
-    with pytest.raises(
-        ValueError, match=r"step 1 .*: class 1 is in the query set of task 0 and not in its support set.*larger"
-    ):
+    with pytest.raises(ValueError, match=r"step 1 .*: class 1 is in the query set of task 0 and not in its support.*larger"):
         mo.meta_train(net, torch.optim.SGD(net.parameters(), 0.1), [batch], 1, 0.1, method="protonet")
+
+
+class Drawing(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Linear.forward(self, x) * (1 + random.random())
+
+
+def test_a_model_that_draws_is_told_once_in_a_few_lines() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = mo.check(small(Drawing(3, 2)), modes=[FEW[0], ("loop", "graph", "trace")])
+    assert "draws random numbers of its own" in report.faults[0]
+    assert repr(report) == str(report) and len(repr(report).splitlines()) < 4
+
+
+def test_a_hypergradient_prints_as_one_line() -> None:
+    def loss(weights: Any, hyper: Any) -> Tensor:
+        return (weights["w"] * hyper["h"] - 1).square().mean()
+
+    given = {"w": torch.ones(300)}, {"h": torch.ones(300)}
+    found = mo.hypergradient(loss, loss, *given, rule=mo.rules.SGD(0.1), steps=2)
+    assert found.loss.isfinite()
+    assert repr(found).startswith("Hypergradient(loss=0, hyper: 300 numbers") and len(repr(found)) < 90

@@ -613,3 +613,30 @@ def test_too_little_memory_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training, "train", raising(error, like=training.train))
     code, _, err = cli("train", "tiny.toml")
     assert code == 1 and err.startswith("error: there is not enough memory (") and "smaller" in err and err.count("\n") == 1
+
+
+def test_a_finished_run_is_extended_to_the_same_floats(cli: Cli) -> None:
+    assert cli("train", "tiny.toml", "--out", "short")[0] == 0
+    assert cli("train", "tiny.toml", "--out", "short", "--set", "train.iterations=5", "--resume")[0] == 0
+    assert cli("train", "tiny.toml", "--out", "long", "--set", "train.iterations=5")[0] == 0
+    short, long = (load_checkpoint(folder, "last") for folder in ("short", "long"))
+    assert short.step == long.step == 5
+    assert all(torch.equal(x, long.tensors[name]) for name, x in short.tensors.items())
+    falling = ("train", "tiny.toml", "--out", "falling", "--set", "train.schedule=linear")
+    assert cli(*falling)[0] == 0
+    code, _, err = cli(*falling, "--set", "train.iterations=5", "--resume")
+    assert code == 2 and "iterations is 3 in the run and 5 here" in err
+
+
+def test_a_file_in_place_of_an_algorithm_is_told_which_option_is_meant(cli: Cli) -> None:
+    assert "metaoptim check --model my.py:Net" in cli("check", "my.py:Net")[2]
+    assert "metaoptim check --recipe tiny.toml" in cli("check", "tiny.toml")[2]
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_a_recipe_is_shown_without_what_is_absent(name: str, tmp_path: Path) -> None:
+    recipe = config.load(name)
+    text = recipe.text(absent=False)
+    assert 'device = "none"' not in text and 'device = "none"' in recipe.text()
+    (tmp_path / "shown.toml").write_text(text, encoding="utf-8")
+    assert config.load(tmp_path / "shown.toml").tables == recipe.tables

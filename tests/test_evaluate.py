@@ -386,6 +386,11 @@ def test_a_support_set_that_is_not_finite_is_refused() -> None:
     assert run.adapt((x, x)).weight.isfinite()
 
 
+def test_one_episode_has_no_interval() -> None:
+    result = mo.evaluate(Run(*_linear()), SINUSOID, episodes=1, progress=False)
+    assert "nan" not in f"{result}{result!r}" and "after" in repr(result)
+
+
 def _linear() -> tuple[mo.MetaOptimizer, mo.MetaParams]:
     method = mo.maml(nn.Linear(1, 1), mo.losses.mse, steps=1, lr=0.1)
     return method, method.phi

@@ -227,7 +227,7 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     stored = folder / "recipe.toml"
     if not stored.is_file():
         return  # `train` says what is missing
-    free = ("train.device",)  # a run may go on elsewhere
+    free = ("train.device", "train.iterations")  # a run may go on elsewhere, and further where `train` finds that it can
     changed = [k for k in recipe.differences(config.load(stored)) if not k.startswith("evaluate.") and k not in free]
     if changed:
         raise ValueError(

@@ -110,7 +110,7 @@ def _expected(text: str, tensors: list[Tensor]) -> str:
         return f"expected data and weights of one type: .{here}() of the data, or net.{there}()"
     if re.search(r"out of (?:range|bounds)|\bindex\b|target", text, re.I):
         return "expected what the model reads and, for classes, targets below its outputs"
-    return "expected what the model and the loss read"
+    return "expected what the model reads and the loss takes"
 
 
 def _line(text: str) -> str:

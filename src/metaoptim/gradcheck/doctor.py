@@ -83,6 +83,7 @@ def check(
     refuse_unreadable(method, batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, which is not about what is right
+        warnings.filterwarnings("ignore", r"(?s).*From here on: ")  # the engine's, of what the verdict tells
         return _examine(method, batch, gradient, modes, say)
 
 

@@ -50,9 +50,13 @@ class Recipe:
     description: str
     tables: dict[str, dict[str, Any]]
 
-    def text(self) -> str:
-        """The recipe as TOML, with every option written out; reading it gives the same recipe."""
-        return tomli_w.dumps({"name": self.name, "description": self.description, **_written(self.tables)})
+    def text(self, absent: bool = True) -> str:
+        """The recipe as TOML, with every option written out; reading it gives the same recipe.
+
+        absent: whether options that are absent stand there too, as "none".
+        """
+        tables = {n: {k: x for k, x in table.items() if absent or x is not None} for n, table in self.tables.items()}
+        return tomli_w.dumps({"name": self.name, "description": self.description, **_written(tables)})
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
