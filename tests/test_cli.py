@@ -24,6 +24,7 @@ import metaoptim as mo
 from metaoptim import training
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.cli.main import main
+from metaoptim.core import callers
 from metaoptim.nn import MODELS
 from metaoptim.recipes import recipe as config
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS
@@ -444,12 +445,32 @@ def test_an_interruption_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyP
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "_OTHERS", (*callers._OTHERS, str(Path(__file__).parent)))  # as if this were the package
     monkeypatch.setattr(config, "load", raising(RuntimeError("what\nnow"), like=config.load))
     code, out, err = cli("train", "tiny.toml")
     assert (code, out) == (1, "")
     assert err == "internal error: RuntimeError: what now (set METAOPTIM_DEBUG=1 for the traceback)\n"
     monkeypatch.setenv("METAOPTIM_DEBUG", "1")
     assert "Traceback" in cli("train", "tiny.toml")[2]
+
+
+def test_an_error_in_ones_own_code_names_the_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = (
+        "from torch import nn",
+        "class Bad(nn.Linear):",
+        "    def __init__(self): nn.Linear.__init__(self, 1, 1)",
+        "    def forward(self, x):",
+        "        return nn.Linear.forward(self, x) + self.zz",
+    )
+    (tmp_path / "broken_net.py").write_text("\n".join(lines))
+    told = "broken_net.py:5, in forward: AttributeError: 'Bad' object has no attribute 'zz'"
+    (tmp_path / "broken.toml").write_text(TINY.replace('"mlp"\nsizes = [1, 8, 1]', '"broken_net.py:Bad"'))
+    train = ("train", "broken.toml")
+    for command in (train, ("check", "--model", "broken_net.py:Bad", "--loss", "mse", "--input", "1")):
+        code, _, err = cli(*command)
+        assert code == 2 and f"error: {told}" in err and "internal" not in err and "Traceback" not in err
+    monkeypatch.setenv("METAOPTIM_DEBUG", "1")
+    assert "Traceback" in cli(*train)[2]
 
 
 def test_an_error_of_the_system_names_the_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,3 +613,30 @@ def test_too_little_memory_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training, "train", raising(error, like=training.train))
     code, _, err = cli("train", "tiny.toml")
     assert code == 1 and err.startswith("error: there is not enough memory (") and "smaller" in err and err.count("\n") == 1
+
+
+def test_a_finished_run_is_extended_to_the_same_floats(cli: Cli) -> None:
+    assert cli("train", "tiny.toml", "--out", "short")[0] == 0
+    assert cli("train", "tiny.toml", "--out", "short", "--set", "train.iterations=5", "--resume")[0] == 0
+    assert cli("train", "tiny.toml", "--out", "long", "--set", "train.iterations=5")[0] == 0
+    short, long = (load_checkpoint(folder, "last") for folder in ("short", "long"))
+    assert short.step == long.step == 5
+    assert all(torch.equal(x, long.tensors[name]) for name, x in short.tensors.items())
+    falling = ("train", "tiny.toml", "--out", "falling", "--set", "train.schedule=linear")
+    assert cli(*falling)[0] == 0
+    code, _, err = cli(*falling, "--set", "train.iterations=5", "--resume")
+    assert code == 2 and "iterations is 3 in the run and 5 here" in err
+
+
+def test_a_file_in_place_of_an_algorithm_is_told_which_option_is_meant(cli: Cli) -> None:
+    assert "metaoptim check --model my.py:Net" in cli("check", "my.py:Net")[2]
+    assert "metaoptim check --recipe tiny.toml" in cli("check", "tiny.toml")[2]
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_a_recipe_is_shown_without_what_is_absent(name: str, tmp_path: Path) -> None:
+    recipe = config.load(name)
+    text = recipe.text(absent=False)
+    assert 'device = "none"' not in text and 'device = "none"' in recipe.text()
+    (tmp_path / "shown.toml").write_text(text, encoding="utf-8")
+    assert config.load(tmp_path / "shown.toml").tables == recipe.tables

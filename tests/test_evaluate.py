@@ -363,3 +363,34 @@ def test_a_method_without_steps_is_drawn_as_bars() -> None:
     figures._curves(axes, Result((Row("proto", "", scores), Row("untrained", "", scores)), facts))
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([100 * scores["accuracy"].mean().item()] * 2)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["proto", "untrained"]
+
+
+def test_data_that_are_not_finite_are_told() -> None:
+    def sample(generator: torch.Generator, split: str) -> Any:
+        x, bad = torch.randn(4, 1, generator=generator), torch.rand(1, generator=generator) < 0.5
+        return (torch.where(bad, float("nan"), x), x), (x, x)
+
+    tasks, run = mo.tasks.from_function(sample), Run(*_linear())
+    odd = tasks.sample("test", seed=0, start=0, count=20).support[0].isnan().flatten(1).any(1)
+    first = int(odd.int().argmax())
+    told = f"episode {first} of seed 0 .split test. hold NaN, in the inputs of its support set, as do those of {odd.sum() - 1} "
+    with pytest.warns(UserWarning, match=told) as warned:
+        result = mo.evaluate(run, tasks, episodes=20, progress=False)
+    assert len(warned) == 1 and not np.isfinite(result.mean)
+
+
+def test_a_support_set_that_is_not_finite_is_refused() -> None:
+    run, x = Run(*_linear()), torch.ones(3, 1)
+    with pytest.raises(ValueError, match="the support set holds infinity, in the targets, and what was adapted"):
+        run.adapt((x, x / 0))
+    assert run.adapt((x, x)).weight.isfinite()
+
+
+def test_one_episode_has_no_interval() -> None:
+    result = mo.evaluate(Run(*_linear()), SINUSOID, episodes=1, progress=False)
+    assert "nan" not in f"{result}{result!r}" and "after" in repr(result)
+
+
+def _linear() -> tuple[mo.MetaOptimizer, mo.MetaParams]:
+    method = mo.maml(nn.Linear(1, 1), mo.losses.mse, steps=1, lr=0.1)
+    return method, method.phi

@@ -40,7 +40,7 @@ def step_in(run: RunDirectory) -> int | None:
 def test_a_new_run_never_replaces_one(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.close()
-    refused = "holds a run already \\({}\\): resume it, or choose another folder"
+    refused = "holds a run already \\({}\\): resume it .*--resume., or choose another folder"
     (run.path / "state.json").rename(run.path / "elsewhere")  # what has a recipe and no state is none of ours
     with pytest.raises(ValueError, match=refused.format("no checkpoint yet")):
         new_run(tmp_path)

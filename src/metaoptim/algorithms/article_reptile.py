@@ -11,12 +11,12 @@ Deviations: none from the formula as printed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
@@ -44,7 +44,7 @@ def article_reptile(
     check_counts(steps=steps)
     check_positive(beta=beta)
     if steps == 1:
-        warnings.warn("with steps=1 this is joint training: θ̄ − θ = −α · the mean gradient. Use steps >= 2.", stacklevel=2)
+        warn("with steps=1 this is joint training: θ̄ − θ = −α · the mean gradient. Use steps >= 2.")
     return compose(
         net,
         loss,

@@ -11,13 +11,13 @@ hands them from task to task; minibatches cycle through the support in one rando
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
 from metaoptim.algorithms.compose import compose
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import MetaOptimizer, Normalisation, Outer
 from metaoptim.estimators import Displacement
@@ -50,10 +50,9 @@ def reptile(
     check_choice(("adam", "sgd"), inner=inner)
     check_choice(("carried", "reset"), moments=moments)
     if steps == 1:
-        warnings.warn(
+        warn(
             "Reptile with steps=1 is joint training: the expected outer step is the plain gradient step on all tasks' "
-            "pooled loss. Use steps >= 2 to learn how to adapt.",
-            stacklevel=2,
+            "pooled loss. Use steps >= 2 to learn how to adapt."
         )
     return compose(
         net,

@@ -71,6 +71,9 @@ def _named(name: str) -> Subject:
     from metaoptim.algorithms.example import INPUT, example_net
     from metaoptim.core.losses import cross_entropy
 
+    if name.endswith(".toml") or ":" in name:
+        option, what = ("--recipe", "a recipe") if name.endswith(".toml") else ("--model", "a model")
+        raise ValueError(f"{name} is no algorithm; to check {what}: metaoptim check {option} {name}.")
     build = _known("algorithm", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from metaoptim.cli.interrupts import INTERRUPTED
+from metaoptim.core.callers import where
 
 SMALLER = "make the network, the batch of tasks or the number of steps smaller"
 
@@ -35,6 +36,8 @@ def told(run: Callable[[list[str]], int | None], args: Sequence[str] | None = No
             if _is_out_of_memory(error):
                 return _fail(error, f"error: there is not enough memory ({_sentence(error)}); {SMALLER}.", 1)
             hint = "(set METAOPTIM_DEBUG=1 for the traceback)"
+            if place := where(error):
+                return _fail(error, f"error: {place}: {type(error).__name__}: {_sentence(error)} {hint}", 2)
             return _fail(error, f"internal error: {type(error).__name__}: {_sentence(error)} {hint}", 1)
     if code == INTERRUPTED:
         typer.echo("interrupted", err=True)

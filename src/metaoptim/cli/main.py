@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while running (such as a loss that is not finite, a full disk, or an internal error); "
-    "2 wrong input (usage, recipe, data or path); 130 interrupted. METAOPTIM_DEBUG=1 shows the traceback of an error."
+    "2 wrong input (usage, recipe, data, path, or code of your own that fails); 130 interrupted. METAOPTIM_DEBUG=1 shows the "
+    "traceback of an error."
 )
 
 # Help is plain without a terminal: if a CI system asks for colours, rich would send it control codes.
@@ -226,7 +227,7 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     stored = folder / "recipe.toml"
     if not stored.is_file():
         return  # `train` says what is missing
-    free = ("train.device",)  # a run may go on elsewhere
+    free = ("train.device", "train.iterations")  # a run may go on elsewhere, and further where `train` finds that it can
     changed = [k for k in recipe.differences(config.load(stored)) if not k.startswith("evaluate.") and k not in free]
     if changed:
         raise ValueError(

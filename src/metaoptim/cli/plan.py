@@ -40,7 +40,7 @@ def table(plan: Plan, recipe: Recipe) -> RenderableType:
         shown.add_column(name, justify="right" if name.startswith(("seconds", "peak")) else "left", overflow="fold")
     for row in sorted(plan.rows, key=lambda row: row.seconds or float("inf")):
         seconds = f"{row.seconds:.4f}" if row.seconds is not None else "–"
-        used = f"{row.bytes / 2**20:.0f}" if row.bytes is not None else "–"
+        used = "–" if row.bytes is None else f"{row.bytes / 2**20:.0f}" if row.bytes >= 2**20 else "< 1"
         taken = row[:3] == plan.choice[:3]
         shown.add_row(*row[:3], seconds, used, "taken" if taken else row.note, style="bold" if taken else None)
     ruled = recipe.tables["engine"]["runtime"] != "auto" and "auto" in recipe.tables["engine"].values()

@@ -67,7 +67,7 @@ def _recipe(recipe: config.Recipe) -> RenderableType:
         f"Measured: {reach}" if reach else "",
         f"Run it: metaoptim train {recipe.name}",
     ]
-    return Group(_title("recipe", recipe.name), Text("\n".join(filter(None, lines))), Text(), Text(recipe.text()))
+    return Group(_title("recipe", recipe.name), Text("\n".join(filter(None, lines))), Text(), Text(recipe.text(absent=False)))
 
 
 def _builder(kind: str, name: str) -> RenderableType:

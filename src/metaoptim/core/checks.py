@@ -12,10 +12,18 @@ from typing import Any
 
 import torch
 
+from metaoptim.core.types import MetaOptimizer
+
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 MOST = 2**63 - 1  # what a tensor of integers holds
 INNER_STEP = 1e-4  # seconds: next to no inner step is as quick
 PATIENCE = 3600.0  # seconds
+
+
+def check_method(method: Any, taker: str) -> None:
+    """A meta-optimizer, and not the network that it is made of."""
+    if not isinstance(method, MetaOptimizer):
+        raise ValueError(f"{taker} takes a meta-optimizer, such as mo.maml(net, loss); found {type(method).__name__}.")
 
 
 def check_counts(least: int = 1, **counts: Any) -> None:
@@ -31,21 +39,23 @@ def check_numbers(least: float = -LARGEST, **values: Any) -> None:
     for name, value in values.items():
         if value is not None and not (_is_number(value) and least <= value <= LARGEST):
             bound = "" if least == -LARGEST else f" and at least {least:g}"
-            raise ValueError(f"{name}={value!r}: it must be a number that is finite{bound}{_and_at_most(value, LARGEST)}.")
+            raise ValueError(
+                f"{name}={value!r}: it must be a {_number(value)} that is finite{bound}{_and_at_most(value, LARGEST)}."
+            )
 
 
 def check_positive(**values: Any) -> None:
     """Numbers above 0 that float32 can hold, such as step sizes."""
     for name, value in values.items():
         if value is not None and not (_is_number(value) and SMALLEST <= value <= LARGEST):
-            raise ValueError(f"{name}={value!r}: it must be a positive number that float32 can hold.")
+            raise ValueError(f"{name}={value!r}: it must be a positive {_number(value)} that float32 can hold.")
 
 
 def check_fractions(**values: Any) -> None:
     """Numbers from 0 to below 1, such as the decay of a mean."""
     for name, value in values.items():
         if value is not None and not (_is_number(value) and 0 <= value < 1):
-            raise ValueError(f"{name}={value!r}: it must be a number from 0 to below 1.")
+            raise ValueError(f"{name}={value!r}: it must be a {_number(value)} from 0 to below 1.")
 
 
 def check_flags(**flags: Any) -> None:
@@ -92,6 +102,10 @@ def memory() -> int | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> str:
+    return "Python number (value.item() gives it)" if isinstance(value, torch.Tensor) else "number"
 
 
 def _and_at_most(value: Any, most: float) -> str:

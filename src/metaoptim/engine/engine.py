@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from metaoptim.core import trees
-from metaoptim.core.checks import check_positive
+from metaoptim.core.callers import warn
+from metaoptim.core.checks import check_method, check_positive
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
@@ -61,6 +61,7 @@ class Engine:
         wait: int = 0,
         choice: str | None = None,
     ) -> None:
+        check_method(method, "Engine")
         check_settings(batching, memory, runtime, precision)
         check_positive(**{"engine.budget": budget})
         self.method, self.batching, self.memory, self.runtime, self.precision = method, batching, memory, runtime, precision
@@ -163,7 +164,7 @@ class Engine:
         return found
 
     def _fall(self, choice: Choice, plain: Choice, reason: str) -> None:
-        warnings.warn(f"{', '.join(choice[:3])}: {reason}. From here on: {', '.join(plain[:3])}.", stacklevel=6)
+        warn(f"{', '.join(choice[:3])}: {reason}. From here on: {', '.join(plain[:3])}.")
         self.choice, self.proved = plain, True
 
     def _limit(self, memory: int | None) -> int:

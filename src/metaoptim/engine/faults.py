@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaoptim.core import trees
-from metaoptim.learners import modules
+from metaoptim.learners import modules, network_of
 from metaoptim.nn import blame
 
 _VALUE = re.compile(r"value out of a tracing tensor|data.dependent|_local_scalar_dense|\.item\(\) on a Tensor|data_ptr", re.I)
@@ -24,6 +24,7 @@ _DATA = re.compile(
     r"shape|size|dimension|scalar type|dtype|out of (?:range|bounds)|index|device|channels|multipl|broadcast|Expected|target",
     re.I,
 )
+_FLOATS = re.compile(r"dtype|scalar type|Input type|desired output type")
 _CALL = re.compile(r"forward\(\) .*(?:argument|keyword)")
 
 _SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (
@@ -69,7 +70,7 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
     text = str(error).strip()
     if isinstance(error, ValueError):  # one of ours
         return text.rstrip(".")
-    layers = [layer for module in modules(owner) if (layer := blame(error, module))]
+    layers = [layer for module in modules(owner) if (layer := _blamed(error, module, owner))]
     who = layers[0] if layers else "the model, the loss or the rule"
     for sign, told in _SENTENCES:
         if found := sign.search(text):
@@ -78,14 +79,38 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
         return (
             f"the model is called with the inputs of a batch as one argument, but {_line(text)}; wrap it in one that takes them"
         )
-    if not _DATA.search(text):
+    if not _DATA.search(text) and not _FLOATS.search(text):
         return f"{who} failed: {_line(text)}"
-    shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in trees.flatten(data))
+    tensors = trees.flatten(data)
+    shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in tensors)
     who = layers[0] if layers else "the model or the loss"
     return (
         f"{who} can't take these data ({_line(text)}): found tensors {shapes}, in the order of support and query, inputs and "
-        "targets; expected what the model reads and, for classes, targets below its outputs"
+        f"targets; {_expected(text, tensors)}"
     )
+
+
+def _blamed(error: Exception, module: nn.Module, owner: Any) -> str | None:
+    """The layer that an error came from; a module that is the loss is called so."""
+    name = blame(error, module)
+    network = network_of(getattr(owner, "learner", owner))
+    return name.replace("the module itself", "the loss") if name and network and module is network.loss else name
+
+
+def _expected(text: str, tensors: list[Tensor]) -> str:
+    """What to give, as far as what torch says tells it."""
+    if "target dtype" in text or "expected scalar type Long" in text:
+        return "expected class numbers as targets: y.long()"
+    if "desired output type" in text:
+        return "expected floats as targets: y.float()"
+    if _FLOATS.search(text):
+        if re.search(r"\b(long|int)\b", text, re.I):
+            return "expected floats as inputs: x.float()"
+        here, there = ("float", "double") if any(x.dtype == torch.float64 for x in tensors) else ("double", "float")
+        return f"expected data and weights of one type: .{here}() of the data, or net.{there}()"
+    if re.search(r"out of (?:range|bounds)|\bindex\b|target", text, re.I):
+        return "expected what the model reads and, for classes, targets below its outputs"
+    return "expected what the model reads and the loss takes"
 
 
 def _line(text: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.gradients import inspected
 from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.executor import Executor
@@ -41,13 +41,12 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
     if found.parameters:
         names = {id(p): n for n, p in network.net.named_parameters()} if network else {}
         name = next((f"`{n}` of the network" for i, n in names.items() if i in found.parameters), "parameters of its own")
-        warnings.warn(
+        warn(
             f"the loss `{loss}` reads {name} itself, and not the weights that adapt: it stays constant, without a gradient. "
-            "Compute penalties from the model's output, or let an update rule decay weights.",
-            stacklevel=5,
+            "Compute penalties from the model's output, or let an update rule decay weights."
         )
     elif found.looked and not found.reached and method.estimator.claim in ("exact", "first_order", "truncated"):
-        warnings.warn(f"no weight influences the loss `{loss}`: its meta-gradient is zero.", stacklevel=5)
+        warn(f"no weight influences the loss `{loss}`: its meta-gradient is zero.")
 
 
 @contextmanager

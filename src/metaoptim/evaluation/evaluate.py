@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_counts, check_memory, check_time
+from metaoptim.core.finite import odd_tasks
 from metaoptim.core.random import forked
 from metaoptim.core.types import Normalisation, Task
 from metaoptim.engine import rollout
@@ -173,12 +175,21 @@ def _score(
 ) -> dict[str, list[dict[str, Tensor]]]:  # fmt: skip
     """Scores (E, K+1) by method, run and metric; every method sees the same episodes."""
     parts: dict[str, list[list[dict[str, Tensor]]]] = {n: [[] for _ in runs] for n, runs in methods.items()}
+    odd: dict[int, str] = {}
     with forked(device, seed):
         for start in tracked(range(0, episodes, AT_ONCE), f"evaluating on {split}", progress):
             batch = tasks.sample(split, seed=seed, start=start, count=min(AT_ONCE, episodes - start))
             for name, runs in methods.items():
                 for found, judge in zip(parts[name], runs, strict=True):
                     found.append(judge(trees.to(batch, device)))
+            bad = torch.stack([~x.isfinite() for found in parts["method"] for x in found[-1].values()]).any(-1).any(0).tolist()
+            odd |= {start + t: what for t, what in odd_tasks(batch).items() if bad[t]}
+    if odd:
+        first, more = min(odd), f", as do those of {len(odd) - 1} more" if len(odd) > 1 else ""
+        warn(
+            f"the data of episode {first} of seed {seed} (split {split}) hold {odd[first]}{more}: scores of {len(odd)} of the "
+            f"{episodes} episodes are not finite, and so are means over them."
+        )
     return {name: [{m: torch.cat([p[m] for p in found]) for m in found[0]} for found in runs] for name, runs in parts.items()}
 
 

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any, cast
 
@@ -176,7 +177,7 @@ def _spread(values: list[float]) -> float | None:
 
 def _cell(mean: float, half: float, percent: bool, signed: bool = False) -> str:
     scale, digits = (100, 2) if percent else (1, 3)
-    return f"{scale * mean:{'+' if signed else ''}.{digits}f} ± {scale * half:.{digits}f}"
+    return f"{scale * mean:{'+' if signed else ''}.{digits}f}" + ("" if isnan(half) else f" ± {scale * half:.{digits}f}")
 
 
 def _caption(facts: Mapping[str, Any]) -> str:

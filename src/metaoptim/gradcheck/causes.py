@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.finite import in_the_data
 from metaoptim.core.gradients import held
 from metaoptim.core.types import MetaOptimizer, MetaParams, Params, Rule, Step, Task
 from metaoptim.engine import count_tasks
@@ -24,19 +25,6 @@ INFINITE = (
     "the rule {rule} has an infinite slope where a gradient is 0, as at dead units (that of v.sqrt() at v = 0): put the small "
     "constant inside the root, as in (v + eps).sqrt(), or make the root a constant with mo.rules.hold"
 )
-
-
-def in_the_data(batch: Task) -> tuple[int, str] | None:
-    """The first task with data that are not finite, and what is where: (1, "NaN, in the targets of its support set")."""
-    found = []
-    for part, tree in zip(Task._fields, batch, strict=True):
-        pair = isinstance(tree, tuple | list) and len(tree) == 2
-        for path, x in trees.named(tree).items():
-            name = {"[0]": "inputs", "[1]": "targets"}.get(path) if pair else None
-            for t in (~x.isfinite()).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()[:1]:
-                what = "NaN" if x[t].isnan().any() else "infinity"
-                found.append((t, f"{what}, in {f'the {name}' if name else f'`{path}`'} of its {part} set"))
-    return min(found, key=lambda place: place[0], default=None)
 
 
 def in_the_rule(method: MetaOptimizer, phi: MetaParams) -> str | None:

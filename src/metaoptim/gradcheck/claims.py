@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.finite import in_the_data
 from metaoptim.core.gradients import holding
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.objectives import trajectory_mean
@@ -21,7 +22,7 @@ from metaoptim.engine.bound import Bound
 from metaoptim.engine.executor import keys, starts
 from metaoptim.estimators import Unroll
 from metaoptim.gradcheck.case import REFERENCE, Case, How, Overwritten, prepare
-from metaoptim.gradcheck.causes import in_the_data, in_the_rule
+from metaoptim.gradcheck.causes import in_the_rule
 from metaoptim.gradcheck.differences import TOLERANCE, Probe, distance, probe, seeded
 from metaoptim.gradcheck.held import Held
 from metaoptim.gradcheck.minimum import AtMinimum

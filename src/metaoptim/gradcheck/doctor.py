@@ -7,15 +7,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_method
+from metaoptim.core.finite import in_the_data
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
+from metaoptim.engine.options import check_settings
 from metaoptim.gradcheck.case import Case, How, Mapped, prepare
-from metaoptim.gradcheck.causes import in_the_data
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
 from metaoptim.gradcheck.differences import EXACT, distance, probe
 from metaoptim.gradcheck.layers import culprits
@@ -40,6 +42,10 @@ CLAIMS: dict[Claim, str] = {
 CUTS = (("vmap:2", "graph", "eager"), ("workers:2", "graph", "trace"))  # of a batch: what is cut is a batch like others
 
 PARTLY = "no layer is off by itself, and some modes are right: train with the engine's settings of a row that is."
+ZERO = (
+    "no weight influences the loss: its meta-gradient is zero everywhere, as where a result is rounded, compared, or taken by "
+    "argmax; use a function with a slope there."
+)
 UNKNOWN = "no layer, loss or rule is off by itself: look at what puts them together, such as a learner of your own."
 
 SAME = 1e-2  # beyond it, float32 drew other random numbers
@@ -69,13 +75,26 @@ def check(
         say: is called with a few words on what is being done.
 
     Raises:
-        ValueError: tasks that the model can't take, or a module that can't be copied.
+        ValueError: modes of another kind, tasks that the model can't take, or a module that can't be copied.
     """
+    check_method(method, "check")
+    _check_modes(modes)
     batch = sample(method, tasks, input)
     refuse_unreadable(method, batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, which is not about what is right
+        warnings.filterwarnings("ignore", r"(?s).*From here on: ")  # the engine's, of what the verdict tells
         return _examine(method, batch, gradient, modes, say)
+
+
+def _check_modes(modes: Any) -> None:
+    if modes in ("quick", "all"):
+        return
+    for how in modes if isinstance(modes, list | tuple) and modes else [modes]:
+        if not isinstance(how, tuple | list) or len(how) != 3 or not all(isinstance(word, str) for word in how):
+            raise ValueError(f"modes={modes!r}: it must be 'quick', 'all', or a list such as [('vmap', 'graph', 'eager')].")
+        batching, memory, runtime = how
+        check_settings(batching, memory, runtime, "full")
 
 
 def _examine(
@@ -92,6 +111,8 @@ def _examine(
     report = Report(method.name, CLAIMS["exact" if gradient else case.claim], tuple(rows), tuple(tensors), (), ())
     say("the layers")
     faults, notes = _causes(prepare(method, method.phi, batch, TASKS), report, gradient is not None)
+    if first and report.ok and not faults and not any(g.any() for g in case.leaves(first.estimate.grad).values()):
+        faults.append(ZERO)
     if first and not faults and gradient is None:
         notes += _costs(case, first, prepare(method, method.phi, batch, TASKS, torch.float32))
     if gradient is None and case.holds():

@@ -23,6 +23,7 @@ INPUT = "input "
 GRADIENT = "gradient "
 """How the names of a rule's gradients start."""
 
+OLD = "setup_context"  # what torch.func misses in an autograd.Function whose forward takes `ctx`
 MANY = 3  # names in a sentence
 
 
@@ -40,9 +41,12 @@ def fault(part: Part, *, twice: bool = False, mapped: bool = False, outside: boo
     once = _scalar(part) if usable else None
     if once is None:
         return None
-    orders = [Order("first", once)] + [Order("second", lambda: _slope(once(), part.at))] * twice
-    for order in orders:
-        if reason := _wrong(order, part.at) or (_under_vmap(order, part.at) if mapped else None):
+    for order in _orders(once, part.at, grad, twice):
+        if reason := _wrong(order, part.at):
+            old = OLD in reason  # which plain autograd takes: a wrong backward is what is to be told first
+            plain = (_wrong(other, part.at) for other in _orders(once, part.at, _by_autograd, twice)) if old else ()
+            return next(filter(None, plain), reason)
+        if mapped and (reason := _under_vmap(order, part.at)):
             return reason
     return _outside_vmap(once(), part.at) if outside else None
 
@@ -52,6 +56,7 @@ class Order(NamedTuple):
 
     name: str
     fresh: Callable[[], Scalar]
+    grad: Callable[[Scalar], Function]
 
     def value(self, at: Params) -> float:
         with torch.no_grad(), draws(at):
@@ -59,7 +64,7 @@ class Order(NamedTuple):
 
     def gradient(self, at: Params) -> Params:
         with draws(at):
-            slope: Params = grad(self.fresh())(at)
+            slope: Params = trees.map_tensors(torch.Tensor.detach, self.grad(self.fresh())(at))
         return slope
 
 
@@ -84,17 +89,36 @@ def _scalar(part: Part) -> Callable[[], Scalar] | None:
     return fresh
 
 
-def _slope(f: Scalar, at: Params) -> Scalar:
-    """The gradient of f along a fixed random vector."""
+def _orders(once: Callable[[], Scalar], at: Params, grad: Callable[[Scalar], Function], twice: bool) -> list[Order]:
+    """Its first derivative and, if that matters, its second, by torch.func or by plain autograd."""
     along = random_like(at, 2)
-    return lambda x: trees.dot(grad(f)(x), along)
+
+    def slope() -> Scalar:
+        f = grad(once())
+        return lambda x: trees.dot(f(x), along)
+
+    return [Order("first", once, grad)] + [Order("second", slope, grad)] * twice
+
+
+def _by_autograd(f: Scalar) -> Function:
+    """As torch.func.grad."""
+
+    def slope(at: Params) -> Params:
+        with torch.enable_grad():
+            here = {n: x if x.requires_grad else x.detach().requires_grad_() for n, x in at.items()}
+            found = torch.autograd.grad(f(here), list(here.values()), create_graph=True, materialize_grads=True)
+        return dict(zip(here, found, strict=True))
+
+    return slope
 
 
 def _wrong(order: Order, at: Params) -> str | None:
     try:
         slope = order.gradient(at)
     except Exception as error:  # whatever torch and a user's code can say
-        return f"torch can't take its {order.name} derivative ({said(error)}); {_fix(error)}"
+        old = OLD in str(error)
+        who, where = ("torch.func, as vmap and graphs use it,", ", where plain autograd can") if old else ("torch", "")
+        return f"{who} can't take its {order.name} derivative{where} ({said(error)}); {_fix(error)}"
     gap = probe(order.value, at, slope)[1]
     if gap <= TOLERANCE:
         return None
@@ -191,7 +215,7 @@ def said(error: Exception) -> str:
 
 def _fix(error: Exception) -> str:
     text = str(error)
-    if "setup_context" in text:
+    if OLD in text:
         return "give its autograd.Function a `setup_context`, and `generate_vmap_rule = True`"
     if "once_differentiable" in text:
         return "drop @once_differentiable and write the backward with differentiable operations"

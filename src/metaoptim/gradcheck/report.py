@@ -34,7 +34,7 @@ class Row:
         return "off" if apart or (self.error is not None and not self.error <= self.limit) else "right"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """`ok`: at least one mode is right and none is off, and no fault was found elsewhere. `print(report)` says it in words."""
 
@@ -86,6 +86,8 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"- {line}" for line in (*self.faults, *self.notes))])
+
+    __repr__ = __str__
 
     def json(self) -> str:
         """Everything, for machines."""

@@ -198,8 +198,8 @@ def pair(batch: Batch) -> tuple[Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         found = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else "")
         raise ValueError(
-            f"a network reads batches (x, y), of which x may be a tree of tensors; found {found}. For other batches give "
-            "GradientLearner a model of your own: a function of (weights, batch, support, k)."
+            f"a network reads batches (x, y), of which x may be a tree of tensors; found {found}: give (x, y). For "
+            "other batches build GradientLearner on a function of your own, of (weights, batch, support, k)."
         )
     return batch[0], batch[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from metaoptim.core.callers import warn
 from metaoptim.nn.layers import BATCH_NORMS
 
 alone = RLock()  # one module may be called from several threads, and its weights are exchanged for the time of a call
@@ -124,8 +124,7 @@ def _moved(container: Any, before: Any) -> bool:
 
 def _tell(net: nn.Module, counted: list[str]) -> None:
     if counted:
-        warnings.warn(
+        warn(
             f"{type(net).__name__} changes `{counted[0]}` while it runs, which is set back after each call, so that a gradient "
-            "is a function of the weights alone: change it in your loop.",
-            stacklevel=6,
+            "is a function of the weights alone: change it in your loop."
         )

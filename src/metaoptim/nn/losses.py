@@ -7,13 +7,14 @@ F.one_hot ask for a value, which neither `vmap` nor a graph can give.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from metaoptim.core.callers import warn
 
 
 def _reduced(torchs: Callable[..., Tensor], each: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
@@ -26,10 +27,9 @@ def _reduced(torchs: Callable[..., Tensor], each: Callable[..., Tensor], **optio
         if any(x is not None for x in deprecated) or given.keys() - options.keys():  # old ways of asking for a reduction
             return torchs(input, target, *deprecated, reduction=reduction, **given)
         if input.shape != target.shape:
-            warnings.warn(
+            warn(
                 f"{torchs.__name__}: the target's shape {tuple(target.shape)} differs from the input's {tuple(input.shape)}; "
-                "they are broadcast, which is rarely meant.",
-                stacklevel=2,
+                "they are broadcast, which is rarely meant."
             )
         found = each(input, target, **(options | given))
         if weight is not None:

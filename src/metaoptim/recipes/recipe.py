@@ -7,7 +7,6 @@ used in a recipe, is checked, and is shown by the command line, without any othe
 from __future__ import annotations
 
 import tomllib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +20,7 @@ from torch import nn
 
 from metaoptim import evaluation, training
 from metaoptim.algorithms import ALGORITHMS, compose
+from metaoptim.core.callers import warn
 from metaoptim.core.losses import LOSSES
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.engine import SETTINGS, Engine
@@ -50,9 +50,13 @@ class Recipe:
     description: str
     tables: dict[str, dict[str, Any]]
 
-    def text(self) -> str:
-        """The recipe as TOML, with every option written out; reading it gives the same recipe."""
-        return tomli_w.dumps({"name": self.name, "description": self.description, **_written(self.tables)})
+    def text(self, absent: bool = True) -> str:
+        """The recipe as TOML, with every option written out; reading it gives the same recipe.
+
+        absent: whether options that are absent stand there too, as "none".
+        """
+        tables = {n: {k: x for k, x in table.items() if absent or x is not None} for n, table in self.tables.items()}
+        return tomli_w.dumps({"name": self.name, "description": self.description, **_written(tables)})
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
@@ -200,7 +204,7 @@ def _without_rest(kind: str, before: Mapping[str, Any], now: Any, folders: Seque
     rest = [key for key in before if key not in known and now.get(key) == before[key]]
     if rest:
         left = f"{', '.join(rest)} {'is' if len(rest) == 1 else 'are'} left out"
-        warnings.warn(f"[{kind}]: {name} takes the place of {own}, so that {left}.", stacklevel=4)
+        warn(f"[{kind}]: {name} takes the place of {own}, so that {left}.")
     return {key: value for key, value in now.items() if key not in rest}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from metaoptim.core.callers import warn
 
 # No name or value can look like this, because JSON escapes the quotes in them.
 _MARK = b'"sha256":"'
@@ -157,8 +158,5 @@ def read(folder: Path, names: tuple[str, ...]) -> tuple[Checkpoint | None, list[
             "restore one from a copy, or start again in another folder"
         )
     if damaged and found is not None:
-        warnings.warn(
-            f"{folder / damaged[0]} is cut or altered: falling back to {name}, step {found.step}",
-            stacklevel=3,
-        )
+        warn(f"{folder / damaged[0]} is cut or altered: falling back to {name}, step {found.step}")
     return found, damaged

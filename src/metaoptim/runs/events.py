@@ -6,10 +6,11 @@ import itertools
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from metaoptim.core.callers import warn
 
 _COUNT = itertools.count()
 
@@ -33,10 +34,9 @@ class Events:
             self._append(step, numbers)
         except OSError as error:
             self.broken = True
-            warnings.warn(
+            warn(
                 f"TensorBoard's events can't be written in {self.folder} ({error.strerror or error}): training goes on without "
-                "them, for metrics.jsonl holds the same numbers",
-                stacklevel=4,
+                "them, for metrics.jsonl holds the same numbers"
             )
 
     def _append(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metaoptim.core.callers import warn
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.learners import network_of
 from metaoptim.tasks import TaskFamily
@@ -135,7 +135,7 @@ def warn_of_attributes(path: object, recorded: Mapping[str, Any], method: MetaOp
     if found:
         told = "; ".join(f"{name} was {there} and is {value} here" for name, there, value in found)
         advice = "Set them as they were if φ counts on that."
-        warnings.warn(f"the run in {path} began with other attributes: {told}. {advice}", stacklevel=3)
+        warn(f"the run in {path} began with other attributes: {told}. {advice}")
 
 
 _TORCHS = frozenset(vars(nn.Module()))

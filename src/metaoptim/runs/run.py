@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
+from metaoptim.core.checks import check_method
+from metaoptim.core.finite import odd_place
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
@@ -70,10 +72,15 @@ class Run:
         Args:
             support: inputs (S, …) and targets (S, …) of one task.
             steps: inner steps; as in training if not given.
+
+        Raises:
+            ValueError: a support set of another kind, or one that holds NaN or infinity, so that what adapts is not finite.
         """
         count = self.method.learner.steps if steps is None else steps
         if count < 0:
             raise ValueError(f"steps={count}: the number of inner steps must not be negative.")
+        if isinstance(support, Tensor | dict):
+            raise ValueError(f"a support set is a pair of tensors; found a {type(support).__name__}: give (x, y).")
         if isinstance(support, Task) or not all(isinstance(x, Tensor) for x in trees.flatten(support)):
             found = "a Task, whose support set is enough" if isinstance(support, Task) else "other things than tensors"
             raise ValueError(f"a support set is a pair of tensors, inputs (S, …) and targets (S, …); found {found}.")
@@ -94,10 +101,12 @@ class Run:
             k, state = adapt(self.method, self.phi, here, self.inherited, count)
         learner = self.method.learner
         weights = network.at(learner.weights(self.phi, state), k)
+        if (odd := odd_place(here)) and not all(x.isfinite().all() for x in trees.flatten((weights, state))):
+            raise ValueError(f"the support set holds {odd}, and what was adapted to it is not finite: mend the data.")
         return adapted_module(learner, network, self.phi, weights, state, here)
 
 
-def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"] = "best") -> Run:
+def load(path: str | Path, method: MetaOptimizer | None = None, which: Literal["best", "last"] = "best") -> Run:
     """Loads a run: its φ, and the meta-optimizer that it was trained with, which the caller has rebuilt.
 
     `Run.method.phi` is the φ that training began with. Raises ValueError, which names the difference, if it was trained with
@@ -105,6 +114,12 @@ def load(path: str | Path, method: MetaOptimizer, which: Literal["best", "last"]
     """
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: choose best or last.")
+    if method is None:
+        raise ValueError(
+            f"load({str(path)!r}) needs the meta-optimizer that the run was trained with, built anew, as its second argument: "
+            "such as mo.maml(net, loss)."
+        )
+    check_method(method, "load")
     checkpoint = load_checkpoint(path, which)
     run = loaded(path, method, checkpoint, which)
     identity.warn_of_attributes(path, checkpoint.state.get("attributes", {}), method)
@@ -120,10 +135,9 @@ def loaded(path: str | Path, method: MetaOptimizer, checkpoint: Checkpoint, whic
     best, batching = checkpoint.field("best"), checkpoint.field("choice")["batching"]
     selection: Literal["best", "last"] = "best" if which == "best" and best and best["step"] == checkpoint.step else "last"
     if which == "best" and best and selection == "last":
-        warnings.warn(
+        warn(
             f"{Path(path) / BEST}, the best by validation (step {best['step']}), is lost: this is the last one, step "
-            f"{checkpoint.step}",
-            stacklevel=3,
+            f"{checkpoint.step}"
         )
     known = {part: saved[part] for part in ("tasks", "train")}
     axes = tuple(checkpoint.state.get("axes", ()))
@@ -136,7 +150,7 @@ def _begun(path: Path, method: MetaOptimizer) -> MetaOptimizer:
     """The meta-optimizer with the φ that the run began with, where it has kept that."""
     start, _, damaged = newest(path, (START,))
     if damaged:
-        warnings.warn(f"{path / START} is cut or altered: φ before training is taken from the method given", stacklevel=4)
+        warn(f"{path / START} is cut or altered: φ before training is taken from the method given")
     return method if start is None else replace(method, phi=unpack(start, method))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from metaoptim.core.callers import warn
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, START, Checkpoint, newest, pack, read, strict_json
 from metaoptim.runs.events import Events
 
@@ -143,10 +143,7 @@ class RunDirectory:
         if damaged := [str(i + 1) for i in range(whole) if steps[i] is None]:
             write_atomic(self.path / SPOILT, data, full=self._when_full)
             where = ", ".join(damaged[:5]) + (", …" if damaged[5:] else "")
-            warnings.warn(
-                f"{self.path / METRICS} is damaged in line {where}: what can be read goes on, and {SPOILT} is a copy of all",
-                stacklevel=2,
-            )
+            warn(f"{self.path / METRICS} is damaged in line {where}: what can be read goes on, and {SPOILT} is a copy of all")
         kept = b"".join(line for line, s in zip(lines, steps, strict=True) if s is not None and s <= step)
         if kept != data:
             write_atomic(self.path / METRICS, kept, full=self._when_full)
@@ -262,7 +259,8 @@ def _refuse_taken(folder: Path) -> None:
     if untrained and (not (folder / RECIPE).exists() or told_state(folder).get("step") == 0):
         return
     reached = f"step {found.step} reached" if found else "its checkpoints are damaged" if damaged else "no checkpoint yet"
-    raise ValueError(f"{folder} holds a run already ({reached}): resume it, or choose another folder")
+    how = "resume it (resume=True; on the command line, --resume), or choose another folder"
+    raise ValueError(f"{folder} holds a run already ({reached}): {how}")
 
 
 def _locked(folder: Path) -> FileLock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_choice, check_counts, check_memory
 from metaoptim.core.types import Batch
 from metaoptim.tasks import cache
@@ -70,7 +70,7 @@ def from_folder(
     counts = [len(group) for group in classes.values()]
     pairs = _pairs(images, counts, members, key)
     if len(pairs):
-        warnings.warn(_report(pairs, files), stacklevel=2)
+        warn(_report(pairs, files))
     options = {
         "reads": "folder", "size": size, "channels": images.shape[1], "colour": colour, "split_seed": split_seed,
         "images": len(images), "near_duplicates": len(pairs),

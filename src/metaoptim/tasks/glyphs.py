@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_counts
 from metaoptim.tasks import cache
 from metaoptim.tasks.glyph_drawing import DRAWINGS, SIZE, draw, fill, outlines, thin
@@ -58,10 +58,9 @@ def _load(folder: Path) -> NDArray[np.uint8]:
         kept = generate("".join(LETTERS.values()))
         cache.write(path, {"images": kept})
     if (found := hashlib.sha256(kept.tobytes()).hexdigest()) != SHA256:
-        warnings.warn(
+        warn(
             f"The glyphs drawn from matplotlib {version} (sha256 {found[:12]}) differ from those of the "
-            f"published scores ({SHA256[:12]}): scores aren't comparable with them.",
-            stacklevel=3,
+            f"published scores ({SHA256[:12]}): scores aren't comparable with them."
         )
     return kept
 

@@ -66,6 +66,11 @@ class Hypergradient(NamedTuple):
     weights: Params
     end: End
 
+    def __repr__(self) -> str:
+        known = {"hyper": self.hyper, "psi": self.psi, "weights": self.weights}
+        sizes = [f"{part}: {sum(x.numel() for x in tensors.values()):,} numbers" for part, tensors in known.items() if tensors]
+        return f"Hypergradient(loss={self.loss.item():.4g}, {', '.join(sizes)})"
+
 
 def hypergradient(
     train_loss: Callable[..., Tensor],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.algorithms import ALGORITHMS
+from metaoptim.core.callers import warn
 from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine import Engine
@@ -73,10 +73,9 @@ def meta_train(
     stepper: _Stepper | None = None
     for item in data_loader:
         if stepper is not None and _is_single(item):
-            warnings.warn(
+            warn(
                 "a batch of 1 example can't be divided into a support and a query set, and was left out (drop_last=True in the "
-                "data loader leaves it out too).",
-                stacklevel=2,
+                "data loader leaves it out too)."
             )
             continue
         batch = _tasks(item)
@@ -116,7 +115,8 @@ class _Stepper:
         size, loss = grad_norm(estimate), estimate.loss.item()
         if not (isfinite(size) and isfinite(loss)):
             odd = in_the_data(batch)
-            cause = f"the data hold NaN or infinity, in {odd[1]}" if odd else f"its loss is {loss}, its meta-gradient {size}"
+            cause = f"the data of task {odd[0]} hold {odd[1]}" if odd else f"its loss is {loss}, its meta-gradient {size}"
+            cause = cause if odd else _unseen(batch) or cause
             raise ValueError(
                 f"step {self.outer_step + 1} is not finite, and was not taken: {cause}; the weights are as before it."
             )
@@ -127,6 +127,20 @@ class _Stepper:
                 leaves[name].grad = g
         self.optimizer.step()
         return loss
+
+
+def _unseen(batch: Task) -> str | None:
+    """A sentence where a query set has a class that its support set lacks."""
+    support, query = batch.support[1], batch.query[1]
+    if not all(isinstance(y, Tensor) and not y.is_floating_point() for y in (support, query)):
+        return None
+    for t, (known, asked) in enumerate(zip(support, query, strict=True)):
+        if missing := sorted(set(asked.flatten().tolist()) - set(known.flatten().tolist())):
+            return (
+                f"class {missing[0]} is in the query set of task {t} and not in its support set, so that nothing "
+                "tells of it; give larger batches, or tasks as Task(support, query) with all classes in both"
+            )
+    return None
 
 
 def _build(method: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps: int, lr: float) -> MetaOptimizer:

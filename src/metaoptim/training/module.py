@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_method
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import SETTINGS, Engine
 from metaoptim.learners import modules, network_of
@@ -40,6 +41,7 @@ class MetaModule(nn.Module):
         choice: str | None = None,
     ) -> None:
         nn.Module.__init__(self)
+        check_method(method, "MetaModule")
         self.method = method
         self.engine = Engine(method, batching, memory, runtime, precision, budget, horizon, wait, choice)
         self.carry: Carry | None = None

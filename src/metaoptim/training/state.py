@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.random import forked
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Choice, heritage, rollout
@@ -77,7 +77,7 @@ class Training:
             batch = self.source(step, phi)
         for look in (self_check, overshoot) if self.check and step == 0 else ():
             if fault := look(self.method, phi, batch):
-                warnings.warn(f"{fault} Training goes on (check=False skips this).", stacklevel=3)
+                warn(f"{fault} Training goes on (check=False skips this).")
         carry = self.module.carry
         with _seeded(self.seed, step, self.device):
             estimate = self.module.estimate(batch)

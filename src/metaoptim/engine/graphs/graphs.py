@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from metaoptim.core.callers import warn
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
 from metaoptim.engine.graphs.guards import Guards, Unsteady
 from metaoptim.engine.graphs.trace import bare, draws, trace
@@ -127,6 +128,6 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
     except Exception as error:  # a compiler can raise anything
         said = str(error).partition("Set TORCH")[0]  # the rest is meant for torch's developers
         reason = " ".join(said.split()).partition(". ")[0][:200]
-        warnings.warn(f'runtime="compile" is not to be had here ({reason}); the traced graph runs instead.', stacklevel=2)
+        warn(f'runtime="compile" is not to be had here ({reason}); the traced graph runs instead.')
         return module.forward
     return run
