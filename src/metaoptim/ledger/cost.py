@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import torch
 
 from metaoptim.algorithms import ALGORITHMS
 from metaoptim.core import trees
@@ -12,38 +16,60 @@ from metaoptim.engine import Engine
 from metaoptim.engine.autotune import peak
 from metaoptim.learners import network_of
 
-RUNS = 3
+RUNS = 5
 
 
 def cost(method: MetaOptimizer, batch: Task) -> dict[str, Any]:
     """Seconds and peak bytes of a meta-step, and the same of MAML (None: not measurable), both as a `MetaModule` computes them.
 
-    MAML takes as many inner steps as one outer step of the method goes through, one at the least.
+    MAML takes as many inner steps as one outer step of the method goes through, one at the least. Both run on one
+    thread and take turns, so that what else the machine does slows both alike.
     """
-    network, own = network_of(method.learner), _measured(method, batch)
-    if network is None or method.name == "maml":
-        return {**own, "maml": own if method.name == "maml" else None}
+    network = network_of(method.learner)
     steps = max(1, getattr(method.estimator, "window", None) or method.learner.steps)
-    try:
-        return {**own, "maml": _measured(ALGORITHMS["maml"](network.net, network.loss, steps=steps), batch)}
-    except (ValueError, RuntimeError):  # a network that MAML can't train must not cost the number that was measured
-        return {**own, "maml": None}
+    with _one_thread():
+        own = _Step(method, batch)
+        maml = None
+        if network is not None and method.name != "maml":
+            with suppress(ValueError, RuntimeError):  # a network that MAML can't train
+                maml = _Step(ALGORITHMS["maml"](network.net, network.loss, steps=steps), batch)
+        for _ in range(RUNS):
+            own.time()
+            if maml is not None:
+                maml.time()
+    told = own.told()
+    return {**told, "maml": told if method.name == "maml" else maml.told() if maml is not None else None}
 
 
-def _measured(method: MetaOptimizer, batch: Task) -> dict[str, Any]:
-    engine = Engine(method, runtime="eager")
-    here = trees.to(batch, method.phi.device)
-    carry = engine.init(method.phi, here)
+class _Step:
+    """A meta-step that has run once, to choose its way, and once more for its peak."""
 
-    def step() -> float:
-        return float(engine(method.phi, here, carry, 0).loss.item())  # a number, so that the device has finished
+    def __init__(self, method: MetaOptimizer, batch: Task) -> None:
+        self.engine, self.phi, self.batch = Engine(method, runtime="eager"), method.phi, trees.to(batch, method.phi.device)
+        self.carry = self.engine.init(self.phi, self.batch)
+        self.seconds: list[float] = []
+        self()
+        _, self.most = peak.of(self, self.phi.device)
 
-    step()  # chooses the way, and warms up
-    _, most = peak.of(step, method.phi.device)
-    seconds = []
-    for _ in range(RUNS):
+    def __call__(self) -> float:
+        return float(self.engine(self.phi, self.batch, self.carry, 0).loss.item())  # a number, so that the device has finished
+
+    def time(self) -> None:
         began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    way = engine.choice
-    return {"seconds": min(seconds), "bytes": most, "steps": method.learner.steps, "way": " ".join(way[:3]) if way else ""}
+        self()
+        self.seconds.append(time.perf_counter() - began)
+
+    def told(self) -> dict[str, Any]:
+        way = self.engine.choice
+        steps = self.engine.method.learner.steps
+        return {"seconds": min(self.seconds), "bytes": self.most, "steps": steps, "way": " ".join(way[:3]) if way else ""}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

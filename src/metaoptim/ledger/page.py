@@ -40,7 +40,8 @@ COSTS = """
 ## What a meta-step costs
 
 One meta-gradient of the recipe's first batch, computed as in a loop of one's own (nothing is traced), beside one of MAML on the
-same network and tasks with as many inner steps. The time is the best of three; memory is the growth at the peak, in MiB.
+same network and tasks with as many inner steps. The time is the best of five, on one thread; memory is the growth at the peak,
+in MiB.
 """
 PROTOCOLS = """
 ## Protocols
