@@ -198,10 +198,21 @@ def test_the_page_is_a_function_of_the_ledger() -> None:
     entries = [
         entry(),
         entry(seed=1, value=0.96),
-        entry(recipe="a", metric="loss", value=0.1074, interval=0.0124, published={}),
+        entry(
+            recipe="a",
+            metric="loss",
+            value=0.1074,
+            interval=0.0124,
+            published={},
+            protocol={"name": "x, split test", "version": 1},
+        ),
+        entry(recipe="z", value=0.99),
     ]
     text = page(entries)
-    assert text == page(entries) and text.index("| `a` |") < text.index("| `omniglot-maml` |")
+    assert text == page(entries) and text.index("### omniglot") < text.index("| `z` |") < text.index("| `omniglot-maml` |")
+    assert text.index("| `omniglot-maml` |") < text.index("### x\n") < text.index("| `a` |"), (
+        "tasks by name, the best score first"
+    )
     rows = [line for line in text.splitlines() if line.startswith("| `omniglot-maml` |")]
     cells = [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows]
     published = ["98.70 ± 0.40 (Finn 2017)", "differs: another split"]

@@ -23,8 +23,10 @@ RESULTS = """
 Accuracy in %, or the loss, after the last inner step. ± is the 95 % interval over episodes, for one seed (the root mean square
 where there are several); *spread* is the standard deviation over training seeds. *Judged* compares with what the recipe expects
 of its seed: *pass* within both intervals, *fail* worse by more than twice that, *drift* anything else. *Published* is the
-source's number, and *protocol* says whether it was measured in the same way.
+source's number, and *protocol* says whether it was measured in the same way. Recipes on the same tasks stand together, the best
+first; their inner steps and budgets may differ.
 """
+SCORES = ("recipe", "score", "seeds", "spread", "expected", "judged", "published", "protocol")
 MEASURED = """
 ## How they were measured
 
@@ -72,7 +74,7 @@ def page(entries: Sequence[Entry]) -> str:
         [
             TITLE,
             RESULTS,
-            _table(("recipe", "score", "seeds", "spread", "expected", "judged", "published", "protocol"), map(_score, groups)),
+            *(f"\n### {tasks}\n{_table(SCORES, map(_score, some))}" for tasks, some in _ranked(groups)),
             MEASURED,
             _table(
                 ("recipe", "seed", "budget", "steps/s", "protocol", "episodes", "date", "version", "commit", "torch"),
@@ -98,17 +100,33 @@ def grouped(entries: Sequence[Entry]) -> list[Group]:
     return [Group(name, tuple(found for _, found in sorted(seeds[name].items()))) for name in sorted(seeds)]
 
 
+def _ranked(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """The groups on the same tasks, the best score first."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(str(group.first.protocol["name"]).partition(", split ")[0], []).append(group)
+
+    def worst_last(group: Group) -> float:
+        mean = _mean(group)
+        return math.inf if mean is None else -mean if group.first.metric == "accuracy" else mean
+
+    return [(tasks, sorted(found[tasks], key=worst_last)) for tasks in sorted(found)]
+
+
+def _mean(group: Group) -> float | None:
+    """Over the seeds; None where a score is not finite."""
+    values = [e.value for e in group.entries if e.value is not None]
+    return statistics.mean(values) if len(values) == len(group.entries) else None
+
+
 def _score(group: Group) -> Iterator[str]:
-    first, values = group.first, [e.value for e in group.entries if e.value is not None]
-    whole = len(values) == len(group.entries)
+    first, mean, values = group.first, _mean(group), [e.value for e in group.entries if e.value is not None]
     expected, published = first.expected, first.published
     judged = [e.verdict for e in group.entries if e.verdict != "not judged"]
     yield f"`{group.recipe}`"
-    yield _number(
-        statistics.mean(values) if whole else None, _root_mean_square([e.interval for e in group.entries]), first.metric
-    )
+    yield _number(mean, _root_mean_square([e.interval for e in group.entries]), first.metric)
     yield ", ".join(str(e.seed) for e in group.entries)
-    yield _number(statistics.stdev(values), None, first.metric) if len(values) > 1 and whole else "–"
+    yield _number(statistics.stdev(values), None, first.metric) if len(values) > 1 and mean is not None else "–"
     yield _number(expected["value"], expected.get("interval"), first.metric) if "value" in expected else "–"
     yield judged[0] if judged else "–"
     stated = _number(published["value"], published.get("interval"), first.metric) if "value" in published else "–"
