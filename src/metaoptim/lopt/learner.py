@@ -1,0 +1,64 @@
+"""The training of a network by an update rule, as the engine, the estimators and the gradient doctor know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from metaoptim.core import trees
+from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step
+from metaoptim.learners.gradient import Inner
+from metaoptim.lopt.problem import Problems
+
+
+@dataclass(frozen=True)
+class Optimizee:
+    """K steps of a rule on a problem. φ is ψ alone: where the weights start, the problem says.
+
+    Args:
+        problems: the family, whose tasks' layout `problem` describes.
+        rule: the rule that is learnt.
+    """
+
+    problems: Problems
+    rule: Rule
+
+    @property
+    def steps(self) -> int:
+        return self.problems.steps
+
+    def length(self, support: Batch) -> Tensor:
+        horizon: Tensor = support["horizon"]
+        return horizon
+
+    def adapts(self, name: str) -> bool:
+        return True
+
+    def init(self, phi: MetaParams, support: Batch) -> Inner:
+        return Inner(support["start"], self.rule.init(phi.rule, support["start"]))
+
+    def inner(self, phi: MetaParams, state: Inner, support: Batch, k: Tensor) -> tuple[Loss, Params]:
+        batch = _row(support["batches"], k - support["first"])
+        return lambda x: self.problems.training(x, support["scale"], batch), state.fast
+
+    def apply(self, phi: MetaParams, state: Inner, grads: Params, loss: Tensor, k: Tensor) -> Inner:
+        updates, rule = self.rule.update(phi.rule, grads, state.rule, state.fast, Step(k, loss))
+        return Inner(trees.add(state.fast, updates), rule)
+
+    def loss(self, phi: MetaParams, state: Inner, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
+        return self.problems.judged(state.fast, support["scale"], _row(batch["batches"], k - support["first"]))
+
+    def weights(self, phi: MetaParams, state: Inner) -> Params:
+        return state.fast
+
+    def heritage(self, state: Inner) -> State:
+        return state.rule
+
+    def inherit(self, state: Inner, heritage: State) -> Inner:
+        return state._replace(rule=heritage)
+
+
+def _row(batches: Batch, i: Tensor) -> Batch:
+    """Minibatch i; where the stream is one that never changes, that one."""
+    return trees.map_tensors(lambda x: x[0] if x.shape[0] == 1 else x.index_select(0, i.reshape(1)).squeeze(0), batches)

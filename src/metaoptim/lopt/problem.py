@@ -1,0 +1,106 @@
+"""Families of training problems, on which an update rule is meta-trained and judged.
+
+A problem is a network to be trained: weights at the start, a stream of minibatches, a loss. Problems of one family share all
+shapes, so that T of them are trained side by side. As a `Task`, a stretch of W steps of a problem's training is
+
+    support:  start    the weights at the start, [T, …] each
+              batches  minibatches of steps first … first+W−1, [T, W, B, …] each
+              first    the steps that are done before, [T]; `horizon`, the steps of the whole run, [T]
+              scale    the factor between the weights that the rule sees and those of the network, [T]
+    query:    batches  minibatches that s_first … s_{first+W} are judged on, [T, W+1, B, …] each
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaoptim.core import trees
+from metaoptim.core.types import Batch, Info, Params, Task
+from metaoptim.tasks.base import check_split, raw, uniforms
+
+SPLITS = ("train", "val", "test")
+CEILING = 3.0  # of a judged loss, in units of what knowing nothing costs
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A family of training problems.
+
+    Every number is a function of (seed, split, problem, step) alone: whoever trains on problem i of a seed has the same start
+    and the same minibatches.
+
+    Args:
+        name: of the family, for records.
+        start: seed -> the weights of one problem at its start.
+        batches: (seed, first, count) -> the minibatches of steps first … first+count−1, stacked: [count, B, …] each.
+        loss: (weights, minibatch) -> the mean loss, and what to report beside it.
+        unit: the loss of knowing nothing (log N for N classes), by which judged losses are divided.
+        steps: K, the steps of a run.
+        rescaled: the rule sees weights divided by a factor that is log-uniform in this range, one for each problem
+            (augmentation by re-parametrisation, Thérien 2025, Celo2, section 3); (1, 1): none.
+        options: what else makes the family what it is, for records, in JSON types.
+    """
+
+    name: str
+    start: Callable[[int], Params]
+    batches: Callable[[int, int, int], Batch]
+    loss: Callable[[Params, Batch], tuple[Tensor, Info]]
+    unit: float = 1.0
+    steps: int = 100
+    rescaled: tuple[float, float] = (1.0, 1.0)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+    splits: tuple[str, ...] = field(default=SPLITS, init=False, repr=False)
+
+    def with_(self, **changes: Any) -> Problems:
+        """The same family with other steps, or another range of scales."""
+        return replace(self, **changes)
+
+    def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
+        """Whole runs of problems start … start+count−1: T = count, W = K."""
+        return self.stretch(split, seed, range(start, start + count), [0] * count, [self.steps] * count, self.steps)
+
+    def stretch(
+        self, split: str, seed: int, problems: Sequence[int], firsts: Sequence[int], horizons: Sequence[int], width: int
+    ) -> Task:
+        """`width` steps of each of T problems, of which problem t has done firsts[t] steps of horizons[t]."""
+        check_split(split, self.splits)
+        low, high = map(math.log, self.rescaled)
+        found = []
+        for number, first, horizon in zip(problems, firsts, horizons, strict=True):
+            seeds = [int(word >> np.uint64(1)) for word in raw(seed, f"{self.name}/{split}", number, 1, 3)[0]]
+            scale = math.exp(low + (high - low) * uniforms(seed, f"{self.name}/{split}/scale", number, 1, 1)[0, 0])
+            weights = self.start(seeds[0])
+            dtype = next(iter(weights.values())).dtype
+            support = {
+                "start": {n: w / scale for n, w in weights.items()},
+                "batches": self.batches(seeds[1], first, width),
+                "first": torch.tensor(first),
+                "horizon": torch.tensor(horizon),
+                "scale": torch.tensor(scale, dtype=dtype),
+            }
+            found.append(Task(support, {"batches": self.batches(seeds[2], first, width + 1)}))
+        return trees.stack(found)
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """Family and split, as far as JSON can tell."""
+        check_split(split, self.splits)
+        known = {"steps": self.steps, "rescaled": list(self.rescaled), "unit": self.unit, **self.options}
+        return {"family": self.name, "options": known, "split": split}
+
+    def training(self, weights: Params, scale: Tensor, batch: Batch) -> tuple[Tensor, Info]:
+        """The loss that is trained on, as a function of the weights that the rule sees."""
+        return self.loss({n: w * scale for n, w in weights.items()}, batch)
+
+    def judged(self, weights: Params, scale: Tensor, batch: Batch) -> tuple[Tensor, Info]:
+        """The loss in units of knowing nothing, at most `CEILING`; where it isn't below, the run counts as diverged."""
+        loss, info = self.training(weights, scale, batch)
+        loss = loss / self.unit
+        diverged = ~(loss < CEILING)  # true where it is not a number
+        return torch.where(diverged, CEILING, loss), {**info, "diverged": diverged.to(loss.dtype)}
