@@ -111,6 +111,10 @@ class Learner(Protocol):
     @property
     def steps(self) -> int: ...
 
+    def length(self, support: Batch) -> int | Tensor:
+        """The steps of this task's own run, where an estimator goes through runs window by window: `steps`, unless tasks differ."""
+        ...
+
     def adapts(self, name: str) -> bool:
         """Whether the weight of that name moves in the inner loop."""
         ...

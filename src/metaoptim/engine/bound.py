@@ -26,6 +26,9 @@ class Bound:
     def steps(self) -> int:
         return self.learner.steps
 
+    def length(self, support: Batch) -> int | Tensor:
+        return self.learner.length(support)
+
     def adapts(self, name: str) -> bool:
         return self.learner.adapts(name)
 

@@ -4,6 +4,7 @@ from metaoptim.estimators.checkpointed import Checkpointed
 from metaoptim.estimators.displacement import Displacement
 from metaoptim.estimators.evolution import EvolutionStrategy, nres, pes, truncated_es
 from metaoptim.estimators.finite_differences import FiniteDifferences
+from metaoptim.estimators.guarded import Guarded
 from metaoptim.estimators.implicit import Implicit
 from metaoptim.estimators.joint import Joint
 from metaoptim.estimators.last_steps import LastSteps
@@ -19,6 +20,7 @@ __all__ = [
     "Displacement",
     "EvolutionStrategy",
     "FiniteDifferences",
+    "Guarded",
     "Implicit",
     "Joint",
     "LastSteps",

@@ -108,7 +108,7 @@ class EvolutionStrategy(Plain):
         with autograd(False):
             loss, gradient, plus, minus, info = vmap(pair, randomness="different")(drawn, seen, carry.plus, carry.minus)
         loss, gradient, info = trees.map_tensors(lambda x: x.mean(0), (loss, gradient, info))
-        return Estimate(loss, gradient, Particles(plus, minus, seen, after(carry.k, self.window, learner)), info)
+        return Estimate(loss, gradient, Particles(plus, minus, seen, after(carry.k, self.window, learner, task)), info)
 
     def draw(self, phi: MetaParams, key: Tensor) -> MetaParams:
         """ε for every pair: a function of the key."""

@@ -60,7 +60,7 @@ class Truncated(Plain):
 
         gradient, (loss, (state, info)) = outermost(outer, phi)
         state = trees.map_tensors(Tensor.detach, state)
-        return Estimate(loss, gradient, Running(state, after(carry.k, self.window, learner)), info)
+        return Estimate(loss, gradient, Running(state, after(carry.k, self.window, learner, task)), info)
 
 
 def check_window(window: int, steps: int) -> None:
@@ -93,6 +93,6 @@ def run_window(
     return torch.stack(losses).mean(), state, info
 
 
-def after(k: Tensor, window: int, learner: Learner) -> Tensor:
+def after(k: Tensor, window: int, learner: Learner, task: Task) -> Tensor:
     """The steps that are done after a window: 0 at the end of the run, where a new one begins."""
-    return (k + window) % learner.steps
+    return (k + window) % learner.length(task.support)

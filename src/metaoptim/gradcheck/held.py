@@ -37,6 +37,9 @@ class Held:
     def steps(self) -> int:
         return self.learner.steps
 
+    def length(self, support: Batch) -> int | Tensor:
+        return self.learner.length(support)
+
     def adapts(self, name: str) -> bool:
         return self.learner.adapts(name)
 

@@ -29,6 +29,9 @@ class AtMinimum:
     def steps(self) -> int:
         return 0
 
+    def length(self, support: Batch) -> int | Tensor:
+        return self.learner.length(support)
+
     def adapts(self, name: str) -> bool:
         return self.learner.adapts(name)
 

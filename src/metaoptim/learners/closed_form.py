@@ -40,6 +40,9 @@ class ClosedForm:
     steps: int = 0
     pooled: Pooled | None = None
 
+    def length(self, support: Batch) -> int:
+        return self.steps
+
     def adapts(self, name: str) -> bool:
         return False
 

@@ -56,6 +56,9 @@ class GradientLearner:
                 "batch_size >= 1."
             )
 
+    def length(self, support: Batch) -> int:
+        return self.steps
+
     def init(self, phi: MetaParams, support: Batch) -> Inner:
         fast = trees.select(phi.weights, self.adapts)
         if self.start is not None:

@@ -29,25 +29,26 @@ class Optimizee:
         return self.problems.steps
 
     def length(self, support: Batch) -> Tensor:
-        horizon: Tensor = support["horizon"]
+        horizon: Tensor = support["horizon"][0]
         return horizon
 
     def adapts(self, name: str) -> bool:
         return True
 
     def init(self, phi: MetaParams, support: Batch) -> Inner:
-        return Inner(support["start"], self.rule.init(phi.rule, support["start"]))
+        start = trees.index(support["start"], 0)
+        return Inner(start, self.rule.init(phi.rule, start))
 
     def inner(self, phi: MetaParams, state: Inner, support: Batch, k: Tensor) -> tuple[Loss, Params]:
-        batch = _row(support["batches"], k - support["first"])
-        return lambda x: self.problems.training(x, support["scale"], batch), state.fast
+        batch, scale = _at(k, support, support), support["scale"][0]
+        return lambda x: self.problems.training(x, scale, batch), state.fast
 
     def apply(self, phi: MetaParams, state: Inner, grads: Params, loss: Tensor, k: Tensor) -> Inner:
         updates, rule = self.rule.update(phi.rule, grads, state.rule, state.fast, Step(k, loss))
         return Inner(trees.add(state.fast, updates), rule)
 
     def loss(self, phi: MetaParams, state: Inner, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
-        return self.problems.judged(state.fast, support["scale"], _row(batch["batches"], k - support["first"]))
+        return self.problems.judged(state.fast, support["scale"][0], _at(k, support, batch))
 
     def weights(self, phi: MetaParams, state: Inner) -> Params:
         return state.fast
@@ -59,6 +60,7 @@ class Optimizee:
         return state._replace(rule=heritage)
 
 
-def _row(batches: Batch, i: Tensor) -> Batch:
-    """Minibatch i; where the stream is one that never changes, that one."""
-    return trees.map_tensors(lambda x: x[0] if x.shape[0] == 1 else x.index_select(0, i.reshape(1)).squeeze(0), batches)
+def _at(k: Tensor, support: Batch, batch: Batch) -> Batch:
+    """The minibatch of step k; of a stream that never changes, its one."""
+    row = (k - support["first"][0]).reshape(1)
+    return trees.map_tensors(lambda x: x[0, 0] if x.shape[1] == 1 else x[0].index_select(0, row).squeeze(0), batch["batches"])

@@ -1,13 +1,14 @@
 """Families of training problems, on which an update rule is meta-trained and judged.
 
 A problem is a network to be trained: weights at the start, a stream of minibatches, a loss. Problems of one family share all
-shapes, so that T of them are trained side by side. As a `Task`, a stretch of W steps of a problem's training is
+shapes, so that T of them are trained side by side. As a `Task`, a stretch of W steps of a problem's training is a support set
+of one (the problem) and a query set of one:
 
-    support:  start    the weights at the start, [T, …] each
-              batches  minibatches of steps first … first+W−1, [T, W, B, …] each
-              first    the steps that are done before, [T]; `horizon`, the steps of the whole run, [T]
-              scale    the factor between the weights that the rule sees and those of the network, [T]
-    query:    batches  minibatches that s_first … s_{first+W} are judged on, [T, W+1, B, …] each
+    support:  start    the weights at the start, [T, 1, …] each
+              batches  minibatches of steps first … first+W−1, [T, 1, W, B, …] each
+              first    the steps that are done before, [T, 1]; `horizon`, the steps of the whole run, [T, 1]
+              scale    the factor between the weights that the rule sees and those of the network, [T, 1]
+    query:    batches  minibatches that s_first … s_{first+W} are judged on, [T, 1, W+1, B, …] each
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SPLITS = ("train", "val", "test")
 CEILING = 3.0  # of a judged loss, in units of what knowing nothing costs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problems:
     """A family of training problems.
 
@@ -86,7 +87,8 @@ class Problems:
                 "scale": torch.tensor(scale, dtype=dtype),
             }
             found.append(Task(support, {"batches": self.batches(seeds[2], first, width + 1)}))
-        return trees.stack(found)
+        tasks: Task = trees.map_tensors(lambda x: x.unsqueeze(1), trees.stack(found))
+        return tasks
 
     def describe(self, split: str) -> dict[str, Any]:
         """Family and split, as far as JSON can tell."""
