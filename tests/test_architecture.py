@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"algorithms"}),
     frozenset({"engine"}),
     frozenset({"tasks"}),
+    frozenset({"lopt"}),
     frozenset({"training", "evaluation", "runs", "gradcheck", "diagnosis"}),
     frozenset({"report"}),
     frozenset({"recipes", "ledger", "cli"}),

@@ -9,7 +9,7 @@ from torch import Tensor
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step
 from metaoptim.learners.gradient import Inner
-from metaoptim.lopt.problem import Problems
+from metaoptim.lopt.mixture import Family
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Optimizee:
         rule: the rule that is learnt.
     """
 
-    problems: Problems
+    problems: Family
     rule: Rule
 
     @property
@@ -40,7 +40,7 @@ class Optimizee:
         return Inner(start, self.rule.init(phi.rule, start))
 
     def inner(self, phi: MetaParams, state: Inner, support: Batch, k: Tensor) -> tuple[Loss, Params]:
-        batch, scale = _at(k, support, support), support["scale"][0]
+        batch, scale = _at(k, support, support), trees.index(support["scale"], 0)
         return lambda x: self.problems.training(x, scale, batch), state.fast
 
     def apply(self, phi: MetaParams, state: Inner, grads: Params, loss: Tensor, k: Tensor) -> Inner:
@@ -48,7 +48,7 @@ class Optimizee:
         return Inner(trees.add(state.fast, updates), rule)
 
     def loss(self, phi: MetaParams, state: Inner, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
-        return self.problems.judged(state.fast, support["scale"][0], _at(k, support, batch))
+        return self.problems.judged(state.fast, trees.index(support["scale"], 0), _at(k, support, batch))
 
     def weights(self, phi: MetaParams, state: Inner) -> Params:
         return state.fast

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,18 +39,20 @@ class Problems:
     Args:
         name: of the family, for records.
         start: seed -> the weights of one problem at its start.
-        batches: (seed, first, count) -> the minibatches of steps first … first+count−1, stacked: [count, B, …] each.
+        batches: (seed, stream, first, count) -> the minibatches of steps first … first+count−1 of one problem, stacked:
+            [count, B, …] each, or [1, …] where all are the same; those of the stream "support" are trained on, those of
+            "query" judge.
         loss: (weights, minibatch) -> the mean loss, and what to report beside it.
         unit: the loss of knowing nothing (log N for N classes), by which judged losses are divided.
         steps: K, the steps of a run.
         rescaled: the rule sees weights divided by a factor that is log-uniform in this range, one for each problem
-            (augmentation by re-parametrisation, Thérien 2025, Celo2, section 3); (1, 1): none.
+            (augmentation by re-parametrisation, Moudgil et al. 2025, https://arxiv.org/abs/2501.12670); (1, 1): none.
         options: what else makes the family what it is, for records, in JSON types.
     """
 
     name: str
     start: Callable[[int], Params]
-    batches: Callable[[int, int, int], Batch]
+    batches: Callable[[int, str, int, int], Batch]
     loss: Callable[[Params, Batch], tuple[Tensor, Info]]
     unit: float = 1.0
     steps: int = 100
@@ -75,18 +76,18 @@ class Problems:
         low, high = map(math.log, self.rescaled)
         found = []
         for number, first, horizon in zip(problems, firsts, horizons, strict=True):
-            seeds = [int(word >> np.uint64(1)) for word in raw(seed, f"{self.name}/{split}", number, 1, 3)[0]]
+            own = int(raw(seed, f"{self.name}/{split}", number, 1, 1)[0, 0])
             scale = math.exp(low + (high - low) * uniforms(seed, f"{self.name}/{split}/scale", number, 1, 1)[0, 0])
-            weights = self.start(seeds[0])
+            weights = self.start(own)
             dtype = next(iter(weights.values())).dtype
             support = {
                 "start": {n: w / scale for n, w in weights.items()},
-                "batches": self.batches(seeds[1], first, width),
+                "batches": self.batches(own, "support", first, width),
                 "first": torch.tensor(first),
                 "horizon": torch.tensor(horizon),
                 "scale": torch.tensor(scale, dtype=dtype),
             }
-            found.append(Task(support, {"batches": self.batches(seeds[2], first, width + 1)}))
+            found.append(Task(support, {"batches": self.batches(own, "query", first, width + 1)}))
         tasks: Task = trees.map_tensors(lambda x: x.unsqueeze(1), trees.stack(found))
         return tasks
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metaoptim.core import trees
 from metaoptim.core.types import MetaParams, Task
-from metaoptim.lopt.problem import Problems
+from metaoptim.lopt.mixture import Family
 from metaoptim.tasks.base import uniforms
 
 
@@ -24,7 +24,7 @@ class Streams:
     step sees early and late training at once (Metz 2022, section 4; Vicol 2021).
     """
 
-    problems: Problems
+    problems: Family
     seed: int
     count: int
     window: int
