@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, Info, Params, Task
 from metaoptim.tasks.base import check_split, raw, uniforms
 
@@ -59,6 +60,12 @@ class Problems:
     rescaled: tuple[float, float] = (1.0, 1.0)
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     splits: tuple[str, ...] = field(default=SPLITS, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_counts(steps=self.steps)
+        low, high = self.rescaled
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"rescaled={self.rescaled}: it must be two positive numbers, the smaller one first.")
 
     def with_(self, **changes: Any) -> Problems:
         """The same family with other steps, or another range of scales."""

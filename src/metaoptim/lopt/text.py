@@ -23,7 +23,7 @@ PLACES = ("near", "behind", "under", "without", "after", "beside")
 def text(context: int = 32) -> Data:
     """Every stretch of `context` characters of a generated text, and those that follow them: x and y int64 [N, context].
 
-    The text is no literature: 2,000 sentences of a small grammar with a seed of its own, in 23 letters, space and full stop.
+    The text is no literature: 2,000 sentences of a small grammar with a seed of its own, in 22 letters, space and full stop.
     Spelling, the order of words, and verbs that agree with their subjects can be learnt; which word it is, only by chance.
     """
     check_counts(context=context)
