@@ -20,18 +20,20 @@ class SOAP:
     """Adam in the eigenbases Q of Shampoo's factors L ← b2·L + (1−b2)·g gᵀ, of which a weight has one for each axis.
 
     For a matrix, m ← b1·m + (1−b1)·g;  v ← b2·v + (1−b2)·(Q_lᵀ g Q_r)²;  u = −lr · (decay · w + Q_l (m' / (√v̂ + eps)) Q_rᵀ)
-    with m' = Q_lᵀ m̂ Q_r. Weights of one dimension and scalars go by Adam itself. The first step fills the factors alone and
-    moves nothing; every `every` steps the bases follow by a power iteration and a QR decomposition.
+    with m' = Q_lᵀ m̂ Q_r. Weights of one dimension and scalars go by Adam itself. The bases are the identity in the first step,
+    the eigenvectors of the factors after it, and follow these every `every` steps by a power iteration and a QR decomposition.
 
     The bases are constants of the meta-gradient, made of held gradients: the slope of an eigenvector is infinite where two
     eigenvalues are equal, as several of 0 are. All else is differentiated, the denominator as in `AdamW`. Where several
     eigenvalues are 0, rounding chooses the basis of their space, so that two ways of computing a run may come apart. The state
     is in float32 at least. Both decompositions are computed in every step, because the number of a step is a tensor.
 
-    Source: Vyas and others 2024, https://arxiv.org/abs/2409.11321, algorithm 3.
+    Source: Vyas and others 2024, https://arxiv.org/abs/2409.11321, algorithms 3 and 4.
 
-    Deviations: eps is added to √v̂, where the published code adds it to √v; weights decay as in `AdamW`, where the published
-    code decays those that have moved.
+    Deviations: the published code leaves out the first step, as a run of few steps can't, and as one whose gradients are not
+    drawn anew must not: its second gradient would be the first again, of which the new bases leave rounding alone in all
+    directions but a few, for Adam to divide by its own size. eps is added to √v̂, where the published code adds it to √v;
+    weights decay as in `AdamW`, where the published code decays those that have moved.
 
     Args:
         lr: step size.
@@ -65,29 +67,26 @@ class SOAP:
     def init(self, psi: Params, weights: Params) -> State:
         t = zero(weights)
         m, v = ({n: torch.zeros_like(w, dtype=t.dtype) for n, w in weights.items()} for _ in range(2))
-        factors = {f"{n}.{i}": t.new_zeros(size, size) for n, w in weights.items() for i, size in self._axes(w).items()}
-        return {"m": m, "v": v, "factors": factors, "bases": dict(factors), "t": t}
+        sizes = {f"{n}.{i}": size for n, w in weights.items() for i, size in self._axes(w).items()}
+        bases = {name: torch.eye(size, dtype=t.dtype, device=t.device) for name, size in sizes.items()}
+        return {"m": m, "v": v, "factors": {name: torch.zeros_like(q) for name, q in bases.items()}, "bases": bases, "t": t}
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
-        t = state["t"]
-        begun = (t > 0).to(t.dtype)
-        correction1, correction2 = 1 - self.b1 ** t.clamp(min=1), 1 - self.b2 ** t.clamp(min=1)
-        updates, after = {}, {"m": {}, "v": {}, "factors": {}, "bases": {}, "t": t + 1}
+        t = state["t"] + 1
+        updates, m, v, factors, bases = {}, {}, {}, {}, {}
         for n, w in weights.items():
-            g, axes = grads[n].to(t.dtype), self._axes(w)
-            bases = {i: state["bases"][f"{n}.{i}"] for i in axes}
-            m = self.b1 * state["m"][n] + (1 - self.b1) * begun * g
-            v = self.b2 * state["v"][n] + (1 - self.b2) * begun * turned(g, bases).square()
-            scaled = turned(m, bases) / correction1 / (root(v / correction2) + self.eps)
-            back = turned(scaled, {i: q.mT for i, q in bases.items()})
-            updates[n] = (-self.lr * (back + self.decay * begun * w)).to(w.dtype)
-            still = hold(g) if axes else g
-            for i in axes:
-                factor = self.b2 * state["factors"][f"{n}.{i}"] + (1 - self.b2) * gram(still, i)
-                basis, v = followed(factor, bases[i], v, i, t, self.every)
-                after["factors"][f"{n}.{i}"], after["bases"][f"{n}.{i}"] = factor, basis
-            after["m"][n], after["v"][n] = m, v
-        return updates, after
+            g, names = grads[n].to(t.dtype), {i: f"{n}.{i}" for i in self._axes(w)}
+            own = {i: state["bases"][name] for i, name in names.items()}
+            m[n] = self.b1 * state["m"][n] + (1 - self.b1) * g
+            v[n] = self.b2 * state["v"][n] + (1 - self.b2) * turned(g, own).square()
+            scaled = turned(m[n], own) / (1 - self.b1**t) / (root(v[n] / (1 - self.b2**t)) + self.eps)
+            back = turned(scaled, {i: q.mT for i, q in own.items()})
+            updates[n] = (-self.lr * (back + self.decay * w)).to(w.dtype)
+            still = hold(g) if names else g
+            for i, name in names.items():
+                factors[name] = self.b2 * state["factors"][name] + (1 - self.b2) * gram(still, i)
+                bases[name], v[n] = followed(factors[name], own[i], v[n], i, t, self.every)
+        return updates, {"m": m, "v": v, "factors": factors, "bases": bases, "t": t}
 
     def _axes(self, w: Tensor) -> dict[int, int]:
         """The axes that have a factor, and their sizes."""
@@ -111,7 +110,7 @@ def followed(factor: Tensor, basis: Tensor, v: Tensor, axis: int, t: Tensor, eve
     """The eigenbasis after step t, largest eigenvalue first, and v with its axis in that order."""
     image = factor @ basis
     order = (basis * image).sum(0).argsort(descending=True, stable=True)
-    first, due = t == 0, (t > 0) & (t.remainder(every) == 0)
+    first, due = t == 1, (t > 1) & (t.remainder(every) == 0)
     fresh = torch.linalg.eigh(factor).eigenvectors.flip(1)
     moved = torch.linalg.qr(image.index_select(1, order)).Q
     basis = torch.where(first, fresh, torch.where(due, moved, basis))
