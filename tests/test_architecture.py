@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tasks"}),
     frozenset({"lopt"}),
     frozenset({"training", "evaluation", "runs", "gradcheck", "diagnosis"}),
-    frozenset({"report"}),
+    frozenset({"lopt", "report"}),
     frozenset({"recipes", "ledger", "cli"}),
 )
 RANK = {layer: i for i, group in enumerate(LAYERS) for layer in group}

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaoptim import estimators, learners, nn, rules, tasks
+    from metaoptim import estimators, learners, lopt, nn, rules, tasks
     from metaoptim.algorithms import *
     from metaoptim.core import losses, objectives
     from metaoptim.core.types import MetaOptimizer as MetaOptimizer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "estimators": "metaoptim.estimators",
     "learners": "metaoptim.learners",
+    "lopt": "metaoptim.lopt",
     "losses": "metaoptim.core.losses",
     "nn": "metaoptim.nn",
     "objectives": "metaoptim.core.objectives",

@@ -12,7 +12,20 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Call, Carry, Claim, Clock, Estimate, Estimator, Learner, Memory, MetaParams, State, Task, directly
+from metaoptim.core.types import (
+    Call,
+    Carry,
+    Claim,
+    Clock,
+    Estimate,
+    Estimator,
+    Learner,
+    Memory,
+    MetaParams,
+    State,
+    Task,
+    directly,
+)
 
 
 @dataclass(frozen=True)

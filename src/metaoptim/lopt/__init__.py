@@ -1,0 +1,41 @@
+"""Learned optimizers: update rules that are networks, small ones, and the training problems on which they are meta-trained.
+
+A learned rule is a `Rule`, like those of `metaoptim.rules`, with the weights of its network as ψ.
+"""
+
+from metaoptim.lopt.celo2 import Celo2
+from metaoptim.lopt.families import (
+    convnet,
+    held_out,
+    logistic,
+    mlp,
+    mlps,
+    quadratics,
+    training_families,
+    transformer,
+)
+from metaoptim.lopt.learner import Optimizee
+from metaoptim.lopt.lstm import LSTM
+from metaoptim.lopt.mixture import Mixture, mixture
+from metaoptim.lopt.problem import Problems
+from metaoptim.lopt.small_fc import SmallFC
+from metaoptim.lopt.streams import Streams
+
+__all__ = [
+    "LSTM",
+    "Celo2",
+    "Mixture",
+    "Optimizee",
+    "Problems",
+    "SmallFC",
+    "Streams",
+    "convnet",
+    "held_out",
+    "logistic",
+    "mixture",
+    "mlp",
+    "mlps",
+    "quadratics",
+    "training_families",
+    "transformer",
+]

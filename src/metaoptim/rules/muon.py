@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_fractions, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
 from metaoptim.rules.adamw import AdamW
-from metaoptim.rules.roots import root
+from metaoptim.rules.newton_schulz import orthogonalise
 
 
 def no_head_or_embedding(name: str) -> bool:
@@ -79,7 +78,7 @@ class Muon:
         for n, g in matrices.items():
             ahead = ((1 - self.momentum) * g + self.momentum * m[n]).flatten(1)
             size = max(1, ahead.shape[0] / ahead.shape[1]) ** 0.5
-            turned = size * orthogonalised(ahead, self.iterations)
+            turned = size * orthogonalise(ahead, self.iterations)
             updates[n] = -self.lr * (turned.reshape(g.shape) + self.decay * weights[n])
         return updates, {"m": m, "others": after}
 
@@ -90,17 +89,3 @@ class Muon:
     def _split(self, params: Params) -> tuple[Params, Params]:
         matrices = {n: x for n, x in params.items() if x.ndim >= 2 and self.hidden(n)}
         return matrices, {n: x for n, x in params.items() if n not in matrices}
-
-
-def orthogonalised(x: Tensor, iterations: int) -> Tensor:
-    """Nearly U Vᵀ for a matrix x = U S Vᵀ, by polynomials of degree five: 0.7 … 1.2 in place of most singular values.
-
-    The coefficients make the slope at 0 as steep as can be, so that small singular values grow fast; they don't converge to 1.
-    """
-    a, b, c = 3.4445, -4.775, 2.0315
-    y = x.mT if x.shape[0] > x.shape[1] else x
-    y = y / root(y.square().sum()).clamp(min=1e-7)
-    for _ in range(iterations):
-        gram = y @ y.mT
-        y = a * y + (b * gram + c * gram @ gram) @ y
-    return y.mT if x.shape[0] > x.shape[1] else y

@@ -1,0 +1,77 @@
+"""small_fc_lopt: a perceptron of 39 features for every single weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaoptim.core.brief import brief
+from metaoptim.core.types import Params, State, Step
+from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, normalised, raised, start_of_moments, together
+from metaoptim.lopt.layout import from_hwio, to_hwio
+from metaoptim.lopt.perceptron import perceptron, start_of_perceptron
+
+TIMES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+LARGEST = 1e8  # float32 holds the square of a mean of squares up to there
+
+
+@dataclass(frozen=True)
+class SmallFC:
+    """u = −0.001 · d · exp(0.001 · a), (d, a) = a perceptron 39 → 4 → 4 → 2 of the features of a weight x with gradient g.
+
+    28 features, each divided by its root mean square over the tensor: g, x; m (decays .9, .99, .999); v (.999); m/√v, 1/√v;
+    g·f; row, col, 1/√row, 1/√col (.9, .99, .999); m·f, with Adafactor's factor f (see `features`). 11 more: tanh(k/τ − 1) for
+    the number k of the step, τ = 1, 3, 10 … 100,000. ψ: w0, b0, w1, b1, w2, b2 (190 numbers) and 7 numbers y in decay.m,
+    decay.v and decay.factored, of which a decay is 1 − (1 − d)·exp(10·y), with d as above.
+
+    Source: `AdafacMLPLOpt` of learned_optimization (Metz, Freeman, Harrison, Maheswaranathan and Sohl-Dickstein 2022,
+    https://arxiv.org/abs/2203.11860). Gradients beyond ±1e8 count as ±1e8, which there end in NaN.
+    """
+
+    __repr__ = brief
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        psi = start_of_perceptron((39, 4, 4, 2), next(iter(weights.values())), generator)
+        return psi | {f"decay.{n}": psi["b0"].new_zeros(d) for n, d in (("m", 3), ("v", 1), ("factored", 3))}
+
+    def init(self, psi: Params, weights: Params) -> State:
+        return {n: start_of_moments(to_hwio(x, x.ndim), max(x.ndim, 1)) for n, x in raised(weights).items()}
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        updates, new = {}, {}
+        for n, g in raised(grads).items():
+            dim = g.ndim
+            x, g = (to_hwio(t.to(g.dtype), dim).unsqueeze(-1) for t in (weights[n], g.clamp(-LARGEST, LARGEST)))
+            new[n] = after(state[n], g, decays(psi, g), max(dim, 1))
+            u = moves(psi, x, g, new[n], step.k, max(dim, 1))
+            updates[n] = from_hwio(u, dim).to(weights[n].dtype)
+        return updates, new
+
+
+def decays(psi: Params, like: Tensor) -> Decays:
+    """The decays that ψ stands for."""
+
+    def decay(name: str, *start: float) -> Tensor:
+        left = 1 - torch.tensor(start, dtype=like.dtype, device=like.device)
+        return (1 - left * (10 * psi[f"decay.{name}"].to(like.dtype)).exp()).clamp(0, 1)
+
+    return Decays(decay("m", *HORIZONS), decay("v", 0.999), decay("factored", *HORIZONS))
+
+
+def moves(psi: Params, x: Tensor, g: Tensor, seen: Moments, k: Tensor, dim: int) -> Tensor:
+    """Updates (…, *shape) of weights x with gradients g (…, *shape, 1), of which there may be batches."""
+    m, v, row, col = seen
+    inverse = (v + 1e-6).rsqrt()
+    of_m = (row + 1e-6).rsqrt() if dim < 2 else factor(seen, dim)
+    features = [g, x, m, v, m * inverse, inverse, g * factor(seen, dim), row, col]
+    features += [(row + 1e-8).rsqrt(), (col + 1e-8).rsqrt(), m * of_m]
+    seen_here = normalised(together(features, g), range(-dim - 1, -1), 1e-5)
+    times = (k / torch.tensor(TIMES, dtype=g.dtype, device=g.device) - 1).tanh()
+    direction, magnitude = perceptron(_network(psi), together([seen_here, times], g)).unbind(-1)
+    return -0.001 * direction * (0.001 * magnitude).exp()
+
+
+def _network(psi: Params) -> Params:
+    return {n: x for n, x in psi.items() if not n.startswith("decay.")}
