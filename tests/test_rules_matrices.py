@@ -16,7 +16,7 @@ from metaoptim.core import gradients, trees
 from metaoptim.core.types import Params, Rule, State, Step
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.recipes.parts import PARTS
-from metaoptim.rules.muon import orthogonalised
+from metaoptim.rules.newton_schulz import orthogonalise
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
@@ -276,7 +276,7 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes() ->
     for shape in ((6, 3), (3, 6), (5, 5)):
         u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
         sizes = torch.linspace(1.0, 0.2, len(v))
-        found = u.mT @ orthogonalised(u @ sizes.diag() @ v, 5) @ v.mT
+        found = u.mT @ orthogonalise(u @ sizes.diag() @ v, 5) @ v.mT
         torch.testing.assert_close(found, found.diag().diag(), rtol=0, atol=1e-12)
         assert found.diag().min() > 0.65 and found.diag().max() < 1.25
 

@@ -47,7 +47,7 @@ class Guarded:
         return self.estimator.claim
 
     def keeping(self, memory: Memory, call: Call = directly) -> Estimator:
-        kept: Estimator = replace(self, estimator=self.estimator.keeping(memory, call))  # type: ignore[assignment]
+        kept: Estimator = replace(self, estimator=self.estimator.keeping(memory, call))
         return kept
 
     def check(self, learner: Learner, learnt: MetaParams) -> None:
