@@ -119,7 +119,7 @@ class Learner(Protocol):
     def steps(self) -> int: ...
 
     def length(self, support: Batch) -> int | Tensor:
-        """The steps of this task's own run, for estimators that go through it window by window: `steps`, unless tasks differ."""
+        """The steps of this task's own run, for estimators that go through it in windows: `steps`, unless tasks differ."""
         ...
 
     def adapts(self, name: str) -> bool:

@@ -26,10 +26,11 @@ from metaoptim.core.types import (
     Task,
     directly,
 )
+from metaoptim.estimators.plain import Plain
 
 
 @dataclass(frozen=True)
-class Guarded:
+class Guarded(Plain):
     """Args:
     estimator: the one that is guarded; its claim is this one's.
     clip: largest norm of one task's gradient; longer ones are scaled down (None: none is).
@@ -47,8 +48,7 @@ class Guarded:
         return self.estimator.claim
 
     def keeping(self, memory: Memory, call: Call = directly) -> Estimator:
-        kept: Estimator = replace(self, estimator=self.estimator.keeping(memory, call))
-        return kept
+        return replace(self, estimator=self.estimator.keeping(memory, call))
 
     def check(self, learner: Learner, learnt: MetaParams) -> None:
         if self.clip is not None and not self.clip > 0:
