@@ -403,9 +403,6 @@ def test_no_gradient_and_huge_ones_stay_finite_in_float32(name: str, size: float
         return torch.stack([x.square().mean() for x in w.values()]).sum(), (state, w)
 
     gradient, (state, w) = torch.func.grad(after_two_steps, has_aux=True)(psi)
-    if name == "lstm without logarithms" and size > 1:
-        assert all(x.isfinite().all() for x in w.values())
-        return
     for x in trees.flatten((gradient, state, w)):
         assert x.dtype == torch.float32 and x.isfinite().all()
 
@@ -453,6 +450,9 @@ def test_what_rules_take(build: Callable[[], Rule], words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lstm", "small_fc", "celo2"])
-def test_the_gradient_doctor_passes_them_and_the_ways_agree(name: str) -> None:
+@pytest.mark.parametrize(
+    "mode", [("vmap", "graph", "eager"), pytest.param(("loop", "steps", "trace"), marks=pytest.mark.slow)], ids=lambda m: m[-1]
+)
+def test_the_gradient_doctor_passes_them(name: str, mode: tuple[str, str, str]) -> None:
     method = mo.compose(mo.nn.mlp((1, 4, 1)).float(), mo.losses.mse, rule=RULES[name], steps=2)
-    assert mo.check(method, mo.tasks.sinusoid(), modes=[("vmap", "graph", "eager"), ("loop", "steps", "trace")]).ok
+    assert mo.check(method, mo.tasks.sinusoid(), modes=[mode]).ok
