@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -447,6 +448,24 @@ def test_by_adam_says_which_weights_go_by_adamw() -> None:
 def test_what_rules_take(build: Callable[[], Rule], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_meta_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """With moments and AdamW's state in what is carried."""
+
+    def trained(iterations: int, folder: str, resume: bool = False) -> Params:
+        torch.manual_seed(0)
+        net, estimator = mo.nn.mlp((1, 4, 1)).float(), mo.estimators.pes(5, 0.01)
+        method = mo.compose(net, mo.losses.mse, rule=Celo2(), steps=20, learns=nobody, estimator=estimator)
+        run = mo.train(
+            method, mo.tasks.sinusoid(), iterations=iterations, tasks_per_step=2, out=tmp_path / folder, resume=resume,
+            validate_every=0, checkpoint_every=1, engine={"runtime": "eager"}, check=False, progress=False,
+        )  # fmt: skip
+        return run.phi.rule
+
+    through, half = trained(4, "through"), trained(2, "halves")
+    rest = trained(4, "halves", resume=True)
+    assert all(x.equal(rest[n]) for n, x in through.items()) and not all(x.equal(half[n]) for n, x in through.items())
 
 
 @pytest.mark.parametrize("name", ["lstm", "small_fc", "celo2"])
