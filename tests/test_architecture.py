@@ -28,7 +28,6 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"algorithms"}),
     frozenset({"engine"}),
     frozenset({"tasks"}),
-    frozenset({"lopt"}),
     frozenset({"training", "evaluation", "runs", "gradcheck", "diagnosis"}),
     frozenset({"lopt", "report"}),
     frozenset({"recipes", "ledger", "cli"}),

@@ -27,7 +27,7 @@ class Celo2:
     NS is Newton–Schulz's iteration and N divides by the root mean square, both over the axes (in, out) of a weight. The 30
     features of x with gradient g, each under N: g, clip(g, ±.1), x; m (decays .9, .99, .999); v (.95); m/√v, 1/√v; g·f, g/√v;
     row, col, 1/√row, 1/√col (.9, .99, .999); m·f, with Adafactor's factor f (see `features`); a vector has the first 15.
-    ψ: w0, b0, w1, b1, w2, b2, 347 numbers. The second and third outputs belong to them and are not used.
+    ψ: w0, b0, w1, b1, w2, b2, 347 numbers; what is theirs of the second and third outputs is not used.
 
     Source: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142. Gradients beyond ±1000 count as ±1000, of
     the weights that go by AdamW too.
