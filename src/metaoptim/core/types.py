@@ -105,6 +105,13 @@ class Rule(Protocol):
         ...
 
 
+def read_out(rule: Rule, psi: Params, state: State, weights: Params) -> Params:
+    """The weights that a run is judged at: those where its gradients are taken, unless the rule has a method of this name."""
+    own = getattr(rule, "read_out", None)
+    judged: Params = weights if own is None else own(psi, state, weights)
+    return judged
+
+
 class Learner(Protocol):
     """How ONE task is learnt, given φ: it names the inner objective, and the estimator takes its gradient."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, everything
+from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, everything, read_out
 from metaoptim.learners.network import Pooled
 
 Model = Callable[[Params, Batch, Batch | None, Tensor], tuple[Tensor, Info]]
@@ -90,7 +90,7 @@ class GradientLearner:
         return self.pooled(self.model, phi, batch)
 
     def weights(self, phi: MetaParams, state: Inner) -> Params:
-        return phi.weights | state.fast
+        return phi.weights | read_out(self.rule, phi.rule, state.rule, state.fast)
 
     def heritage(self, state: Inner) -> State:
         return state.rule

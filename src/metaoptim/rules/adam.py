@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_fractions, check_positive
@@ -45,7 +46,13 @@ class Adam:
 def start_of_moments(weights: Params) -> State:
     """Both moments and the count of steps, 0."""
     m, v = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
-    return {"m": m, "v": v, "t": next(iter(weights.values())).new_zeros(())}
+    return {"m": m, "v": v, "t": zero(weights)}
+
+
+def zero(weights: Params) -> Tensor:
+    """A count at its start, 0-dim, in float32 at least: in bfloat16 b2 is 1, and counting ends at 256."""
+    first = next(iter(weights.values()))
+    return first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32))
 
 
 def moments(grads: Params, state: State, b1: float, b2: float) -> tuple[Params, Params, State]:
@@ -53,5 +60,6 @@ def moments(grads: Params, state: State, b1: float, b2: float) -> tuple[Params, 
     t = state["t"] + 1
     m = {n: b1 * state["m"][n] + (1 - b1) * g for n, g in grads.items()}
     v = {n: b2 * state["v"][n] + (1 - b2) * g.square() for n, g in grads.items()}
-    corrected = {n: x / (1 - b1**t) for n, x in m.items()}, {n: x / (1 - b2**t) for n, x in v.items()}
+    seen, seen2 = 1 - b1**t, 1 - b2**t  # how much of a mean's weight is on gradients
+    corrected = {n: x / seen.to(x.dtype) for n, x in m.items()}, {n: x / seen2.to(x.dtype) for n, x in v.items()}
     return *corrected, {"m": m, "v": v, "t": t}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metaoptim.core.types import Params, Rule, State, Step
+from metaoptim.core.types import Params, Rule, State, Step, read_out
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Chain:
             grads, new = rule.update(_own(psi, i), grads, state[i], weights, step)
             after.append(new)
         return grads, tuple(after)
+
+    def read_out(self, psi: Params, state: State, weights: Params) -> Params:
+        for i, rule in enumerate(self.rules):
+            weights = read_out(rule, _own(psi, i), state[i], weights)
+        return weights
 
 
 def chain(*rules: Rule) -> Chain:
