@@ -212,9 +212,9 @@ def test_meta_gradients_are_central_differences_of_three_steps(name: str) -> Non
     for _ in range(3):
         way = trees.map_tensors(torch.randn_like, point)
         ends = []
-        for sign in (1, -1):
+        for size in (step, -step):
             with gradients.replayed(held):
-                ends.append(outcome(rule, *trees.zip_tensors(lambda x, d: x + sign * step * d, point, way)))
+                ends.append(outcome(rule, *trees.zip_tensors(lambda x, d, size=size: x + size * d, point, way)))
         slope = trees.flatten(trees.zip_tensors(lambda g, d: (g * d).sum(), found, way))
         torch.testing.assert_close(torch.stack(slope).sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-7)
 
@@ -348,13 +348,13 @@ def test_a_schedule_free_state_holds_nothing_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_each_rule_is_right_in_every_way_of_running_and_has_a_name_in_recipes(name: str) -> None:
+def test_each_rule_is_right_mapped_and_traced_and_has_a_name_in_recipes(name: str) -> None:
     options = {"lr": 0.01} | ({"hyper_lr": 1e-3} if name.endswith("hd") else {})
     torch.manual_seed(0)
-    method = mo.compose(mo.nn.mlp((1, 2, 1)), mo.losses.mse, rule=PARTS["rule"][name](**options), steps=3)
+    method = mo.compose(mo.nn.mlp((1, 2, 1)), mo.losses.mse, rule=PARTS["rule"][name](**options), steps=2)
     x, y = torch.randn(2, 2, 5, 1), torch.randn(2, 2, 5, 1)
     batch = mo.Task((x[0], y[0]), (x[1], y[1]))
-    report = mo.check(method, batch, modes=[("loop", "graph", "eager"), ("vmap", "graph", "trace")])
+    report = mo.check(method, batch, modes=[("vmap", "graph", "trace")])
     assert report.ok, str(report)
 
 
