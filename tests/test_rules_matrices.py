@@ -20,8 +20,9 @@ from metaoptim.rules.muon import orthogonalised
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
-# No factor of SOAP has two eigenvalues of 0, so that every basis is known up to signs.
+# No factor of SOAP has two eigenvalues of 0, so that every basis is known up to signs. The second convolution is a tall matrix.
 SHAPES = {"scale": (), "body.bias": (4,), "body.weight": (4, 3), "conv.weight": (3, 2, 2, 2), "head.weight": (2, 3)}
+SHAPES |= {"conv2.weight": (3, 1, 2, 1)}
 
 
 def start() -> Params:
@@ -65,7 +66,7 @@ def by_torch(make: Callable[[dict[str, Tensor]], list[torch.optim.Optimizer]]) -
 
 
 def muons(own: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
-    matrices = [own[n] for n in ("body.weight", "conv.weight")]
+    matrices = [own[n] for n in ("body.weight", "conv.weight", "conv2.weight")]
     others = [own[n] for n in ("scale", "body.bias", "head.weight")]
     return [
         torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.9),
