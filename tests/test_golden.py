@@ -181,6 +181,14 @@ def test_cg_solves_as_a_dense_solver_does() -> None:
     assert all((v == 0).all() for v in linalg.cg(matvec, {"u": torch.zeros(2, 2), "v": torch.zeros(2)}, 3).values())
 
 
+def test_conjugate_gradients_stop_where_the_matrix_curves_downwards() -> None:
+    b = {"x": torch.ones(2, dtype=torch.float64)}
+    saddle, hill = torch.tensor([2.0, -1.0], dtype=torch.float64), torch.tensor([-1.0, -2.0], dtype=torch.float64)
+    for iterations in (1, 2, 5):  # by hand: curvature 1 along b, and a step of 2; then a direction (6, 12) of curvature -72
+        assert linalg.cg(lambda v: {"x": saddle * v["x"]}, b, iterations)["x"].tolist() == [2.0, 2.0]
+        assert linalg.cg(lambda v: {"x": hill * v["x"]}, b, iterations)["x"].tolist() == [1.0, 1.0]
+
+
 def test_cg_stays_exact_after_it_has_converged() -> None:
     x = linalg.cg(lambda v: {"x": A @ v["x"]}, {"x": C}, 12)
     close(x["x"], torch.linalg.solve(A, C))

@@ -17,15 +17,21 @@ Matvec = Callable[[Params], Params]
 def cg(matvec: Matvec, b: Params, iterations: int) -> Params:
     """x with A x ≈ b by conjugate gradients from x = 0; exact after as many iterations as b has elements.
 
-    Source: Hestenes and Stiefel 1952.
+    Where A curves downwards along a search direction it is not positive definite, and x stays as it was before that direction;
+    b itself where it was the first (Nocedal and Wright 2006, algorithm 7.1). Source: Hestenes and Stiefel 1952.
     """
     tiny = 1e-30  # keeps 0/0 at 0 once the residual is exactly zero, with no branch that vmap would refuse
     x = {n: v * 0.0 for n, v in b.items()}
     r, p, rr = b, b, trees.dot(b, b)
-    for _ in range(iterations):
+    convex = torch.ones_like(rr, dtype=torch.bool)
+    for i in range(iterations):
         ap = matvec(p)
-        step = rr / (trees.dot(p, ap) + tiny)
+        curvature = trees.dot(p, ap)
+        convex = convex & ~(curvature < 0)
+        step = torch.where(convex, rr / (curvature + tiny), 0.0)
         x = {n: v + step * p[n] for n, v in x.items()}
+        if i == 0:
+            x = {n: torch.where(convex, v, b[n]) for n, v in x.items()}
         r = {n: v - step * ap[n] for n, v in r.items()}
         new = trees.dot(r, r)
         p = {n: v + new / (rr + tiny) * p[n] for n, v in r.items()}

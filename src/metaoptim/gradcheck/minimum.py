@@ -53,7 +53,8 @@ class AtMinimum:
                 "the inner objective has no minimum near where the run ends, so that there is no implicit gradient to compare "
                 "with; a larger prox gives it one."
             )
-        return state
+        # A rule at rest: where it is judged at a mean of the run, that has come to the minimum too.
+        return self.learner.inherit(state, self.learner.heritage(self.learner.init(phi, support)))
 
     def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
         return self.learner.inner(phi, state, support, k)

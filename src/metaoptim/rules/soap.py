@@ -30,10 +30,10 @@ class SOAP:
 
     Source: Vyas and others 2024, https://arxiv.org/abs/2409.11321, algorithms 3 and 4.
 
-    Deviations: the published code leaves out the first step, as a run of few steps can't, and as one whose gradients are not
-    drawn anew must not: its second gradient would be the first again, of which the new bases leave rounding alone in all
-    directions but a few, for Adam to divide by its own size. eps is added to √v̂, where the published code adds it to √v;
-    weights decay as in `AdamW`, where the published code decays those that have moved.
+    Deviations: the published code takes no first step, and begins with the eigenvectors of the first gradient's factors. Here
+    the first step is Adam's. A run of few steps can't spare one; and where gradients are not drawn anew the second would equal
+    the first, most of whose coordinates in the new bases are rounding about 0, which Adam would scale to full size. eps is
+    added to √v̂, where the published code adds it to √v; weights decay as in `AdamW`, where that code decays them once moved.
 
     Args:
         lr: step size.
