@@ -12,7 +12,7 @@ from metaoptim.core.callers import warn
 from metaoptim.core.gradients import inspected
 from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.executor import Executor
-from metaoptim.learners import network_of
+from metaoptim.learners import Network, network_of
 
 LONG = 5  # inner steps beyond which the graph of a whole run could be too large
 
@@ -22,8 +22,8 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
 
     memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
 
-    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, and for
-    a forward pass that writes into its weights or its data.
+    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, for a
+    forward pass that writes into its weights or its data, and for a head that was guessed wrong.
     """
     sparing = "steps" in method.estimator.memories and (method.learner.steps > LONG or memory in ("steps", "mixed"))
     kept = "steps" if sparing else method.estimator.memories[0]
@@ -32,6 +32,8 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
     with inspected() as found, untouched(phi, one) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
+    if network and network.guessed and _sets_apart(method, network):
+        _check_head(network, phi, one)
     loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
     if found.once:
         raise ValueError(
@@ -47,6 +49,28 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
         )
     elif found.looked and not found.reached and method.estimator.claim in ("exact", "first_order", "truncated"):
         warn(f"no weight influences the loss `{loss}`: its meta-gradient is zero.")
+
+
+def _sets_apart(method: MetaOptimizer, network: Network) -> bool:
+    """Whether the head starts anew, adapts or is learnt as no other weight does."""
+
+    def roles(head: bool) -> set[tuple[bool, bool]]:
+        names = [n for n in method.phi.weights if network.trainable(n) and network.in_head(n) == head]
+        return {(method.learner.adapts(n), method.learns(n)) for n in names}
+
+    return getattr(method.learner, "start", None) is not None or not roles(True) & roles(False)
+
+
+def _check_head(network: Network, phi: MetaParams, one: Task) -> None:
+    """A ValueError where the layer that was taken for the head is not the last one that is called."""
+    last = None
+    with suppress(Exception), torch.no_grad(), untouched(phi, one) as own:  # what fails is told of where it is run
+        last = network.last_called(network.initial(own.weights), trees.index(one.query, 0)[0])
+    if last not in (None, network.head_name):
+        raise ValueError(
+            f"`{network.head_name}` is the last linear layer that the network defines, and was taken for its head, but the "
+            f"last one that it calls is `{last}`: name the head with head=, as in head={last!r}."
+        )
 
 
 @contextmanager
