@@ -352,6 +352,16 @@ def test_a_head_that_starts_anew_must_be_one_layer() -> None:
     assert learner.start.names.names == ("head.2.weight", "head.2.bias")
 
 
+def test_norms_per_step_want_norms_where_they_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="per_step_norms=True: the network has no batch norm"):
+        mo.maml_plus_plus(net(), mse, per_step_norms=True)
+    with pytest.raises(ValueError, match="per_step_norms=3: it must be True or False"):
+        mo.maml_plus_plus(net(), mse, per_step_norms=3)  # type: ignore[arg-type]
+    assert mo.maml_plus_plus(net(), mse).adapting == mo.maml_plus_plus(net(), mse, per_step_norms=False).adapting
+    asked, left = (mo.maml_plus_plus(normed(), mse, **given) for given in ({"per_step_norms": True}, {}))
+    assert asked.adapting == left.adapting == ("0.weight", "3.weight", "3.bias")
+
+
 def test_a_head_that_pretraining_zeroes_must_be_one_layer() -> None:
     deep = nn.Sequential()
     deep.add_module("body", nn.Linear(3, 5))
