@@ -189,6 +189,27 @@ def test_a_part_that_is_none_is_one_sentence(rule: str, more: str, words: str) -
         parsed(rule, more)
 
 
+def test_objectives_go_by_the_names_that_recipes_have() -> None:
+    def composed(objective: Any) -> Any:
+        return mo.compose(net(), mo.losses.mse, rule=mo.rules.SGD(0.1), steps=2, objective=objective).estimator
+
+    for name, objective in (("last", mo.objectives.last), ("trajectory_mean", mo.objectives.trajectory_mean)):
+        assert composed(name) == composed(objective)
+    wrong: dict[Any, str] = {
+        "first": r"objective='first' is unknown: choose one of last, trajectory_mean",
+        "multi_step": r"wants weights: give mo\.objectives\.multi_step\(weights\)",
+        "annealed_multi_step": r"give mo\.objectives\.AnnealedMultiStep\(multi_step_until\)",
+        (lambda steps, outer_step: 1.0): r"not iterable\): it must be a function of .* that returns 3 numbers",
+        (lambda steps, outer_step: None): "not iterable",
+        (lambda steps: [0.0] * steps + [1.0]): "takes 1 positional argument but 2 were given",
+        (lambda steps, outer_step: ["1"] * 3): "it gave '1' among its weights",
+        3: "'int' object is not callable",
+    }
+    for objective, words in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            composed(objective)
+
+
 def test_an_objective_beside_an_estimators_own_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective=trajectory_mean: Truncated says itself which states it judges"):
         compose(

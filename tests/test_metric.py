@@ -160,6 +160,17 @@ def test_r2d2_fits_numbers_too() -> None:
     close(outputs(method, (xs, y), xq), q @ torch.linalg.solve(x.T @ x + 0.1 * torch.eye(7), x.T @ y))
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_r2d2_scales_classes_by_10_and_numbers_not_at_all_unless_told(learn: bool) -> None:
+    module, ((xs, ys), (xq, _)) = net(), task()
+    numbers = F.one_hot(ys, 3).double()
+    for targets, default in ((ys, 10.0), (numbers, 1.0)):
+        given = (mo.r2d2(module, LOSS, scale=scale, learn_scale=learn) for scale in (default, None, 3.0))
+        expected, found, other = (outputs(method, (xs, targets), xq) for method in given)
+        close(found, expected)
+        close(other, expected * 3.0 / default)
+
+
 def test_the_bases_of_metaoptnet() -> None:
     module, ((xs, ys), (xq, _)) = net(), task()
     x, q, y = body(module, xs), body(module, xq), F.one_hot(ys, 3).double()

@@ -94,6 +94,29 @@ class Network:
         return str(linear[-1])
 
     @property
+    def guessed(self) -> bool:
+        """Whether the head is the last of several linear layers by definition, which need not be the last that is called."""
+        named = self.head is not None or "head" in dict(self.net.named_children())
+        return not named and sum(isinstance(m, nn.Linear) for m in self.net.modules()) > 1
+
+    def last_called(self, weights: Params, x: Any) -> str | None:
+        """The linear layer that is called last on inputs; None where none is called."""
+        found: list[str] = []
+
+        def note(name: str) -> Callable[..., None]:
+            return lambda *call: found.append(name)
+
+        with alone:
+            layers = [(n, m) for n, m in self.net.named_modules() if isinstance(m, nn.Linear)]
+            hooks = [m.register_forward_hook(note(n)) for n, m in layers]
+            try:
+                self.output(weights, x, None)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return found[-1] if found else None
+
+    @property
     def outputs(self) -> int:
         """How many outputs the head has."""
         with alone:  # while no thread has its layers exchanged

@@ -45,12 +45,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "pes": estimators.pes,
         "nres": estimators.nres,
     },
-    "objective": {
-        "last": lambda: objectives.last,
-        "trajectory_mean": lambda: objectives.trajectory_mean,
-        "multi_step": objectives.multi_step,
-        "annealed_multi_step": objectives.AnnealedMultiStep,
-    },
+    "objective": {**objectives.OBJECTIVES},
 }
 _WRITTEN = str | dict[str, Any]
 OPTIONS = [
