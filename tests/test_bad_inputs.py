@@ -233,6 +233,7 @@ TABLE: dict[str, Bad] = {
             mo.Run(m := maml(mo.nn.BatchNorm(1), mo.losses.cross_entropy), m.phi),
             mo.tasks.from_function(lambda g, s: ((ONE[0], LABELS * 0), (ONE[0], LABELS * 0))),
             episodes=1,
+            baselines=["prototypes"],
             progress=False,
         ),
         ("no linear layer", "baselines"),
