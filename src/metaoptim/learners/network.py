@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import losses, trees
+from metaoptim.core.brief import brief
 from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, MetaParams, Normalisation, Params
 from metaoptim.nn import alone, called, needs_written_out, refuse, statistics, written_out
 from metaoptim.nn.layers import named
@@ -51,7 +52,7 @@ class Network:
     def __post_init__(self) -> None:
         given: Any = self.net  # by somebody whose type checker is off
         if not isinstance(given, nn.Module) or not callable(self.loss) or isinstance(self.loss, type):
-            what = f"loss={self.loss!r}" if isinstance(given, nn.Module) else f"net={given!r}"
+            what = f"loss={brief(self.loss)}" if isinstance(given, nn.Module) else f"net={brief(given)}"
             raise ValueError(
                 f"{what}: net must be a torch.nn.Module (not its class), loss a function of (output, target), not a class."
             )
