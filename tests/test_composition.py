@@ -177,7 +177,8 @@ def test_a_recipe_composes_and_keeps_what_it_says() -> None:
     ("rule", "more", "words"),
     [
         ('"sdg"', "", r"unknown rule `sdg` in \[algorithm\]; did you mean `sgd`\?"),
-        ('"sgd"', "", r"missing key `lr` in \[algorithm\.rule\]; expected a number\."),
+        ('"sgd"', "", r'missing key `lr` in \[algorithm\.rule\]; expected a number: write rule = {name = "sgd", lr = …}\.$'),
+        ('{name = "sgd", lr = 0.1}', 'objective = "multi_step"', r'objective = {name = "multi_step", weights = …}\.$'),
         ('{name = "sgd", lr = "big"}', "", r'`lr` in \[algorithm\.rule\]: found the text "big", expected a number\.'),
         ("{lr = 0.1}", "", r"`rule` in \[algorithm\]: found .*, expected a name in it: sgd"),
         ('{name = "sgd", lr = 0.1}', 'estimator = "exact"', r"unknown estimator `exact` in \[algorithm\]"),

@@ -475,6 +475,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weights in a list": ({"weights": [torch.zeros(3)]}, "weights is a dictionary of tensors by name.*found list"),
     "a number for a tensor": ({"hyper": {"decay": 0.1}}, "hyper is a dictionary of tensors of floats by name; found float"),
     "whole numbers": ({"hyper": {"decay": torch.tensor(1)}}, r"found a tensor of torch\.int64 for 'decay'"),
+    "torch's optimizer": ({"rule": torch.optim.SGD([torch.zeros(1)])}, r"rule=SGD: it must be an object such as"),
     "a class of rules": ({"rule": SGD}, r"rule=.*: it must be an object such as mo\.rules\.SGD\(0\.1\)"),
     "half a step": ({"steps": 2.5}, r"steps=2\.5: it must be a whole number"),
     "no rows": ({"batch_size": 0}, "batch_size=0"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
+from torch import nn
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
 from metaoptim.core.gradients import inspected
-from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Task
+from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine.executor import Executor
 from metaoptim.learners import Network, network_of
+from metaoptim.nn import alone
 
 LONG = 5  # inner steps beyond which the graph of a whole run could be too large
 
@@ -38,7 +41,7 @@ def inspect(
     with inspected() as found, untouched(phi, one, parts) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
-    if network and network.guessed and _sets_apart(method, network):
+    if network and _guessed(network) and _sets_apart(method, network):
         _check_head(network, phi, one)
     loss = f"the loss `{getattr(network.loss, '__name__', type(network.loss).__name__)}`" if network else "the loss"
     if found.once:
@@ -67,11 +70,34 @@ def _sets_apart(method: MetaOptimizer, network: Network) -> bool:
     return getattr(method.learner, "start", None) is not None or not roles(True) & roles(False)
 
 
+def _guessed(network: Network) -> bool:
+    """Whether the head is the last of several linear layers by definition, which need not be the last that is called."""
+    chosen = network.head is not None or "head" in dict(network.net.named_children())
+    return not chosen and sum(isinstance(m, nn.Linear) for m in network.net.modules()) > 1
+
+
+def _last_called(network: Network, weights: Params, x: Any) -> str | None:
+    """The linear layer that is called last on inputs; None where none is called."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *call: found.append(name)
+
+    with alone:  # while no thread has its layers exchanged
+        hooks = [m.register_forward_hook(note(n)) for n, m in network.net.named_modules() if isinstance(m, nn.Linear)]
+        try:
+            network.output(weights, x, None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return found[-1] if found else None
+
+
 def _check_head(network: Network, phi: MetaParams, one: Task) -> None:
     """A ValueError where the layer that was taken for the head is not the last one that is called."""
     last = None
     with suppress(Exception), torch.no_grad(), untouched(phi, one) as own:  # what fails is told of where it is run
-        last = network.last_called(network.initial(own.weights), trees.index(one.query, 0)[0])
+        last = _last_called(network, network.initial(own.weights), trees.index(one.query, 0)[0])
     if last not in (None, network.head_name):
         raise ValueError(
             f"`{network.head_name}` is the last linear layer that the network defines, and was taken for its head, but the "
