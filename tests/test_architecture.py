@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tasks"}),
     frozenset({"training", "evaluation", "runs", "gradcheck", "diagnosis"}),
     frozenset({"lopt", "report"}),
-    frozenset({"recipes", "ledger", "cli"}),
+    frozenset({"recipes", "ledger", "cli", "__main__"}),
 )
 RANK = {layer: i for i, group in enumerate(LAYERS) for layer in group}
 TORCH_ALONE = frozenset().union(*LAYERS[:5])

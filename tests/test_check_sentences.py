@@ -151,7 +151,20 @@ def test_a_hypergradient_prints_as_one_line() -> None:
     def loss(weights: Any, hyper: Any) -> Tensor:
         return (weights["w"] * hyper["h"] - 1).square().mean()
 
-    given = {"w": torch.ones(300)}, {"h": torch.ones(300)}
+    given = {"w": torch.zeros(300)}, {"h": torch.ones(300)}
     found = mo.hypergradient(loss, loss, *given, rule=mo.rules.SGD(0.1), steps=2)
     assert found.loss.isfinite()
-    assert repr(found).startswith("Hypergradient(loss=0, hyper: 300 numbers") and len(repr(found)) < 90
+    assert repr(found).startswith("Hypergradient(loss=0.9973, hyper: 300 numbers") and len(repr(found)) < 90
+
+
+@pytest.mark.parametrize("net", [lambda: nn.Linear(8, 1), lambda: mo.nn.mlp((8, 20, 1), "tanh")], ids=["flat", "indefinite"])
+def test_an_implicit_gradient_without_a_minimum_is_not_checked(net: Any) -> None:
+    """Fewer rows than numbers leave directions without curvature; they were a singular matrix in every mode."""
+    torch.manual_seed(0)
+    parts = (torch.randn(3, 5, 8), torch.randn(3, 5, 1)), (torch.randn(3, 5, 8), torch.randn(3, 5, 1))
+    method = mo.compose(net(), mo.losses.mse, rule=mo.rules.SGD(0.01), steps=3, estimator=mo.estimators.Implicit())
+    report = mo.check(method, mo.Task(*parts))
+    assert report.verdict.startswith("not checked: custom, the implicit meta-gradient") and not report.ok
+    assert len(report.faults) == 1 and "no minimum near the run's end (its gradient is" in report.faults[0]
+    assert "damping beyond that curvature" in report.faults[0]
+    assert "not checked" in report.json() and "not checked" in str(report)

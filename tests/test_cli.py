@@ -100,7 +100,7 @@ print("codes", codes, "heavy", heavy)
 
 
 def test_the_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "metaoptim.cli.main", "trian"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "metaoptim", "trian"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'trian'. Did you mean 'train'?")
 

@@ -210,6 +210,14 @@ def test_faults_of_tables_are_told_in_one_sentence(rows: Cli, known: str, unknow
     assert code == 2 and words in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["known.csv", "unknown.csv"])
+def test_predictions_replace_neither_input(rows: Cli, name: str) -> None:
+    before = Path(name).read_bytes()
+    code, _, err = rows("adapt", "run", "--support", "known.csv", "--predict", "./unknown.csv", "--out", f"{Path.cwd() / name}")
+    assert code == 2 and f"{name} is the file of --" in err and "give --out another name" in err and err.count("\n") == 1
+    assert Path(name).read_bytes() == before
+
+
 def test_only_runs_on_files_adapt_to_files(rows: Cli) -> None:
     start, end = ROWS.index('"from_table"'), ROWS.index("shots")
     text = (ROWS[:start] + '"sinusoid"\n' + ROWS[end:]).replace("[2,", "[1,")

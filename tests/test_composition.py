@@ -182,7 +182,8 @@ def test_a_recipe_composes_and_keeps_what_it_says() -> None:
     ("rule", "more", "words"),
     [
         ('"sdg"', "", r"unknown rule `sdg` in \[algorithm\]; did you mean `sgd`\?"),
-        ('"sgd"', "", r"missing key `lr` in \[algorithm\.rule\]; expected a number\."),
+        ('"sgd"', "", r'missing key `lr` in \[algorithm\.rule\]; expected a number: write rule = {name = "sgd", lr = …}\.$'),
+        ('{name = "sgd", lr = 0.1}', 'objective = "multi_step"', r'objective = {name = "multi_step", weights = …}\.$'),
         ('{name = "sgd", lr = "big"}', "", r'`lr` in \[algorithm\.rule\]: found the text "big", expected a number\.'),
         ("{lr = 0.1}", "", r"`rule` in \[algorithm\]: found .*, expected a name in it: sgd"),
         ('{name = "sgd", lr = 0.1}', 'estimator = "exact"', r"unknown estimator `exact` in \[algorithm\]"),
@@ -192,6 +193,27 @@ def test_a_recipe_composes_and_keeps_what_it_says() -> None:
 def test_a_part_that_is_none_is_one_sentence(rule: str, more: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parsed(rule, more)
+
+
+def test_objectives_go_by_the_names_that_recipes_have() -> None:
+    def composed(objective: Any) -> Any:
+        return mo.compose(net(), mo.losses.mse, rule=mo.rules.SGD(0.1), steps=2, objective=objective).estimator
+
+    for name, objective in (("last", mo.objectives.last), ("trajectory_mean", mo.objectives.trajectory_mean)):
+        assert composed(name) == composed(objective)
+    wrong: dict[Any, str] = {
+        "first": r"objective='first' is unknown: choose one of last, trajectory_mean",
+        "multi_step": r"wants weights: give mo\.objectives\.multi_step\(weights\)",
+        "annealed_multi_step": r"give mo\.objectives\.AnnealedMultiStep\(multi_step_until\)",
+        (lambda steps, outer_step: 1.0): r"not iterable\): it must be a function of .* that returns 3 numbers",
+        (lambda steps, outer_step: None): "not iterable",
+        (lambda steps: [0.0] * steps + [1.0]): "takes 1 positional argument but 2 were given",
+        (lambda steps, outer_step: ["1"] * 3): "it gave '1' among its weights",
+        3: "'int' object is not callable",
+    }
+    for objective, words in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            composed(objective)
 
 
 def test_an_objective_beside_an_estimators_own_is_refused() -> None:

@@ -419,7 +419,7 @@ def test_what_is_no_batch_of_tasks_is_one_sentence(given: Any) -> None:
 
 @pytest.mark.parametrize("policy", ["transductive", "inductive"])
 def test_running_statistics_name_both_ways_out(policy: Literal["transductive", "inductive"]) -> None:
-    with pytest.raises(ValueError, match=r"nn\.convert\(module\).*or use the stored statistics by normalisation='frozen'"):
+    with pytest.raises(ValueError, match=r"nn\.convert\(module\).*or use the stored statistics by normalisation=\"frozen\""):
         mo.maml(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), F.mse_loss, normalisation=policy)
 
 

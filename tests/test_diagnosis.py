@@ -400,6 +400,25 @@ def test_the_sentence_on_adaptation(gained: float, cost: float, says: str) -> No
     assert closed.startswith("It reads the support" if cost > 0.1 else "It does not read the support's targets")
 
 
+@pytest.mark.parametrize(("gained", "says"), [
+    (0.2, "It moves"), (-0.2, "Its steps do harm"), (0.1, "Its steps change too little to tell"), (None, "Its loss is 0.5;"),
+])  # fmt: skip
+def test_targets_of_one_row_are_not_shuffled(gained: float | None, says: str) -> None:
+    score = {"mean": 0.5, "interval": 0.1}
+    given = {"metric": "loss", "before": None if gained is None else score, "after": score}
+    moved = None if gained is None else {"mean": gained, "interval": 0.1}
+    told = gain.read({**given, "shuffled": None, "gain": moved, "cost_of_shuffling": None})
+    assert told.startswith(says) and "with one row to a support there is nothing to shuffle" in told
+
+
+def test_one_shot_regression_does_not_know_by_heart() -> None:
+    method = mo.maml(mo.nn.mlp((1, 8, 1), "tanh"), mo.losses.mse, lr=0.01)
+    found = mo.diagnose(Run(method, method.phi), mo.tasks.sinusoid(shots=1), episodes=4, closely=2)
+    assert numbers(found, "gain")["shuffled"] is numbers(found, "gain")["cost_of_shuffling"] is None
+    assert "whether it reads the targets is not measured" in found["gain"].sentence
+    assert numbers(found, "gain")["gain"]["mean"] != 0
+
+
 @pytest.mark.parametrize(("least", "chance", "says"), [
     (0.9, 0.5, "Features are reused: ahead of the head `b` keeps the least, a CKA of 0.90; the head's outputs keep 0.30"),
     (0.89, 0.5, "Features change with the task"), (0.95, 0.9, "7 examples can't tell"), (0.5, 0.95, "Features change"),

@@ -234,12 +234,35 @@ def test_dropout_is_off_for_every_run_and_back_on_afterwards() -> None:
 
 def test_the_pretrained_row_learns_and_leaves_the_run_alone(run: Run) -> None:
     before = phi_hash(run), {n: x.clone() for n, x in run.network.net.state_dict().items()}
+    torch.manual_seed(0)
     base = baselines.pretrained(run, images(), 30, 2, False)
     assert base.phi.weights["head.weight"].count_nonzero() == 0 and base.phi.weights["head.weight"].shape[0] == 3
     assert not torch.equal(base.phi.weights["block0.0.weight"], run.phi.weights["block0.0.weight"])
     assert phi_hash(run) == before[0]
     assert all(torch.equal(x, before[1][n]) for n, x in run.network.net.state_dict().items())
     assert judge(base, baselines=()).mean > 1.2 / 3  # better than chance, from a zero head
+
+
+def test_rows_that_a_network_has_no_features_for_are_left_out_with_a_reason_or_refused_where_they_are_asked_for() -> None:
+    class Misread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.hidden, self.drop = nn.Linear(8, 3), nn.Linear(144, 8), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.drop(self.hidden(x.flatten(1)).relu()))
+
+    bare = nn.Sequential(nn.Conv2d(1, 3, 12), nn.Flatten())
+    cases = ((Misread(), r"`hidden` \(Linear\), can't be left out"), (bare, r"one with weights is layer `0` \(Conv2d\)"))
+    for net, said in cases:
+        run = Run(method := mo.maml(net, mo.losses.cross_entropy), method.phi)
+        state = torch.get_rng_state()
+        with pytest.warns(UserWarning, match=rf"the row prototypes is left out: .*{said}.*head=\"NAME\""):
+            assert [row.name for row in judge(run, episodes=2).rows] == ["maml", "untrained"]
+        assert torch.equal(torch.get_rng_state(), state)
+        for name in ("prototypes", "pretrained"):
+            with pytest.raises(ValueError, match=rf"prototypes and pretrained can't be had of this network: .*{said}"):
+                judge(run, episodes=2, baselines=[name])
 
 
 def test_baselines_of_a_network_whose_norms_have_a_version_for_each_step() -> None:

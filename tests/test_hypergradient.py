@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -449,6 +451,22 @@ def call(**changes: Any) -> Any:
     return mo.hypergradient(given.pop("train_loss"), given.pop("val_loss"), given.pop("weights"), given.pop("hyper"), **given)
 
 
+OUTSIDE = nn.Linear(3, 4, dtype=torch.float64)
+
+
+def itemised(net: Any, hyper: Params, batch: Any) -> Tensor:
+    return weighted(net, hyper | {"decay": torch.full_like(hyper["decay"], hyper["decay"].sum().item())}, batch)
+
+
+def penalised(net: Any, hyper: Params, batch: Any) -> Tensor:
+    fixed = {**hyper, "decay": hyper["decay"].detach()}
+    return weighted(net, fixed, batch) + hyper["decay"].sum() * OUTSIDE.weight.detach().square().sum()
+
+
+def end(net: nn.Module | None = None) -> Any:
+    return call(weights=net or mlp((3, 4, 2), "tanh")).end
+
+
 LEARNT = chain(SGD(1.0), Schedule(0.1))
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no function": ({"val_loss": torch.tensor(1.0)}, "val_loss=.*: it must be a function"),
@@ -457,12 +475,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weights in a list": ({"weights": [torch.zeros(3)]}, "weights is a dictionary of tensors by name.*found list"),
     "a number for a tensor": ({"hyper": {"decay": 0.1}}, "hyper is a dictionary of tensors of floats by name; found float"),
     "whole numbers": ({"hyper": {"decay": torch.tensor(1)}}, r"found a tensor of torch\.int64 for 'decay'"),
+    "torch's optimizer": ({"rule": torch.optim.SGD([torch.zeros(1)])}, r"rule=SGD: it must be an object such as"),
     "a class of rules": ({"rule": SGD}, r"rule=.*: it must be an object such as mo\.rules\.SGD\(0\.1\)"),
     "half a step": ({"steps": 2.5}, r"steps=2\.5: it must be a whole number"),
     "no rows": ({"batch_size": 0}, "batch_size=0"),
     "an unknown method": ({"method": "exakt"}, "method='exakt' is unknown: choose one of exact, truncated, sama"),
-    "an unknown option": ({"method": "sama", "window": 3}, "method='sama', .*unexpected keyword argument 'window'"),
-    "a missing option": ({"method": "truncated"}, "method='truncated', without options: missing .* 'window'"),
+    "an unknown option": ({"method": "sama", "window": 3}, "method='sama' takes the options radius=None; found window=3"),
+    "a missing option": ({"method": "truncated"}, "method='truncated' takes the options window=…; found none"),
     "options of an estimator": ({"method": SAMA(), "radius": 1.0}, "radius: these belong to the estimator itself"),
     "a class of estimators": ({"method": SAMA}, "method=.* is none; give one of exact, truncated"),
     "a window too long": ({"method": "truncated", "window": 4}, "window=4: a run has 3 inner steps"),
@@ -480,6 +499,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "data of two lengths": ({"data": (rows()[0], rows(5)[1])}, r"data must be tensors with a common .*found \(12, 3\), \(5,\)"),
     "a loader for data": ({"val_data": iter([])}, "val_data must be tensors with a common leading axis.*found list_iterator"),
     "other inputs": ({"data": (rows()[0][:, :2], *rows()[1:])}, r"can't take these data .*found tensors \(12, 2\)"),
+    "data of another kind": ({"data": (rows()[0].long(), *rows()[1:])}, r"in the order of data and val_data; expected floats"),
+    "a module from outside": ({"train_loss": lambda n, h, batch: OUTSIDE(batch[0]).square().mean()}, "train_loss does not"),
+    "no weights in val_loss": ({"val_loss": lambda net, hyper, batch: hyper["decay"].sum()}, "val_loss does not depend on the"),
+    "an unread number": ({"hyper": {**hypers(), "other": torch.zeros(2)}}, "the hyper-parameter `other` has no influence"),
+    "a number as a float": ({"train_loss": itemised}, "the hyper-parameter `decay` has no influence: .* without .item()"),
+    "a float for sama": ({"train_loss": itemised, "method": "sama"}, "the hyper-parameter `decay` has no influence"),
+    "a penalty of a module outside": ({"train_loss": penalised}, "the hyper-parameter `decay` has no influence"),
+    "a result for its end": ({"start": call()}, r"start is Hypergradient: it must be the `end` .* as in start=found\.end"),
+    "weights for an end": ({"start": call().weights}, "start is dict: it must be the `end` of an earlier result"),
+    "the end of another network": ({"start": end(mlp((3, 5, 2), "tanh"))}, r"`0\.weight` is \(5, 3\) in it and \(4, 3\) here"),
+    "the end of another rule": ({"start": end(), "rule": Momentum(0.1)}, r"the rule for `0\.weight` is missing in it and"),
+    "the end of a deeper network": ({"start": end(mlp((3, 4, 2, 2), "tanh"))}, r"`4\.weight` is \(2, 2\) in it and missing"),
     "years of work": ({"method": "finite_differences", "steps": 2**40}, "steps=1099511627776: a training would go through"),
 }  # fmt: skip
 
@@ -518,5 +549,35 @@ def test_what_would_be_wrong_silently_is_said() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="once_differentiable"):
             call(train_loss=once)
-    with pytest.warns(UserWarning, match="no weight influences"):
-        call(train_loss=lambda net, hyper, batch: torch.zeros(()), val_loss=lambda net, hyper, batch: torch.zeros(()))
+    nothing = torch.zeros(())
+    warned, raised = "no weight influences the loss:", "train_loss does not depend"
+    with pytest.warns(UserWarning, match=warned), pytest.raises(ValueError, match=raised):
+        call(train_loss=lambda net, hyper, batch: nothing, val_loss=lambda net, hyper, batch: nothing)
+
+
+def told(**changes: Any) -> str:
+    with pytest.warns(UserWarning) as caught:
+        call(**changes)
+    return " ".join(str(w.message) for w in caught)
+
+
+def test_a_run_that_went_nowhere_is_said_with_its_numbers() -> None:
+    said = told(rule=SGD(1e30), steps=20)
+    assert re.fullmatch(r"val_loss was [\d.]+ before the first step and is (nan|inf) after 20: .*", said)
+    (x, *others), (z, *targets) = rows(), rows(8, 4)
+    assert told(data=(x * math.nan, *others)) == "data has NaN, in `[0]`, with which no hypergradient can be right."
+    assert told(val_data=(z * math.inf, *targets)).startswith("val_data has infinity, in `[0]`, with which")
+    rough = told(val_loss=lambda net, hyper, batch: plain(net, hyper, batch) + (0 * hyper["decay"].sum()).abs().sqrt())
+    assert "its gradient in `decay` is not finite" in rough
+
+
+def test_a_gradient_of_zero_is_said_where_a_hyper_parameter_is_read_in_vain() -> None:
+    unread = {**hypers(), "other": torch.zeros(2)}
+    assert "in the hyper-parameter `other` is 0 throughout" in told(hyper=unread, method="finite_differences")
+    call(train_loss=itemised, method="finite_differences")
+
+
+def test_an_implicit_gradient_away_from_a_minimum_is_said_with_the_slopes() -> None:
+    found = re.search(r"the length ([\d.e-]+) after 3 steps, and had ([\d.e-]+) before", told(method="implicit", damping=1.0))
+    assert found and float(found[1]) > 0.1 * float(found[2])
+    quadratic(4).found(600, "implicit")

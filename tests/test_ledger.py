@@ -219,7 +219,7 @@ def test_the_page_is_a_function_of_the_ledger() -> None:
     assert cells[0] == ["95.50 ± 0.40", "0, 1", "0.71", "95.45 ± 0.42", "pass", *published]
     how = ["2600 × 16", "1.62", "P1", f"`{'e' * 12}`", "2026-01-31", "0.1.0", "`0123456789ab`", "2.13.0"]
     assert cells[1:3] == [["0", *how], ["1", *how]]
-    assert cells[3] == ["95.00 ± 0.40", "53.00 ± 1.00"]
+    assert cells[3] == ["95.50 ± 0.40", "53.00 ± 1.00"]
     assert cells[4] == ["maml", "1", "500", "2.00", "3", "3.00"]
     assert "| `a` | 0.1074 ± 0.0124 | 0 | – |" in text and "- **P1**: omniglot, 600 episodes (version 1)" in text
 
@@ -235,6 +235,25 @@ def test_the_page_survives_what_is_not_there() -> None:
                  verdict="fail", environment={})  # fmt: skip
     assert "| `omniglot-maml` | not finite | 0 | – | – | fail | 90.00 | differs: not stated |" in page([bare])
     assert "| 98.00 | the same |" in page([entry(published={"value": 0.98, "protocol": "same"})])
+
+
+def test_three_seeds_are_a_mean_with_a_spread_and_every_verdict() -> None:
+    verdicts, values = ("pass", "fail", "pass"), (0.95, 0.91, 0.96)
+    seeds = [
+        entry(seed=s, value=values[s], interval=(0.003, 0.004, 0.005)[s], verdict=verdicts[s],
+              rows={"untrained": [0.5 + s / 10, 0.01], **({"scratch": [0.3, 0.02]} if s else {})})
+        for s in (2, 0, 1)
+    ]  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in page(seeds).splitlines() if "| `omniglot" in line]
+    assert rows[0][:5] == ["94.00 ± 0.41", "0, 1, 2", "2.65", "95.45 ± 0.42", "pass, fail"]
+    assert [row[0] for row in rows[1:4]] == ["0", "1", "2"] and rows[4] == ["94.00 ± 0.41", "30.00 ± 2.00", "60.00 ± 1.00"]
+    seeds[0] = replace(seeds[0], value=None)
+    assert "| `omniglot-maml` | not finite | 0, 1, 2 | – |" in page(seeds)
+
+
+def test_a_number_of_another_metric_says_so_on_the_page() -> None:
+    other = entry(expected={"metric": "loss", "value": 0.2, "interval": 0.01}, verdict="not judged")
+    assert "| 0.2000 ± 0.0100 (loss) | – |" in page([other])
 
 
 def test_the_page_of_this_repository_is_its_ledgers() -> None:
@@ -341,11 +360,28 @@ def test_other_expectations_are_judged_without_another_run(cli: Cli, monkeypatch
     assert cli("tiny.toml")[0] == 0
     monkeypatch.setattr(reproduce, "run", lambda *_: pytest.fail("it was run again"))
     Path("tiny.toml").write_text(f"{TINY}[expected]\nmetric = 'loss'\nvalue = -1000.0\ninterval = 0.001\n")
-    code, _, err = cli("tiny.toml")
+    code, out, err = cli("tiny.toml")
     assert code == 1 and "Failed: tiny, seed 0." in err
+    assert "tiny, seed 0: fail (expected -1000.0), judged anew; it was not judged\n" in out
     assert [line["verdict"] for line in lines()] == ["not judged", "fail"]
     assert "| fail | 0.3500 (Somebody 2017) |" in Path("docs/results.md").read_text()
     assert cli("tiny.toml")[0] == 1 and len(lines()) == 2
+
+
+def test_expectations_of_another_metric_or_seed_are_told(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "judged.toml").write_text(f"{TINY}[expected]\nmetric = 'accuracy'\nvalue = 0.9\nseed = 0\n")
+    assert "seed 0: not judged ([expected] states accuracy 0.9, and loss was measured)" in cli("judged.toml")[1]
+    (tmp_path / "judged.toml").write_text(f"{TINY}[expected]\nmetric = 'loss'\nvalue = 0.9\nseed = 3\n")
+    assert "seed 0: not judged (expected 0.9 of seed 3), judged anew; it was not judged" in cli("judged.toml")[1]
+
+
+def test_recipes_of_one_content_stand_under_one_name_which_is_told(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "twin.toml").write_text(TINY.replace("a tiny one", "its twin"))
+    for _ in range(2):  # measured, and in the ledger
+        code, out, _ = cli("tiny.toml", "twin.toml")
+        assert code == 0 and "twin, seed 0 is the same as tiny, seed 0, and stands under that name.\n" in out
+    assert [line["recipe"] for line in lines()] == ["tiny"]
+    assert "same as" not in cli("tiny.toml")[1]
 
 
 def test_what_stops_one_recipe_stops_no_other(cli: Cli, tmp_path: Path) -> None:

@@ -160,6 +160,17 @@ def test_r2d2_fits_numbers_too() -> None:
     close(outputs(method, (xs, y), xq), q @ torch.linalg.solve(x.T @ x + 0.1 * torch.eye(7), x.T @ y))
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_r2d2_scales_classes_by_10_and_numbers_not_at_all_unless_told(learn: bool) -> None:
+    module, ((xs, ys), (xq, _)) = net(), task()
+    numbers = F.one_hot(ys, 3).double()
+    for targets, default in ((ys, 10.0), (numbers, 1.0)):
+        given = (mo.r2d2(module, LOSS, scale=scale, learn_scale=learn) for scale in (default, None, 3.0))
+        expected, found, other = (outputs(method, (xs, targets), xq) for method in given)
+        close(found, expected)
+        close(other, expected * 3.0 / default)
+
+
 def test_the_bases_of_metaoptnet() -> None:
     module, ((xs, ys), (xq, _)) = net(), task()
     x, q, y = body(module, xs), body(module, xq), F.one_hot(ys, 3).double()
@@ -223,8 +234,8 @@ def test_proto_maml_starts_at_the_prototypes_of_each_task_and_adapts_everything(
     full, first = (gradient(mo.proto_maml(module, LOSS, lr=0.1, first_order=f), support, query) for f in (False, True))
     assert (full.weights["0.weight"] - first.weights["0.weight"]).norm() > 1e-3 * full.weights["0.weight"].norm()
     bare = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3, bias=False))
-    with pytest.raises(ValueError, match=r"a head with a bias, −‖c‖², and `2` has none: build it with bias=True"):
-        outputs(mo.proto_maml(bare, LOSS), support, query[0])
+    with pytest.raises(ValueError, match=r"`2` \(Linear\), can't start at prototypes, .* bias=True, or .* head=\"NAME\""):
+        mo.proto_maml(bare, LOSS)
 
 
 def test_the_start_reads_the_network_that_the_learner_is_moved_to() -> None:
@@ -272,9 +283,57 @@ def test_bad_options_are_a_sentence() -> None:
 def test_a_head_is_as_wide_as_its_first_linear_layer() -> None:
     made = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
     made.add_module("head", nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)))
-    assert Network(made, LOSS).width == 6
-    with pytest.raises(ValueError, match="the head `1` has no linear layer"):
-        _ = Network(made, LOSS, head="1").width
+    assert Network(made, LOSS).width == 6 and Network(made, LOSS).outputs == 3
+    for read in ("width", "outputs"):
+        with pytest.raises(ValueError, match=r"the head, layer `1` \(Tanh\), has no linear layer, .* head=\"NAME\""):
+            getattr(Network(made, LOSS, head="1"), read)
+
+
+class Misread(nn.Module):
+    """A network (B, 4) -> (B, 3) whose last linear layer, in the order of their names, is not its head."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.out = kind, nn.Linear(6, 3)
+        self.attention = nn.MultiheadAttention(6, 1, batch_first=True) if kind == "attention" else nn.Identity()
+        self.read = nn.Conv1d(1, 6, 4) if kind == "attention" else nn.Linear(4, 6)
+        if kind == "attention":
+            self.out = nn.Conv1d(6, 3, 1)
+        self.beside = nn.Linear(2, 3) if kind == "unused" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "attention":
+            z = self.read(x[:, None]).mT
+            return self.out(self.attention(z, z, z)[0].mT)[:, :, 0]
+        return self.out(self.read(x).tanh())
+
+
+WRONG_HEADS = {
+    "order": (r"`read` \(Linear\), can't be left out of the network \(mat1", "out"),
+    "unused": (r"`beside` \(Linear\), reads 2 features, and without it the network gives 3", "out"),
+    "attention": (r"`attention.out_proj` \(\w+\), can't be left out of the network", ""),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_HEADS)
+def test_a_head_that_is_not_the_last_layer_is_named_and_so_is_what_chooses_another(kind: str) -> None:
+    said, right = WRONG_HEADS[kind]
+    for name in ("protonet", "r2d2", "proto_maml"):
+        with pytest.raises(ValueError, match=rf"{said}.*: choose the last layer, .* head=\"NAME\""):
+            outputs(getattr(mo, name)(Misread(kind), LOSS), task()[0], task()[1][0])
+        if right:
+            outputs(getattr(mo, name)(Misread(kind), LOSS, head=right), task()[0], task()[1][0])
+    (x, y), _ = task(inputs=3)
+    with pytest.raises(ValueError, match=r"layer `read` \(\w+\) can't take these data"):  # the data's fault is not the head's
+        outputs(mo.protonet(Misread(kind), LOSS), (x, y), x)
+
+
+def test_a_head_of_several_layers_has_as_many_outputs_as_its_last_linear_one() -> None:
+    made = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+    made.add_module("head", nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)))
+    assert outputs(mo.protonet(made, LOSS), task()[0], task()[1][0]).shape[-1] == 3
+    with pytest.raises(ValueError, match=r"`head` \(Sequential\), can't start at prototypes"):
+        mo.proto_maml(made, LOSS)
 
 
 # --- Cosines ------------------------------------------------------------------------------------------------------------

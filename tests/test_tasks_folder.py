@@ -232,6 +232,12 @@ def _few(root: Path) -> None:
     (root / "class3" / "0.png").unlink()
 
 
+def _deeper(root: Path) -> None:
+    (root / "class1").rename(root.parent / "photos")
+    (root / "class1").mkdir()
+    (root.parent / "photos").rename(root / "class1" / "photos")
+
+
 def _lines(*lines: str) -> Callable[[Path], None]:
     return lambda root: (root.parent / "splits.csv").write_text("\n".join(lines)) and None
 
@@ -244,6 +250,7 @@ ALL = [f"class{c},train" for c in range(9)]
     (_broken, {}, ["class1/0.png can't be read as an image", "mend it, or take it out"]),
     (_no_image, {}, ["class4/odd.jpg can't be read as an image"]),
     (_few, {}, ["'class3'", "has 2 images", "1 shots and 2 queries need 3", "take the class out"]),
+    (_deeper, {}, ["class1 holds no images, and its folder `photos` has 4", "such as", "class1/1.png; move them there"]),
     (None, {"train_shots": 9}, ["'class0'", "9 shots and 2 queries need 11"]),
     (None, {"ways": 4}, ["9 classes, too few", "with 4 or more in each"]),
     (None, {"ways": 1}, ["ways is 1"]),

@@ -352,6 +352,53 @@ def test_a_head_that_starts_anew_must_be_one_layer() -> None:
     assert learner.start.names.names == ("head.2.weight", "head.2.bias")
 
 
+def test_norms_per_step_want_norms_where_they_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="per_step_norms=True: the network has no batch norm"):
+        mo.maml_plus_plus(net(), mse, per_step_norms=True)
+    with pytest.raises(ValueError, match="per_step_norms=3: it must be True or False"):
+        mo.maml_plus_plus(net(), mse, per_step_norms=3)  # type: ignore[arg-type]
+    assert mo.maml_plus_plus(net(), mse).adapting == mo.maml_plus_plus(net(), mse, per_step_norms=False).adapting
+    asked, left = (mo.maml_plus_plus(normed(), mse, **given) for given in ({"per_step_norms": True}, {}))
+    assert asked.adapting == left.adapting == ("0.weight", "3.weight", "3.bias")
+
+
+def test_a_head_that_pretraining_zeroes_must_be_one_layer() -> None:
+    deep = nn.Sequential()
+    deep.add_module("body", nn.Linear(3, 5))
+    deep.add_module("head", nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"the head `head` has 2 layers with matrices, and must have one, .* with head="):
+        mo.pretrain(deep, cross_entropy)
+    learner: Any = mo.pretrain(deep, cross_entropy, head="head.3").learner
+    assert learner.start.names.names == ("head.3.weight", "head.3.bias")
+
+
+class Swapped(nn.Module):
+    """The layer that makes the output is defined first."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.out, self.hidden = nn.Linear(5, 3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.hidden(x).tanh())
+        return found
+
+
+@pytest.mark.parametrize("name", ["zero_head_maml", "anil", "boil", "proto_maml", "protonet", "r2d2"])
+def test_a_head_that_was_guessed_must_be_called_last(name: str) -> None:
+    batch, module = classes(), Swapped()
+    before = [dict(m._forward_hooks) for m in module.modules()]
+    with pytest.raises(ValueError, match=r"`hidden` is the last .* defines, .* calls is `out`: name .* as in head='out'\."):
+        run(mo.ALGORITHMS[name](module, cross_entropy), batch)
+    assert before == [dict(m._forward_hooks) for m in module.modules()] == [{}] * 3
+    run(mo.ALGORITHMS[name](module, cross_entropy, head="out"), batch)
+
+
+@pytest.mark.parametrize("name", ["maml", "meta_sgd", "lslr", "reptile", "maml_plus_plus"])
+def test_no_head_is_asked_for_where_none_is_set_apart(name: str) -> None:
+    run(mo.ALGORITHMS[name](Swapped(), cross_entropy), classes())
+
+
 # --- Gradients that are mixed, made or masked -----------------------------------------------------------------------------
 
 

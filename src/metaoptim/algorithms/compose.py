@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metaoptim.core import trees
 from metaoptim.core.checks import check_counts, check_numbers, check_time
-from metaoptim.core.objectives import Objective
+from metaoptim.core.objectives import Objective, objective_called
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll, judging
 from metaoptim.learners import GradientLearner, Mask, Network, mask, nothing
@@ -26,7 +26,7 @@ def compose(
     steps: int = 1,
     adapts: Mask = "all",
     learns: Mask = "all",
-    objective: Objective | None = None,
+    objective: Objective | str | None = None,
     estimator: Estimator = EXACT,
     head: str | None = None,
     batch_size: int | None = None,
@@ -47,8 +47,8 @@ def compose(
         steps: inner steps K in training.
         adapts: which weights the inner loop moves.
         learns: which weights the outer loop moves; the rule's own parameters ψ are always learnt.
-        objective: which states of a run the outer loss judges, from `mo.objectives` or of your own, beside an estimator that
-            leaves it open, as Unroll does; none: the estimator's own.
+        objective: which states of a run the outer loss judges, from `mo.objectives` ("last" and "trajectory_mean" by name too)
+            or of your own, beside an estimator that leaves it open, as Unroll does; none: the estimator's own.
         estimator: how the meta-gradient is obtained.
         head: the submodule that reads the features; by default the one called `head`, else the last linear layer.
         batch_size, prox, start: see `GradientLearner`.
@@ -76,9 +76,10 @@ def compose(
             f"nothing adapts: of the {len(weights)} weights none is chosen by adapts={adapts!r} and has requires_grad=True; "
             "choose others, free some, or take steps=0."
         )
+    judged = objective_called(objective) if isinstance(objective, str) else objective
     learner = GradientLearner(network, rule, int(steps), moves, prox, start, batch_size)
     phi = MetaParams(weights, rule.start(moving, generator()) if moving else {})
-    return MetaOptimizer(learner, judging(estimator, objective), phi, learnt, reduction, outer, name)
+    return MetaOptimizer(learner, judging(estimator, judged), phi, learnt, reduction, outer, name)
 
 
 def generator() -> torch.Generator:

@@ -45,7 +45,7 @@ def maml_plus_plus(
     lr: float = 0.1,
     steps: int = 5,
     layer_step_sizes: bool = True,
-    per_step_norms: bool = True,
+    per_step_norms: bool | None = None,
     multi_step_until: int = 5000,
     first_order_until: int = 0,
     cosine: bool = True,
@@ -58,6 +58,7 @@ def maml_plus_plus(
         steps: inner steps K in training.
         layer_step_sizes: learn a step size for every layer and inner step; else all are `lr`.
         per_step_norms: learn scale and shift of batch norms for each of s_0 … s_K, and don't adapt them; else they adapt.
+            None: where there are any.
         multi_step_until: outer steps until which the losses after all inner steps count, less and less but for the last; 0: it
             alone counts from the first.
         first_order_until: outer steps until which inner gradients are constants; 0: second order throughout.
@@ -67,8 +68,11 @@ def maml_plus_plus(
     """
     check_counts(steps=steps)
     check_counts(0, multi_step_until=multi_step_until, first_order_until=first_order_until)
-    check_flags(layer_step_sizes=layer_step_sizes, per_step_norms=per_step_norms, cosine=cosine)
-    norms = Names(batch_norms(Network(net, loss, normalisation).net) if per_step_norms else ())
+    asked = per_step_norms is not None
+    check_flags(layer_step_sizes=layer_step_sizes, per_step_norms=per_step_norms if asked else True, cosine=cosine)
+    norms = Names(() if per_step_norms is False else batch_norms(Network(net, loss, normalisation).net))
+    if per_step_norms and not norms.names:
+        raise ValueError("per_step_norms=True: the network has no batch norm with scale and shift; leave it out, or add one.")
     objective: Objective = AnnealedMultiStep(multi_step_until) if multi_step_until else last
     return compose(
         net,

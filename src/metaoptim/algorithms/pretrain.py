@@ -22,7 +22,7 @@ from metaoptim.algorithms.compose import compose, generator
 from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import MetaOptimizer, MetaParams, Normalisation
 from metaoptim.estimators import Joint
-from metaoptim.learners import Classifier, HeadStart, Network, mask
+from metaoptim.learners import Classifier, Network, head_start
 from metaoptim.rules import SGD
 
 
@@ -44,14 +44,13 @@ def pretrain(
         lr: step size α of fine-tuning, on the mean loss.
         steps: inner steps K in validation and at test; training takes none.
         adapts: what is fine-tuned: "head" or "all".
-        head: the layer that a task replaces by its own; none: the one called `head`, else the last linear layer.
+        head: the linear layer that a task replaces by its own; none: the one called `head`, else the last linear layer.
         normalisation: whose statistics batch norms use on the query set: "transductive" (the query's own), "inductive"
             (the support's) or "frozen" (stored ones).
     """
     check_counts(2, classes=classes)
     check_choice(("head", "all"), adapts=adapts)
     network, classifier = Network(net, loss, normalisation, head), Classifier(classes)
-    zeroed: Any = mask(network, "head")
     fine_tuned = compose(
         net,
         loss,
@@ -61,7 +60,7 @@ def pretrain(
         learns="body",
         estimator=Joint(),
         head=head,
-        start=HeadStart(zeroed, "zero"),
+        start=head_start(network, "zero"),
         normalisation=normalisation,
         name="pretrain",
     )

@@ -25,7 +25,7 @@ from metaoptim.algorithms.compose import compose
 from metaoptim.core.checks import check_counts, check_flags
 from metaoptim.core.types import Batch, MetaOptimizer, Normalisation, Params
 from metaoptim.estimators import Unroll
-from metaoptim.learners import Network, class_means, members
+from metaoptim.learners import CHOOSE, Network, class_means, members
 from metaoptim.rules import SGD
 
 
@@ -35,11 +35,17 @@ class PrototypeHead:
 
     network: Network
 
+    def __post_init__(self) -> None:
+        layer = self.network.head_layer
+        if not isinstance(layer, nn.Linear) or layer.bias is None:
+            raise ValueError(
+                f"{self.network.head_told} can't start at prototypes, which are a linear layer's weights and bias: build it "
+                f"with bias=True, or {CHOOSE}."
+            )
+
     def __call__(self, weights: Params, support: Batch) -> Params:
         """{HEAD.weight: (N, D), HEAD.bias: (N)}."""
         network, name = self.network, self.network.head_name
-        if f"{name}.bias" not in weights:
-            raise ValueError(f"prototypes need a head with a bias, −‖c‖², and `{name}` has none: build it with bias=True.")
         means = class_means(network.features(weights, support[0], None), members(support[1], network.outputs))
         head = {f"{name}.weight": 2 * means, f"{name}.bias": -means.square().sum(-1)}
         return {n: p for n, p in head.items() if network.trainable(n)}

@@ -26,13 +26,16 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Normalisation
 from metaoptim.estimators import Unroll
 from metaoptim.learners import ClosedForm, Network, embedded, logarithms, mask, members
 
+SCALE = 10.0  # of classes
+
 
 @dataclass(frozen=True)
 class Ridge:
-    """λ and s, where they are not learnt; ways: the number of classes, where the network's output is the features."""
+    """λ and s, where they are not learnt (s = None: 10 for classes, 1 for numbers, times what is learnt); ways: the number of
+    classes, where the network's output is the features."""
 
     ridge: float
-    scale: float
+    scale: float | None
     learn_ridge: bool = True
     learn_scale: bool = True
     ways: int | None = None
@@ -45,7 +48,8 @@ class Ridge:
 
     def predict(self, network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:
         """Logits (B, N), or numbers like the support's targets."""
-        scale = phi.rule["log_scale"].exp() if self.learn_scale else self.scale
+        learnt = phi.rule["log_scale"].exp() if self.learn_scale else self.scale or 1.0
+        scale = SCALE * learnt if self.scale is None and not support[1].is_floating_point() else learnt
         logits: Tensor = scale * (self.bordered(network, phi, x, support) @ state)
         return logits
 
@@ -59,18 +63,19 @@ def r2d2(
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     ridge: float = 1.0,
-    scale: float = 10.0,
+    scale: float | None = None,
     learn_ridge: bool = True,
     learn_scale: bool = True,
     head: str | None = None,
     ways: int | None = None,
     normalisation: Normalisation = "transductive",
 ) -> MetaOptimizer:
-    """Learns features on which ridge regression fits a task: to classes, or to numbers (with scale=1, learn_scale=False).
+    """Learns features on which ridge regression fits a task: to classes, or to numbers.
 
     Args:
         ridge: λ, at the start or throughout.
-        scale: s, at the start or throughout: regression to 0 and 1 makes small logits.
+        scale: s, at the start or throughout: regression to 0 and 1 makes small logits. None: 10 for classes, and 1 for targets
+            that are floats, which are predicted as they are.
         learn_ridge: whether λ is learnt.
         learn_scale: whether s is learnt.
         head: the layer that is left out, whose inputs are the features and whose number of outputs is that of the classes;
@@ -84,7 +89,7 @@ def r2d2(
     check_counts(ways=ways)
     network, base = Network(net, loss, normalisation, head), Ridge(ridge, scale, learn_ridge, learn_scale, ways)
     learnt = {"ridge": ridge} if learn_ridge else {}
-    learnt |= {"scale": scale} if learn_scale else {}
+    learnt |= {"scale": scale or 1.0} if learn_scale else {}
     weights, learns = network.weights(), mask(network, "all" if ways else "body")
     phi = MetaParams(weights, logarithms(weights, **learnt))
     return MetaOptimizer(ClosedForm(network, base.fit, base.predict), Unroll(), phi, learns, name="r2d2")

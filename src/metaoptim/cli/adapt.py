@@ -45,6 +45,9 @@ def adapt(
         from metaoptim.recipes import recipe as config
         from metaoptim.tasks.readers import reader
 
+    for option, given in (("--support", support), ("--predict", predict)):
+        if out.resolve() == given.resolve():
+            raise ValueError(f"--out {out} is the file of {option}, which would be lost: give --out another name.")
     recipe = config.load(recipe_of(run), set_ or ())
     trained = stored.load(run, recipe.method(), checkpoint)
     trained = trained if device is None else on_device(trained, device)

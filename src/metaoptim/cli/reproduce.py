@@ -12,6 +12,7 @@ from metaoptim.cli.interrupts import quitting
 from metaoptim.cli.shared import Data, Device, console, use
 
 if TYPE_CHECKING:
+    from metaoptim.ledger.entry import Entry
     from metaoptim.ledger.reproduce import Job
 
 
@@ -45,11 +46,16 @@ def reproduce(
     use(data)
     wanted = [] if page_only else list(measure.jobs(recipes or config.names(), _numbers(seeds), device))
     with store.alone(out):
-        todo = measure.missing(wanted, store.read(out), any_code=only_missing)
+        entries = store.read(out)
+        todo = measure.missing(wanted, entries, any_code=only_missing)
+        for line in measure.namesakes(wanted, entries):
+            typer.echo(line)
         if done := len(wanted) - len(todo):
             typer.echo(f"{done} of {len(wanted)} are in the ledger already.")
-        for entry in measure.judged_anew(wanted, store.read(out)):
+        before = {entry.key: entry.verdict for entry in entries}
+        for entry in measure.judged_anew(wanted, entries):
             store.append(out, entry)
+            typer.echo(f"{_verdict(entry)}, judged anew; it was {before[entry.key]}")
         _write(page, out)
         bad = []
         for number, job in enumerate(todo, 1):
@@ -82,9 +88,19 @@ def _measured(job: Job, out: Path) -> bool:
     store.append(out, entry)
     screen = console()
     screen.print(result.table(screen.width))
-    stated = f" (expected {entry.expected['value']})" if "value" in entry.expected else ""
-    typer.echo(f"{job}: {entry.verdict}{stated}")
+    typer.echo(_verdict(entry))
     return True
+
+
+def _verdict(entry: Entry) -> str:
+    """How a measurement was judged, and by what."""
+    stated, told = entry.expected, f"{entry.recipe}, seed {entry.seed}: {entry.verdict}"
+    if "value" not in stated:
+        return told
+    if stated.get("metric", entry.metric) != entry.metric:
+        return f"{told} ([expected] states {stated['metric']} {stated['value']}, and {entry.metric} was measured)"
+    of = f" of seed {stated['seed']}" if stated.get("seed", entry.seed) != entry.seed else ""
+    return f"{told} (expected {stated['value']}{of})"
 
 
 def _write(page: Path, out: Path) -> None:

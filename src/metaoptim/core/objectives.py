@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from numbers import Number
 
 import torch
 from torch import Tensor
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts
 
 Weight = float | Tensor
@@ -29,8 +32,18 @@ def scaled(weight: Weight, loss: Tensor) -> Tensor:
 
 
 def weights_of(objective: Objective, steps: int, outer_step: Tensor) -> list[Weight]:
-    """The K + 1 weights; a ValueError for another number of them, or where none counts."""
-    found = list(objective(steps, outer_step))
+    """The K + 1 weights; a ValueError for something else, for another number of them, or where none counts."""
+    try:
+        found = list(objective(steps, outer_step))
+        odd = [w for w in found if not isinstance(w, Number) and not (isinstance(w, Tensor) and w.ndim == 0)]
+        reason = f"it gave {odd[0]!r} among its weights" if odd else ""
+    except TypeError as error:
+        found, reason = [], str(error)
+    if reason:
+        raise ValueError(
+            f"objective={brief(objective)} ({reason}): it must be a function of (steps, outer_step) that returns {steps + 1} "
+            f"numbers or 0-dim tensors, the weights of s_0 … s_{steps}, as those of mo.objectives do."
+        )
     if len(found) != steps + 1:
         raise ValueError(
             f"the objective gave {len(found)} weights for {steps} inner steps: give {steps + 1}, for s_0 … s_{steps}."
@@ -93,3 +106,22 @@ class AnnealedMultiStep:
         early = torch.where(over, 0, ((1 - share) / steps).clamp(min=floor))
         late = torch.where(over, 1, ((1 + share * (steps - 1)) / steps).clamp(max=1 - (steps - 1) * floor))
         return [0.0, *[early] * (steps - 1), late]
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "last": lambda: last,
+    "trajectory_mean": lambda: trajectory_mean,
+    "multi_step": multi_step,
+    "annealed_multi_step": AnnealedMultiStep,
+}
+"""What makes each objective, by its name."""
+
+
+def objective_called(name: str) -> Objective:
+    """The objective of a name; a ValueError for one that is unknown, or that wants arguments."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective={name!r} is unknown: choose one of {', '.join(OBJECTIVES)}, or give a function.")
+    if wanted := signature(OBJECTIVES[name]).parameters:
+        made = f"mo.objectives.{OBJECTIVES[name].__name__}({', '.join(wanted)})"
+        raise ValueError(f"objective={name!r} wants {', '.join(wanted)}: give {made} in its place.")
+    return OBJECTIVES[name]()

@@ -31,7 +31,8 @@ def measure(subject: Subject) -> Numbers:
     metric, steps = subject.result.metric, subject.learner.steps
     scores = subject.result.rows[0].scores[metric]
     after, before = scores[:, steps], scores[:, 0] if subject.adapts else None
-    apart = subject.judged(shuffled, len(scores)).rows[0].scores[metric][:, -1]
+    alone = trees.flatten(subject.batch.support[1])[0].shape[1] == 1  # a row, which no order changes
+    apart = None if alone else subject.judged(shuffled, len(scores)).rows[0].scores[metric][:, -1]
 
     def score(x: Any) -> Any:
         return None if x is None else dict(zip(("mean", "interval"), interval(x), strict=True))
@@ -42,7 +43,7 @@ def measure(subject: Subject) -> Numbers:
         "after": score(after),
         "shuffled": score(apart),
         "gain": score(None if before is None else better(metric) * (after.double() - before.double())),
-        "cost_of_shuffling": score(better(metric) * (after.double() - apart.double())),
+        "cost_of_shuffling": score(None if apart is None else better(metric) * (after.double() - apart.double())),
     }
 
 
@@ -50,6 +51,8 @@ def read(numbers: Numbers) -> str:
     """The sentence that follows."""
     metric, gain, cost = numbers["metric"], numbers["gain"], numbers["cost_of_shuffling"]
     before, after, apart = (x and shown(metric, x["mean"]) for x in map(numbers.get, ("before", "after", "shuffled")))
+    if cost is None:
+        return _unshuffled(metric, gain, before, after)
     counts = cost["mean"] > cost["interval"]
     if gain is None:
         does = "It reads the support" if counts else "It does not read the support's targets"
@@ -60,3 +63,12 @@ def read(numbers: Numbers) -> str:
     if gain["mean"] < -gain["interval"]:
         return f"Its steps do harm: {way}."
     return f"Its steps change too little to tell: {way}." if counts else f"It does not adapt, it knows by heart: {way}."
+
+
+def _unshuffled(metric: str, gain: Any, before: Any, after: Any) -> str:
+    """The sentence where supports have one row, so that their targets can't be shuffled."""
+    reason = "with one row to a support there is nothing to shuffle, so whether it reads the targets is not measured"
+    if gain is None:
+        return f"Its {metric} is {after}; {reason}."
+    does = "It moves" if gain["mean"] > gain["interval"] else "Its steps do harm" if gain["mean"] < -gain["interval"] else ""
+    return f"{does or 'Its steps change too little to tell'}: its {metric} goes from {before} to {after}; {reason}."

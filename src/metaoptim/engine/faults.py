@@ -55,6 +55,7 @@ _SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], .
 def explained(data: Any, owner: Any) -> Iterator[None]:
     """Turns what torch says about a shape, an operator or a class number inside a model into one sentence, as a ValueError.
 
+    data: a task, or data by the names that the user knows them by.
     owner: has the modules in its fields, among which the layer is looked for.
     """
     try:
@@ -79,14 +80,15 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
         return (
             f"the model is called with the inputs of a batch as one argument, but {_line(text)}; wrap it in one that takes them"
         )
-    if not _DATA.search(text) and not _FLOATS.search(text):
-        return f"{who} failed: {_line(text)}"
     tensors = trees.flatten(data)
+    if not tensors or not (_DATA.search(text) or _FLOATS.search(text)):
+        return f"{who} failed: {_line(text)}"
     shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in tensors)
     who = layers[0] if layers else "the model or the loss"
+    order = " and ".join(data) if isinstance(data, dict) else "support and query, inputs and targets"
     return (
-        f"{who} can't take these data ({_line(text)}): found tensors {shapes}, in the order of support and query, inputs and "
-        f"targets; {_expected(text, tensors)}"
+        f"{who} can't take these data ({_line(text)}): found tensors {shapes}, in the order of {order}; "
+        f"{_expected(text, tensors)}"
     )
 
 

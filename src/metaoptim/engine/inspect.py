@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
+from torch import nn
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
 from metaoptim.core.gradients import inspected
-from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Task
+from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine.executor import Executor
-from metaoptim.learners import network_of
+from metaoptim.learners import Network, network_of
+from metaoptim.nn import alone
 
 LONG = 5  # inner steps beyond which the graph of a whole run could be too large
 
 
-def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, memory: str = "auto") -> None:
+PARTS = ("support set", "query set")
+
+
+def inspect(
+    method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, memory: str = "auto", parts: tuple[str, str] = PARTS
+) -> None:
     """Warns of losses that no weight influences, and of parameters that are read beside φ and stay constant.
 
     memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
+    parts: what the user calls the two parts of a task.
 
-    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, and for
-    a forward pass that writes into its weights or its data.
+    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, for a
+    forward pass that writes into its weights or its data, and for a head that was guessed wrong.
     """
     sparing = "steps" in method.estimator.memories and (method.learner.steps > LONG or memory in ("steps", "mixed"))
     kept = "steps" if sparing else method.estimator.memories[0]
     one, carried = trees.map_tensors(torch.clone, trees.index((batch, carry), slice(1)))
     # What fails is told of where it is run.
-    with inspected() as found, untouched(phi, one) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
+    with inspected() as found, untouched(phi, one, parts) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
-    loss = getattr(network.loss, "__name__", type(network.loss).__name__) if network else "the loss"
+    if network and _guessed(network) and _sets_apart(method, network):
+        _check_head(network, phi, one)
+    loss = f"the loss `{getattr(network.loss, '__name__', type(network.loss).__name__)}`" if network else "the loss"
     if found.once:
         raise ValueError(
             "the model, the loss or the rule has a function marked @once_differentiable, which a meta-gradient would have to "
@@ -40,27 +51,72 @@ def inspect(method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, m
         )
     if found.parameters:
         names = {id(p): n for n, p in network.net.named_parameters()} if network else {}
-        name = next((f"`{n}` of the network" for i, n in names.items() if i in found.parameters), "parameters of its own")
+        name = next((f"`{n}` of the network" for i, n in names.items() if i in found.parameters), "parameters from elsewhere")
         warn(
-            f"the loss `{loss}` reads {name} itself, and not the weights that adapt: it stays constant, without a gradient. "
+            f"{loss} reads {name} itself, and not the weights that adapt: it stays constant, without a gradient. "
             "Compute penalties from the model's output, or let an update rule decay weights."
         )
     elif found.looked and not found.reached and method.estimator.claim in ("exact", "first_order", "truncated"):
-        warn(f"no weight influences the loss `{loss}`: its meta-gradient is zero.")
+        warn(f"no weight influences {loss}: its meta-gradient is zero.")
+
+
+def _sets_apart(method: MetaOptimizer, network: Network) -> bool:
+    """Whether the head starts anew, adapts or is learnt as no other weight does."""
+
+    def roles(head: bool) -> set[tuple[bool, bool]]:
+        names = [n for n in method.phi.weights if network.trainable(n) and network.in_head(n) == head]
+        return {(method.learner.adapts(n), method.learns(n)) for n in names}
+
+    return getattr(method.learner, "start", None) is not None or not roles(True) & roles(False)
+
+
+def _guessed(network: Network) -> bool:
+    """Whether the head is the last of several linear layers by definition, which need not be the last that is called."""
+    chosen = network.head is not None or "head" in dict(network.net.named_children())
+    return not chosen and sum(isinstance(m, nn.Linear) for m in network.net.modules()) > 1
+
+
+def _last_called(network: Network, weights: Params, x: Any) -> str | None:
+    """The linear layer that is called last on inputs; None where none is called."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *call: found.append(name)
+
+    with alone:  # while no thread has its layers exchanged
+        hooks = [m.register_forward_hook(note(n)) for n, m in network.net.named_modules() if isinstance(m, nn.Linear)]
+        try:
+            network.output(weights, x, None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return found[-1] if found else None
+
+
+def _check_head(network: Network, phi: MetaParams, one: Task) -> None:
+    """A ValueError where the layer that was taken for the head is not the last one that is called."""
+    last = None
+    with suppress(Exception), torch.no_grad(), untouched(phi, one) as own:  # what fails is told of where it is run
+        last = _last_called(network, network.initial(own.weights), trees.index(one.query, 0)[0])
+    if last not in (None, network.head_name):
+        raise ValueError(
+            f"`{network.head_name}` is the last linear layer that the network defines, and was taken for its head, but the "
+            f"last one that it calls is `{last}`: name the head with head=, as in head={last!r}."
+        )
 
 
 @contextmanager
-def untouched(phi: MetaParams, batch: Task | None = None) -> Iterator[MetaParams]:
+def untouched(phi: MetaParams, batch: Task | None = None, names: tuple[str, str] = PARTS) -> Iterator[MetaParams]:
     """A copy of φ; a ValueError afterwards if a forward pass has written into it, or into the batch."""
     own: MetaParams = trees.map_tensors(torch.clone, phi)
-    parts = dict(zip(Task._fields, batch, strict=True)) if batch is not None else {}
+    parts = dict(zip(names, batch, strict=True)) if batch is not None else {}
     before = {part: trees.map_tensors(torch.clone, tree) for part, tree in parts.items()}
     yield own
     for part, tree in parts.items():
         for x, y in zip(trees.flatten(tree), trees.flatten(before[part]), strict=True):
             if not torch.allclose(x, y, 0.0, 0.0, equal_nan=True):
                 raise ValueError(
-                    f"a forward pass or the loss writes into the {part} set that it is given, so that the next one sees other "
+                    f"a forward pass or the loss writes into the {part} that it is given, so that the next one sees other "
                     "data: compute with a changed copy instead, as in x = x + 1, or ReLU(inplace=False)."
                 )
     for name, x in own.weights.items():

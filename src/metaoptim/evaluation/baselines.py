@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import count_tasks, rollout
+from metaoptim.engine.faults import explained
 from metaoptim.estimators import Unroll
-from metaoptim.learners import GradientLearner, Network, nothing
+from metaoptim.learners import CHOOSE, GradientLearner, Network, nothing
 from metaoptim.nn import Cosine, statistics
 from metaoptim.rules import SGD
+from metaoptim.runs.adapted import quiet
 from metaoptim.runs.progress import tracked
 from metaoptim.runs.run import Run
 from metaoptim.tasks import ImageTasks, TaskFamily
@@ -54,6 +56,16 @@ def _nearest_mean(run: Run, task: Task) -> Tensor:
     means = member.T @ fs / member.sum(0)[:, None]
     right: Tensor = torch.cdist(fq, means).argmin(-1) == yq
     return right.to(fs.dtype).mean()
+
+
+def fault(run: Run, batch: Task) -> str:
+    """Why the run's network has no features to compare classes by, as far as tasks like these tell; empty where it has."""
+    try:
+        with quiet(run.network.net), explained(batch, run.method):
+            prototypes(run, batch)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def pretrained(run: Run, tasks: TaskFamily, iterations: int, steps: int, progress: bool) -> Run:
@@ -98,7 +110,7 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
     layer = net.get_submodule(name)
     if not isinstance(layer, nn.Linear) or isinstance(layer, Cosine):
         raise ValueError(
-            f"the head `{name}` is {type(layer).__name__}, which can't be widened; leave the baseline pretrained out."
+            f"{run.network.head_told} can't be widened, as a linear layer can: leave the baseline pretrained out, or {CHOOSE}."
         )
     parent = net.get_submodule(name.rpartition(".")[0])
     like = layer.weight

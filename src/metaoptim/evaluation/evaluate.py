@@ -117,13 +117,19 @@ def evaluate(
         }
 
     methods: dict[str, list[Callable[[Task], dict[str, Tensor]]]] = {"method": [adapted(r) for r in runs]}
-    classes = base.has_classes(tasks.sample(split, seed=seed, start=0, count=1))
+    one = trees.to(tasks.sample(split, seed=seed, start=0, count=1), runs[0].phi.device)
+    classes = base.has_classes(one)
     default: tuple[Baseline, ...] = ("untrained", "prototypes") if classes else ("untrained",)
     wanted = default if baselines is None else baselines
     if "prototypes" in wanted and not classes:
         raise ValueError(
             "baseline 'prototypes' needs tasks with classes, as pairs (x, y) with int64 labels; these have none: leave it out."
         )
+    if classes and {"prototypes", "pretrained"} & set(wanted) and (fault := base.fault(runs[0], one)):
+        if baselines is not None:
+            raise ValueError(f"the baselines prototypes and pretrained can't be had of this network: {fault}")
+        warn(f"the row prototypes is left out: {fault}")
+        wanted = ("untrained",)
     if "untrained" in wanted:
         methods["untrained"] = [adapted(base.untrained(r)) for r in runs]
     if "prototypes" in wanted:

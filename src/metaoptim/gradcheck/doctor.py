@@ -21,6 +21,7 @@ from metaoptim.gradcheck.case import Case, How, Mapped, prepare
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
 from metaoptim.gradcheck.differences import EXACT, distance, probe
 from metaoptim.gradcheck.layers import culprits
+from metaoptim.gradcheck.minimum import NoMinimum
 from metaoptim.gradcheck.parts import fault, percent, said
 from metaoptim.gradcheck.report import Report, Row
 from metaoptim.gradcheck.rules import inert, rule_part
@@ -105,7 +106,10 @@ def _examine(
     say: Say,
 ) -> Report:
     case = prepare(method, method.phi, batch, TASKS)
-    rows, first = _modes(case, modes, say) if gradient is None else _own(case, gradient)
+    try:
+        rows, first = _modes(case, modes, say) if gradient is None else _own(case, gradient)
+    except NoMinimum as reason:
+        return Report(method.name, CLAIMS[case.claim], (), (), (str(reason),), ())
     say("each tensor")
     tensors = _tensors(case, first, gradient) if first else []
     report = Report(method.name, CLAIMS["exact" if gradient else case.claim], tuple(rows), tuple(tensors), (), ())
@@ -145,6 +149,8 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
                 rows.append(Row(name, first.error, limit=first.limit))
             else:
                 rows.append(_compare(name, case, how, first))
+        except NoMinimum:  # which no other mode has either
+            raise
         except Exception as error:  # whatever torch and a user's code can say
             rows.append(Row(name, None, refused=said(error)))
             no_forward_mode = rows[-1].refused if how[1:] == ("mixed", "eager") else no_forward_mode

@@ -16,7 +16,12 @@ from metaoptim.core.types import Batch, Info, Learner, Loss, MetaParams, Params,
 
 NEWTON = 12  # steps, from where the learner's own run ends
 MANY = 2000  # adapting numbers, whose Hessian is made in full
-LEAST = 1e-9  # of the gradient at the minimum, relative to that at the start
+LEAST = 1e-9  # of the gradient ahead of the last step, relative to the length of the weights
+FLAT = 1e-10  # of a curvature, relative to the Hessian's norm
+
+
+class NoMinimum(ValueError):
+    """There is nothing that an implicit gradient could be held to."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +42,26 @@ class AtMinimum:
 
     def init(self, phi: MetaParams, support: Batch) -> State:
         *_, (k, state) = inner_loop(self.learner, phi, support, held)
-        slope = torch.full((), torch.inf)
         for _ in range(NEWTON):
             f, x = self.learner.inner(phi, state, support, k)
             if (size := sum(p.numel() for p in x.values())) > MANY:
-                raise ValueError(
+                raise NoMinimum(
                     f"{size} numbers adapt, and the check of an implicit gradient takes {MANY} at most: take a smaller network."
                 )
             value, flat = _flattened(f, x)
             gradient, hessian = grad(value)(flat), jacrev(grad(value))(flat)
-            slope = gradient.norm() / (1 + flat.norm())
+            if not hessian.isfinite().all() or not _is_positive(hessian):
+                break
             state = trees.replaced(state, x, _parts(flat - torch.linalg.solve(hessian, gradient), x))
-        if not slope <= LEAST:
-            raise ValueError(
-                "the inner objective has no minimum near where the run ends, so that there is no implicit gradient to compare "
-                "with; a larger prox gives it one."
-            )
-        # A rule at rest: where it is judged at a mean of the run, that has come to the minimum too.
-        return self.learner.inherit(state, self.learner.heritage(self.learner.init(phi, support)))
+            if gradient.norm() <= LEAST * (1 + flat.norm()):
+                # A rule at rest: where it is judged at a mean of the run, that has come to the minimum too.
+                return self.learner.inherit(state, self.learner.heritage(self.learner.init(phi, support)))
+        lowest = torch.linalg.eigvalsh(hessian)[0] if hessian.isfinite().all() else torch.tensor(torch.nan)
+        raise NoMinimum(
+            f"the inner objective has no minimum near the run's end (its gradient is {gradient.norm():.2g} long, the least "
+            f"curvature {lowest:.2g}), so that there is no implicit gradient to compare with: a larger prox gives it one, more "
+            "steps may come near one, and damping beyond that curvature at least keeps the solver from exploding."
+        )
 
     def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
         return self.learner.inner(phi, state, support, k)
@@ -83,3 +90,9 @@ def _flattened(f: Loss, x: Params) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 def _parts(flat: Tensor, x: Params) -> Params:
     pieces: tuple[Tensor, ...] = torch.split(flat, [p.numel() for p in x.values()])
     return {n: piece.view(p.shape) for piece, (n, p) in zip(pieces, x.items(), strict=True)}
+
+
+def _is_positive(hessian: Tensor) -> bool:
+    """Whether it curves upwards in all directions, beyond rounding."""
+    least = FLAT * hessian.norm() * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    return not torch.linalg.cholesky_ex(hessian - least).info.any()

@@ -53,6 +53,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if not self.modes:
+            return f"not checked: {self.name}, {self.claim}: there is nothing to hold it to."
         right = [row for row in self.modes if row.verdict == "right"]
         if self.ok:
             worst = max(row.error or 0.0 for row in (*right, *self.tensors))

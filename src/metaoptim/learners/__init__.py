@@ -5,10 +5,11 @@ from metaoptim.learners.classifier import Classifier
 from metaoptim.learners.closed_form import ClosedForm, logarithms
 from metaoptim.learners.gradient import GradientLearner, Inner
 from metaoptim.learners.masks import Mask, Names, mask, named
-from metaoptim.learners.network import Network, Pooled, modules, network_of, nothing, placed, with_network
+from metaoptim.learners.network import CHOOSE, Network, Pooled, modules, network_of, nothing, placed, with_network
 from metaoptim.learners.starts import HeadStart, head_start
 
 __all__ = [
+    "CHOOSE",
     "Classifier",
     "ClosedForm",
     "GradientLearner",

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import losses, trees
+from metaoptim.core.brief import brief
 from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, MetaParams, Normalisation, Params
 from metaoptim.nn import alone, called, needs_written_out, refuse, statistics, written_out
+from metaoptim.nn.layers import named
+
+CHOOSE = 'choose the last layer, which gives the outputs, by head="NAME", or call it `head`'
 
 
 def nothing(name: str) -> bool:
@@ -48,7 +52,7 @@ class Network:
     def __post_init__(self) -> None:
         given: Any = self.net  # by somebody whose type checker is off
         if not isinstance(given, nn.Module) or not callable(self.loss) or isinstance(self.loss, type):
-            what = f"loss={self.loss!r}" if isinstance(given, nn.Module) else f"net={given!r}"
+            what = f"loss={brief(self.loss)}" if isinstance(given, nn.Module) else f"net={brief(given)}"
             raise ValueError(
                 f"{what}: net must be a torch.nn.Module (not its class), loss a function of (output, target), not a class."
             )
@@ -87,30 +91,45 @@ class Network:
         if "head" in dict(self.net.named_children()):
             return "head"
         if not linear:
+            last = [named(n, m) for n, m in self.net.named_modules() if n and list(m.parameters(recurse=False))]
+            found = f" (its last one with weights is {last[-1]})" if last else ""
             raise ValueError(
-                "this network has no submodule `head` and no linear layer to take for its head; name one with head=, or leave "
-                "out what needs it (baselines, closed forms)."
+                f"this network has no submodule `head` and no linear layer to take for its head{found}; choose one by "
+                'head="NAME", or leave out what needs it (baselines, closed forms).'
             )
         return str(linear[-1])
 
     @property
-    def outputs(self) -> int:
-        """How many outputs the head has."""
+    def head_layer(self) -> nn.Module:
+        """The head itself."""
         with alone:  # while no thread has its layers exchanged
-            layer = self.net.get_submodule(self.head_name)
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"the head `{self.head_name}` is {type(layer).__name__}; how many outputs it has isn't known.")
-        return layer.out_features
+            return self.net.get_submodule(self.head_name)
+
+    @property
+    def head_told(self) -> str:
+        """The head as sentences name it."""
+        return f"the head, {named(self.head_name, self.head_layer)},"
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the head has: as many as its last linear layer."""
+        return self._linear()[-1].out_features
 
     @property
     def width(self) -> int:
         """How many features the head reads: as many as its first linear layer takes."""
+        return self._linear()[0].in_features
+
+    def _linear(self) -> list[nn.Linear]:
+        """The linear layers in the head."""
         with alone:
-            layers = list(self.net.get_submodule(self.head_name).modules())
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        if not linear:
-            raise ValueError(f"the head `{self.head_name}` has no linear layer, so how many features it reads isn't known.")
-        return linear[0].in_features
+            found = [layer for layer in self.head_layer.modules() if isinstance(layer, nn.Linear)]
+        if not found:
+            raise ValueError(
+                f"{self.head_told} has no linear layer, so how many features it reads and outputs it gives isn't known: choose "
+                'one that has by head="NAME", or end the network in a linear layer.'
+            )
+        return found
 
     def at(self, weights: Params, k: Tensor) -> Params:
         """The weights of the module itself after k steps."""
@@ -137,8 +156,19 @@ class Network:
         return self._run(weights, x, support)
 
     def features(self, weights: Params, x: Tensor, support: Batch | None) -> Tensor:
-        """What the head reads (B, D) of inputs (B, …)."""
-        found: Tensor = self._run(weights, x, support, without=self.head_name)
+        """What the head reads (B, D) of inputs (B, …); a ValueError where the head is not the network's last layer."""
+        try:
+            found: Tensor = self._run(weights, x, support, without=self.head_name)
+        except (AttributeError, RuntimeError) as error:
+            self._run(weights, x, support)  # which fails too, and is told, unless it is the head that is wrong
+            why = str(error).partition("\n")[0].rstrip(".")
+            raise ValueError(f"{self.head_told} can't be left out of the network ({why}): {CHOOSE}.") from error
+        layer = self.head_layer
+        if isinstance(layer, nn.Linear) and found.shape[-1] != layer.in_features:
+            raise ValueError(
+                f"{self.head_told} reads {layer.in_features} features, and without it the network gives {found.shape[-1]}: "
+                f"{CHOOSE}."
+            )
         return found
 
     def judge(self, output: Any, y: Any) -> tuple[Tensor, Info]:

@@ -20,33 +20,41 @@ The ledger is empty so far. What was measured before there was one stands in eac
 RESULTS = """
 ## Scores
 
-Accuracy in %, or the loss, after the last inner step. ± is the 95 % interval over episodes, for one seed (the root mean square
-where there are several); *spread* is the standard deviation over training seeds. *Judged* compares with what the recipe expects
-of its seed: *pass* within both intervals, *fail* worse by more than twice that, *drift* anything else. *Published* is the
-source's number, and *protocol* says whether it was measured in the same way. Recipes on the same tasks stand together, the best
-first; their inner steps and budgets may differ.
+Accuracy in % where tasks have classes, else the loss, of which less is better; both after the last inner step, and the mean
+over the training seeds. ± is the 95 % interval over episodes, for one seed (the root mean square where there are several);
+*spread* is the standard deviation over training seeds, where there are two or more. *Judged* compares with what the recipe
+expects of its seed: *pass* within both intervals, *fail* worse by more than twice that, *drift* anything else, better scores
+too. *Published* is the source's number, and *protocol* says whether it was measured in the same way. Recipes on the same
+tasks (their options are in brackets, as in a recipe's `[tasks]`) stand together, the best first; their inner steps and
+budgets may differ. Here and below, – is what was not stated or not measured.
 """
 SCORES = ("recipe", "score", "seeds", "spread", "expected", "judged", "published", "protocol")
 MEASURED = """
 ## How they were measured
 
-The budget is outer steps × tasks in each; steps/s is the median of training. *Episodes* is the hash of their tensors: results
-with the same one can be compared episode by episode. P1, P2, … are the [protocols](#protocols).
+A line for each training seed. The budget is outer steps × tasks in each; steps/s is outer steps per second, the median of
+training. *Protocol* says what it was scored on: P1, P2, … are spelt out [below](#protocols). *Episodes* is the beginning of a
+hash of the test episodes' tensors: scores with the same one can be compared episode by episode. *Version* is metaoptim's, and
+a + behind the commit says that files differed from it.
 """
 BASELINES = """
 ## Beside the baselines
 
-On the same episodes, after the last inner step; [what they are](evaluation.md#the-rows).
+On the same episodes, after the last inner step, the mean over the training seeds; [what they are](evaluation.md#the-rows).
 """
 COSTS = """
 ## What a meta-step costs
 
-One meta-gradient of the recipe's first batch, computed as in a loop of one's own (nothing is traced), beside one of MAML on the
-same network and tasks with as many inner steps. The time is the best of five, on one thread; memory is the growth at the peak,
-in MiB.
+One meta-gradient of the recipe's first batch, computed as in a loop of one's own (nothing is traced), beside one of MAML on
+the same network and tasks with as many inner steps K, one at the least; *× MAML* is how many times its time and its memory.
+The time is the best of five, on one thread; memory is the growth at the peak, in MiB; both for the lowest seed.
 """
 PROTOCOLS = """
 ## Protocols
+
+How episodes are drawn and scored: the tasks with their options, the split, whose statistics batch norms use, the inner steps
+at test, the number of episodes and their seed. Scores of one protocol can be compared; the version changes when the way of
+drawing or scoring does.
 
 """
 
@@ -62,6 +70,11 @@ class Group(NamedTuple):
         """The entry of the lowest seed."""
         return self.entries[0]
 
+    @property
+    def score(self) -> tuple[float | None, float | None]:
+        """Mean and interval of the method's score."""
+        return _together([(e.value, e.interval) for e in self.entries])
+
 
 def page(entries: Sequence[Entry]) -> str:
     """The page, in Markdown."""
@@ -69,7 +82,7 @@ def page(entries: Sequence[Entry]) -> str:
     if not groups:
         return TITLE + NOTHING
     names = sorted({_protocol(e) for g in groups for e in g.entries})
-    columns = sorted({name for g in groups for name in g.first.rows})
+    columns = sorted({name for g in groups for e in g.entries for name in e.rows})
     return "".join(
         [
             TITLE,
@@ -107,28 +120,32 @@ def _ranked(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
         found.setdefault(str(group.first.protocol["name"]).partition(", split ")[0], []).append(group)
 
     def worst_last(group: Group) -> float:
-        mean = _mean(group)
+        mean, _ = group.score
         return math.inf if mean is None else -mean if group.first.metric == "accuracy" else mean
 
     return [(tasks, sorted(found[tasks], key=worst_last)) for tasks in sorted(found)]
 
 
-def _mean(group: Group) -> float | None:
-    """Over the seeds; None where a score is not finite."""
-    values = [e.value for e in group.entries if e.value is not None]
-    return statistics.mean(values) if len(values) == len(group.entries) else None
+def _together(scores: Sequence[tuple[float | None, float | None]]) -> tuple[float | None, float | None]:
+    """The mean over the seeds (None where one is not finite), and the root mean square of the intervals."""
+    values, halves = [x for x, _ in scores if x is not None], [h for _, h in scores if h is not None]
+    mean = statistics.mean(values) if len(values) == len(scores) else None
+    return mean, math.sqrt(statistics.mean(h * h for h in halves)) if halves else None
 
 
 def _score(group: Group) -> Iterator[str]:
-    first, mean, values = group.first, _mean(group), [e.value for e in group.entries if e.value is not None]
+    first, values = group.first, [e.value for e in group.entries if e.value is not None]
+    mean, half = group.score
     expected, published = first.expected, first.published
-    judged = [e.verdict for e in group.entries if e.verdict != "not judged"]
+    judged = dict.fromkeys(e.verdict for e in group.entries if e.verdict != "not judged")
     yield f"`{group.recipe}`"
-    yield _number(mean, _root_mean_square([e.interval for e in group.entries]), first.metric)
+    yield _number(mean, half, first.metric)
     yield ", ".join(str(e.seed) for e in group.entries)
     yield _number(statistics.stdev(values), None, first.metric) if len(values) > 1 and mean is not None else "–"
-    yield _number(expected["value"], expected.get("interval"), first.metric) if "value" in expected else "–"
-    yield judged[0] if judged else "–"
+    metric = expected.get("metric", first.metric)
+    wanted = _number(expected["value"], expected.get("interval"), metric) if "value" in expected else "–"
+    yield wanted if metric == first.metric or "value" not in expected else f"{wanted} ({metric})"
+    yield ", ".join(judged) or "–"
     stated = _number(published["value"], published.get("interval"), first.metric) if "value" in published else "–"
     yield f"{stated} ({published['source']})" if "source" in published else stated
     if "value" not in published:
@@ -152,12 +169,12 @@ def _how(entry: Entry, names: Sequence[str]) -> Iterator[str]:
 
 
 def _beside(group: Group, columns: Sequence[str]) -> Iterator[str]:
-    first = group.first
+    metric = group.first.metric
     yield f"`{group.recipe}`"
-    yield _number(first.value, first.interval, first.metric)
+    yield _number(*group.score, metric)
     for name in columns:
-        mean, interval = first.rows.get(name, (None, None))
-        yield _number(mean, interval, first.metric) if name in first.rows else "–"
+        found = [tuple(e.rows[name]) for e in group.entries if name in e.rows]
+        yield _number(*_together(found), metric) if found else "–"
 
 
 def _cost(group: Group) -> Iterator[str]:
@@ -183,11 +200,6 @@ def _number(value: float | None, interval: Any, metric: str) -> str:
     scale, digits = (100, 2) if metric == "accuracy" else (1, 4)
     half = (interval[1] - interval[0]) / 2 if isinstance(interval, list) else interval
     return f"{scale * value:.{digits}f}" + ("" if half is None else f" ± {scale * half:.{digits}f}")
-
-
-def _root_mean_square(intervals: Sequence[float | None]) -> float | None:
-    known = [x for x in intervals if x is not None]
-    return math.sqrt(statistics.mean(x * x for x in known)) if known else None
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

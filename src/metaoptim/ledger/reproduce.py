@@ -58,8 +58,20 @@ def missing(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = Fa
     def same(key: Key) -> tuple[object, ...]:
         return key[:2] if any_code else key
 
-    known = {same(entry.key) for entry in entries}
-    return list({same(job.key): job for job in wanted if same(job.key) not in known}.values())
+    known, found = {same(entry.key) for entry in entries}, dict[tuple[object, ...], Job]()
+    for job in wanted:
+        if same(job.key) not in known:
+            found.setdefault(same(job.key), job)
+    return list(found.values())
+
+
+def namesakes(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[str]:
+    """A sentence for each job that is the same as one of another name, under which it stands."""
+    names, lines = {entry.key: entry.recipe for entry in entries}, []
+    for job in wanted:
+        if (name := names.setdefault(job.key, job.recipe.name)) != job.recipe.name:
+            lines.append(f"{job} is the same as {name}, seed {job.key.seed}, and stands under that name.")
+    return lines
 
 
 def judged_anew(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[Entry]:

@@ -44,7 +44,7 @@ def with_cosines(net: nn.Module, head: str, scale: float | None = None) -> nn.Mo
     made = copy.deepcopy(net)
     linear = [n for n, m in made.get_submodule(head).named_modules() if isinstance(m, nn.Linear)]
     if not linear:
-        raise ValueError(f"the head `{head}` has no linear layer to make one of cosines of; name another one with head=.")
+        raise ValueError(f'the head `{head}` has no linear layer to make one of cosines of; choose another by head="NAME".')
     parent, _, leaf = f"{head}.{linear[-1]}".rstrip(".").rpartition(".")
     layer: nn.Linear = getattr(made.get_submodule(parent), leaf)
     cosine = Cosine(1, layer.out_features, layer.bias is not None, scale)

@@ -11,7 +11,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 _CONVERT = "call metaoptim.nn.convert(module), which swaps such layers for ours and keeps the weights"
-_FROZEN = ", or use the stored statistics by normalisation='frozen'"
+_FROZEN = ', or use the stored statistics by normalisation="frozen" (in a recipe, that is a key of [algorithm])'
+_BATCHS = ', or use those by normalisation="transductive" (in a recipe, that is a key of [algorithm])'
 _EMBEDDING = {
     "max_norm": "by which a forward pass changes the weights that it is given",
     "sparse": "and sparse gradients have no second derivative",
@@ -37,7 +38,7 @@ def _fault(layer: nn.Module, policy: str) -> str:
         fix = _CONVERT + _FROZEN if isinstance(layer, BATCH_NORMS) else "build it with track_running_stats=False"
         return f"keeps running statistics, which an inner loop would mix across tasks and no transform can update; {fix}"
     if isinstance(layer, BATCH_NORMS) and policy != "transductive":
-        return f"knows only its batch's statistics, which the policy `{policy}` forbids; {_CONVERT}"
+        return f"knows only its batch's statistics, which the policy `{policy}` forbids; {_CONVERT}{_BATCHS}"
     for option in ("max_norm", "sparse", "scale_grad_by_freq"):
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and getattr(layer, option):
             return f"has {option}={getattr(layer, option)!r}, {_EMBEDDING[option]}; build it without {option}"

@@ -15,7 +15,7 @@ from metaoptim.algorithms.alfa import Generated
 from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import objectives
-from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "rule": {
@@ -50,12 +50,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "pes": estimators.pes,
         "nres": estimators.nres,
     },
-    "objective": {
-        "last": lambda: objectives.last,
-        "trajectory_mean": lambda: objectives.trajectory_mean,
-        "multi_step": objectives.multi_step,
-        "annealed_multi_step": objectives.AnnealedMultiStep,
-    },
+    "objective": {**objectives.OBJECTIVES},
 }
 _WRITTEN = str | dict[str, Any]
 OPTIONS = [
@@ -84,7 +79,14 @@ def _resolved(kind: str, value: Any) -> Any:
         raise ConfigError(f"`{kind}` in [algorithm]: found {found(value)}, expected a name in it: {', '.join(known)}.")
     if name not in known:
         raise ConfigError(f"unknown {kind} `{name}` in [algorithm]{nearest(str(name), known)}")
-    return {"name": name, **check(f"algorithm.{kind}", given, options(known[name]))}
+    own = options(known[name])
+    if isinstance(value, str) and (needed := [option for option in own if option.default is REQUIRED]):
+        keys = ", ".join(f"{option.name} = …" for option in needed)
+        raise ConfigError(
+            f"missing key `{needed[0].name}` in [algorithm.{kind}]; expected {spell(needed[0].type)}: write "
+            f'{kind} = {{name = "{name}", {keys}}}.'
+        )
+    return {"name": name, **check(f"algorithm.{kind}", given, own)}
 
 
 def _built(kind: str, value: Any) -> Any:

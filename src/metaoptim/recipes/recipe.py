@@ -153,7 +153,11 @@ def table_options(table: str, name: str = "") -> list[Option]:
     if table == "algorithm":
         loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
         own = options(BUILDERS[table][name], keyword_only=True)
-        return [loss, *parts.OPTIONS, *(o for o in own if o.name != "name")] if name == "compose" else [loss, *own]
+        return (
+            [loss, *parts.OPTIONS, *(o for o in own if o.name not in ("name", *parts.PARTS))]
+            if name == "compose"
+            else [loss, *own]
+        )
     if table in BUILDERS:
         return code.options_of(name) if code.is_code(name) else options(BUILDERS[table][name])
     if table == "engine":

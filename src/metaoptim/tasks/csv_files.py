@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,16 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def check(self, *names: str) -> None:
+        """A ValueError for a column that isn't there; it lists those that are, the likest first."""
+        for name in names:
+            if name not in self.columns:
+                known = sorted(self.columns, key=lambda own: -SequenceMatcher(None, name.lower(), own.lower()).ratio())
+                raise ValueError(f"{self.source} has no column `{name}`; its columns are {', '.join(known)}.")
+
     def column(self, name: str) -> list[Any]:
         """The values of a column, none of them missing."""
-        if name not in self.columns:
-            raise ValueError(f"{self.source} has no column `{name}`; its columns are {', '.join(self.columns)}.")
+        self.check(name)
         values = self.columns[name]
         for row, value in zip(self.rows, values, strict=True):
             if is_missing(value):

@@ -85,7 +85,15 @@ def folders(root: Path) -> dict[str, list[Path]]:
     """The image files of each class, sorted; ValueError where the folder holds no classes."""
     if not root.is_dir():
         raise ValueError(f"There is no folder {root}; expected one that holds a folder of images for each class.")
-    found = {entry.name: pictures(entry) for entry in sorted(root.iterdir()) if entry.is_dir() and not _hidden(entry)}
+    found = {entry.name: pictures(entry) for entry in _inside(root)}
+    for entry in (root / name for name, files in found.items() if not files):
+        if deeper := [folder for folder in _inside(entry) if pictures(folder)]:
+            count = len(pictures(deeper[0]))
+            raise ValueError(
+                f"{entry} holds no images, and its folder `{deeper[0].name}` has {count}: expected a class's images in its own "
+                f"folder, such as {entry / '1.png'}; move them there, or give the folder whose folders are "
+                "the classes."
+            )
     if not any(found.values()):
         raise ValueError(f"{root} holds no folders with images; expected one for each class, such as {root / 'cat' / '1.png'}.")
     return found
@@ -206,6 +214,11 @@ def _report(pairs: NDArray[np.int64], files: list[Path]) -> str:
         f"{some} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each "
         "pair out, or put their classes into one split."
     )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry))
 
 
 def _hidden(path: Path) -> bool:

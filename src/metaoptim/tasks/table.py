@@ -205,11 +205,19 @@ def _inputs(
     data: csv_files.Table, features: Sequence[str] | None, others: tuple[str, str]
 ) -> tuple[NDArray[np.float64], list[str]]:
     """The columns to predict from, [rows, D], and their names."""
-    used = [name for name in data.columns if name not in others] if features is None else list(features)
-    if not used or set(used) & set(others):
+    data.check(*others)
+    if others[0] == others[1]:
         raise ValueError(
-            f"The features of {data.source} must be one or more columns beside the task `{others[0]}` and the target "
-            f"`{others[1]}`; found {', '.join(used) or 'none'}."
+            f"task and target are both `{others[0]}`: give the column that says which task a row belongs to, and the column to "
+            "predict."
+        )
+    if isinstance(features, str):
+        raise ValueError(f"features={features!r}: it must be a list of columns, such as [{features!r}].")
+    used = [name for name in data.columns if name not in others] if features is None else list(features)
+    if not used or set(used) & set(others) or len(set(used)) < len(used):
+        raise ValueError(
+            f"The features of {data.source} must be one or more columns, each once, beside the task `{others[0]}` and the "
+            f"target `{others[1]}`; found {', '.join(used) or 'none'}."
         )
     return np.stack([data.numbers(name) for name in used], axis=1), used
 

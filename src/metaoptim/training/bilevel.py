@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_time
 from metaoptim.core.losses import mse
 from metaoptim.core.types import Batch, Estimator, Info, MetaOptimizer, MetaParams, Params, Rule
@@ -93,7 +94,7 @@ def bilevel(
     for name, loss in (("train_loss", train_loss), ("val_loss", val_loss)):
         check_loss(name, loss, batch=True)
     if isinstance(rule, type) or not hasattr(rule, "update"):
-        raise ValueError(f"rule={rule!r}: it must be an object such as mo.rules.SGD(0.1), from mo.rules or of your own.")
+        raise ValueError(f"rule={brief(rule)}: it must be an object such as mo.rules.SGD(0.1), from mo.rules or of your own.")
     own, learnt = _given(weights, "weights"), _given(hyper, "hyper")
     if clash := [n for n in own.tensors if n.startswith(PREFIX)]:
         raise ValueError(f"the weight `{clash[0]}` has the name of a hyper-parameter: rename what begins with {PREFIX!r}.")
@@ -112,7 +113,7 @@ def check_loss(name: str, loss: Any, batch: bool) -> None:
     """A ValueError for what can't be called with weights, hyper-parameters and, if there is one, a batch."""
     given = ("weights", "hyper", "batch") if batch else ("weights", "hyper")
     if not callable(loss):
-        raise ValueError(f"{name}={loss!r}: it must be a function of ({', '.join(given)}).")
+        raise ValueError(f"{name}={brief(loss)}: it must be a function of ({', '.join(given)}).")
     try:
         signature(loss).bind(*given)
     except TypeError as error:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.gradients import autograd
 from metaoptim.core.types import (
     Batch,
@@ -35,6 +36,7 @@ from metaoptim.engine.inspect import inspect
 from metaoptim.estimators import SAMA, FiniteDifferences, Implicit, LastSteps, Unroll
 from metaoptim.nn import steady
 from metaoptim.training.bilevel import PREFIX, bilevel, check_loss
+from metaoptim.training.doubts import check_read, check_start, doubts
 
 METHODS: dict[str, Callable[..., Estimator]] = {
     "exact": Unroll,
@@ -45,8 +47,8 @@ METHODS: dict[str, Callable[..., Estimator]] = {
 }
 """The estimators by name; their arguments are options of `hypergradient`."""
 
-_SEEN: dict[bool, WeakSet[Any]] = {True: WeakSet(), False: WeakSet()}
-"""Training losses that were looked at: for second derivatives, and for first ones alone."""
+_SEEN: WeakKeyDictionary[Any, WeakKeyDictionary[Any, set[Any]]] = WeakKeyDictionary()
+"""What was looked at: by training loss and validation loss, for which estimator and hyper-parameters."""
 
 End = tuple[Tensor, State]
 """(k, s_k): the steps that are done, and the state after them."""
@@ -125,15 +127,19 @@ def hypergradient(
     if memory not in estimator.memories:
         raise ValueError(f"memory={memory!r} is not offered here: choose {' or '.join(estimator.memories)}.")
     task = Task(_rows(data, "data", problem.phi.device), _rows(val_data, "val_data", problem.phi.device))
-    _look(train_loss, problem, task)
+    given = {name: part for name, part in (("data", data), ("val_data", val_data)) if part is not None}
     key = keys(1, problem.phi.device)[0]
     learnt, fixed = problem.split(problem.phi)
-    learner = Bound(Reporting(problem.learner, start), fixed, key)
-    with explained(task, problem), autograd(), steady():
+    with explained(given, problem), autograd(), steady():
+        _look(_seen(train_loss, val_loss), problem, task, key)
+        check_start(start, problem.learner.init(problem.phi, task.support))
+        learner = Bound(Reporting(problem.learner, start), fixed, key)
         if trees.flatten(estimator.init(learner, learnt, task, key)):
             raise ValueError(f"{type(estimator).__name__} carries runs on from call to call: give mo.bilevel to mo.MetaModule.")
         found = estimator.keeping(memory)(learner, learnt, task, (), Clock(torch.zeros_like(key), key))
-    state = trees.filled(learner.init(learnt, task.support), _ending(found.info))
+        state = trees.filled(learner.init(learnt, task.support), _ending(found.info))
+        for doubt in doubts(problem, learner, learnt, task, state, found, given):
+            warn(doubt)
     end = found.info["k"], state
     after = {n: x for n, x in learner.weights(learnt, state).items() if not n.startswith(PREFIX)}
     slopes = {n.removeprefix(PREFIX): g for n, g in found.grad.weights.items()}
@@ -223,19 +229,30 @@ def _estimator(method: str | Estimator, options: Mapping[str, Any]) -> Estimator
     try:
         return METHODS[method](**options)
     except TypeError as error:
-        reason = str(error).partition(") ")[2]
-        raise ValueError(f"method={method!r}, {options or 'without options'}: {reason}.") from error
+        known = signature(METHODS[method]).parameters.values()
+        takes = ", ".join(f"{p.name}={'…' if p.default is p.empty else repr(p.default)}" for p in known) or "none"
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none"
+        raise ValueError(f"method={method!r} takes the options {takes}; found {given}.") from error
 
 
-def _look(train_loss: Any, problem: MetaOptimizer, task: Task) -> None:
-    """Once for each training loss, looks for what would be wrong silently, by two steps of the problem."""
+def _seen(train_loss: Any, val_loss: Any) -> set[Any]:
+    """How two losses were looked at."""
+    try:
+        return _SEEN.setdefault(train_loss, WeakKeyDictionary()).setdefault(val_loss, set())
+    except TypeError:  # what can't be remembered
+        return set()
+
+
+def _look(seen: set[Any], problem: MetaOptimizer, task: Task, key: Tensor) -> None:
+    """Once for each problem, looks for what would be wrong silently, by two steps of it and a gradient."""
     twice = isinstance(problem.estimator, Unroll | LastSteps | Implicit)
-    with suppress(TypeError):  # of what can't be remembered
-        if train_loss in _SEEN[twice]:
-            return
+    how = type(problem.estimator), tuple(filter(problem.learns, problem.phi.weights))
+    if how in seen:
+        return
     learner: Any = problem.learner
     short = replace(problem, learner=replace(learner, steps=min(learner.steps, 2)), estimator=Unroll(first_order=not twice))
     one: Task = trees.map_tensors(lambda x: x[None], task)
-    inspect(short, problem.phi, one, ())
-    with suppress(TypeError):
-        _SEEN[twice].add(train_loss)
+    inspect(short, problem.phi, one, (), parts=("data", "val_data"))
+    if learner.steps:
+        check_read(problem, task, key, twice)
+    seen.add(how)

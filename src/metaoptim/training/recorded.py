@@ -143,7 +143,7 @@ def _choices(option: inspect.Parameter, values: Mapping[str, Any]) -> list[Any]:
     offered = list(get_args(option.annotation)) if get_origin(option.annotation) is Literal else []
     if option.name in values and (not offered or values[option.name] in offered):
         return [values[option.name]]
-    left_out = {bool: [option.default, not option.default], int: [option.default, 0]}
+    left_out = {bool: [option.default, not option.default], bool | None: [None, False], int: [option.default, 0]}
     return offered or left_out.get(option.annotation, [option.default])
 
 
