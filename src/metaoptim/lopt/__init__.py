@@ -20,6 +20,7 @@ from metaoptim.lopt.mixture import Mixture, mixture
 from metaoptim.lopt.problem import Problems
 from metaoptim.lopt.small_fc import SmallFC
 from metaoptim.lopt.streams import Streams
+from metaoptim.lopt.training import learned_optimizer, meta_train
 
 __all__ = [
     "LSTM",
@@ -31,7 +32,9 @@ __all__ = [
     "Streams",
     "convnet",
     "held_out",
+    "learned_optimizer",
     "logistic",
+    "meta_train",
     "mixture",
     "mlp",
     "mlps",
