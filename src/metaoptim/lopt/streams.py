@@ -37,8 +37,8 @@ class Streams:
         low, high = self.horizons
         if not 0 < low <= high or low % self.window or high % self.window:
             raise ValueError(
-                f"horizons={self.horizons}: they must be multiples of the window, which is {self.window}, the smaller one first, "
-                "so that a run ends with a window."
+                f"horizons={self.horizons}: they must be multiples of the window, which is {self.window}, the smaller one "
+                "first, so that a run ends with a window."
             )
 
     @property

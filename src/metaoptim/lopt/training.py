@@ -77,8 +77,8 @@ def meta_train(
     width, whole = getattr(chosen, "window", family.steps), (family.steps, family.steps)
     if not hasattr(chosen, "window") and horizons not in (None, whole):
         raise ValueError(
-            f"horizons={horizons}: {type(chosen).__name__} goes through whole runs, of {family.steps} steps; leave horizons out, "
-            "or choose an estimator with a window."
+            f"horizons={horizons}: {type(chosen).__name__} goes through whole runs, of {family.steps} steps; leave horizons "
+            "out, or choose an estimator with a window."
         )
     method = learned_optimizer(rule, family, chosen, seed)
     source = Streams(family, seed, problems_per_step, width, horizons or whole)
