@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import metaoptim as mo
 from metaoptim import lopt
 from metaoptim.core import trees
-from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import Estimate, Estimator, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.engine import Engine
 from metaoptim.estimators import Guarded, Truncated, Unroll, nres, pes, truncated_es
 from metaoptim.gradcheck.claims import over_a_run
+from metaoptim.gradcheck.compare import EXACT
 from metaoptim.lopt.data import Data
 
 WINDOW, STEPS = 3, 9
-SIGMA, PAIRS, REPEATS = 1e-3, 100, 12
+SIGMA, PAIRS, REPEATS = 1e-3, 60, 10
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
@@ -78,7 +81,7 @@ def errors(name: str, estimator: Estimator, exact: Tensor) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_unbiased_estimators_agree_with_the_exact_gradient(name: str) -> None:
-    exact = gradient(name, Unroll(objective=trajectory_mean))
+    exact = gradient(name, EXACT)
     unbiased = pes(WINDOW, SIGMA, PAIRS), nres(WINDOW, SIGMA, PAIRS), truncated_es(STEPS, SIGMA, PAIRS)
     for estimator in unbiased:
         gap, error = errors(name, estimator, exact)
@@ -87,7 +90,7 @@ def test_unbiased_estimators_agree_with_the_exact_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_window_is_biased_and_by_as_much_as_backpropagation_through_it(name: str) -> None:
-    exact, windows = gradient(name, Unroll(objective=trajectory_mean)), gradient(name, Truncated(WINDOW))
+    exact, windows = gradient(name, EXACT), gradient(name, Truncated(WINDOW))
     gap, error = errors(name, truncated_es(WINDOW, SIGMA, PAIRS), exact)
     assert (gap.abs() > 5 * error).any()
     near, error = errors(name, truncated_es(WINDOW, SIGMA, PAIRS), windows)
@@ -219,7 +222,7 @@ RULES: dict[str, Callable[[], Rule]] = {
 @pytest.mark.parametrize("name", RULES)
 def test_the_meta_gradient_of_a_learned_rule_is_that_of_central_differences_in_every_mode(name: str) -> None:
     family = lopt.mlp(toy(), (4,), "tanh", batch=5, steps=3)
-    method = lopt.learned_optimizer(RULES[name](), family, Unroll(objective=trajectory_mean))
+    method = lopt.learned_optimizer(RULES[name](), family, EXACT)
     batch, engine = family.sample("train", seed=0, start=0, count=2), Engine(method, "loop", "graph", "eager")
     # Aside of the start: where biases are 0, a weight for which the first layer is dead lies on the kink of the second.
     at = trees.map_tensors(lambda x: x + 0.01 * torch.randn_like(x), method.phi.rule)
@@ -238,3 +241,48 @@ def test_the_meta_gradient_of_a_learned_rule_is_that_of_central_differences_in_e
         other = Engine(method, *how, "eager")(MetaParams({}, at), batch).grad.rule
         for n, g in exact.items():
             torch.testing.assert_close(other[n], g, rtol=1e-9, atol=1e-12 * float(trees.norm(exact)))
+
+
+def test_estimators_are_compared_on_a_problem_of_ones_own() -> None:
+    method = built("quadratic", Truncated(WINDOW))
+    batch = method.learner.problems.sample("train", seed=0, start=0, count=2)
+    found = mo.compare_estimators(method, batch, sigma=SIGMA, pairs=20, repeats=12)
+    exact, truncated, biased, persistent, reused = found.rows
+    windows, whole = (over_a_run(replace(method, estimator=e), batch, 0).rule["psi"] for e in (Truncated(WINDOW), EXACT))
+    bias = float(torch.linalg.vector_norm(windows - whole) / torch.linalg.vector_norm(whole))
+    assert truncated.bias == pytest.approx(bias) and truncated.spread == truncated.error == 0 and exact.bias == 0
+    assert abs(biased.bias - bias) < 4 * biased.error and biased.bias > 5 * biased.error
+    for row in (persistent, reused):
+        assert row.bias < 3 * row.error and row.error == pytest.approx(row.spread / math.sqrt(12))
+    assert all(row.seconds > 0 for row in found.rows)
+    assert all(word in str(found) for word in ("exact", "pes(3, 0.001, 20)", "nres", "truncated_es", "bias"))
+    assert json.loads(json.dumps(found.json()))["facts"]["steps"] == STEPS
+
+
+def test_the_spread_of_an_estimate_falls_with_the_root_of_its_pairs() -> None:
+    method = built("logistic", pes(WINDOW, SIGMA))
+    found = mo.compare_estimators(
+        method, method.learner.problems, repeats=60, estimators={"1": nres(WINDOW, SIGMA, 1), "16": nres(WINDOW, SIGMA, 16)}
+    )
+    assert found.rows[1].spread / found.rows[2].spread == pytest.approx(4, rel=0.3)
+
+
+def test_the_gradient_doctor_tells_bias_and_spread() -> None:
+    method = built("quadratic", Guarded(pes(WINDOW, 0.01)))
+    report = mo.check(method, method.learner.problems, modes=[("vmap", "graph", "eager")])
+    assert report.ok and any("spread of" in note and "compare_estimators" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"repeats": 1}, "repeats=1"),
+        ({"window": 2}, "window=2.*divide"),
+        ({"sigma": 0.0}, "sigma=0.0"),
+        ({"pairs": 0}, "pairs=0"),
+    ],
+)
+def test_a_comparison_refuses_what_makes_no_sense(changes: dict[str, Any], sentence: str) -> None:
+    method = built("quadratic", pes(WINDOW, 0.1))
+    with pytest.raises(ValueError, match=sentence):
+        mo.compare_estimators(method, method.learner.problems, **changes)
