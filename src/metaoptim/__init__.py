@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from metaoptim.engine import Engine as Engine
     from metaoptim.evaluation import *
     from metaoptim.gradcheck import check as check
+    from metaoptim.gradcheck import compare_estimators as compare_estimators
     from metaoptim.runs import *
     from metaoptim.training import *
 
@@ -39,7 +40,7 @@ _NAMES = {
     "metaoptim.diagnosis": ("diagnose",),
     "metaoptim.engine": ("Engine",),
     "metaoptim.evaluation": ("evaluate",),
-    "metaoptim.gradcheck": ("check",),
+    "metaoptim.gradcheck": ("check", "compare_estimators"),
     "metaoptim.runs": ("Run", "load"),
     "metaoptim.training": ("MetaModule", "bilevel", "hypergradient", "meta_train", "train"),
 }

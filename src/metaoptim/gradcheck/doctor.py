@@ -17,8 +17,10 @@ from metaoptim.core.finite import in_the_data
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
 from metaoptim.engine.options import check_settings
+from metaoptim.estimators import Guarded
 from metaoptim.gradcheck.case import Case, How, Mapped, prepare
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
+from metaoptim.gradcheck.compare import measured
 from metaoptim.gradcheck.differences import EXACT, distance, probe
 from metaoptim.gradcheck.layers import culprits
 from metaoptim.gradcheck.minimum import NoMinimum
@@ -48,6 +50,8 @@ ZERO = (
     "argmax; use a function with a slope there."
 )
 UNKNOWN = "no layer, loss or rule is off by itself: look at what puts them together, such as a learner of your own."
+
+NOISY = 16  # repetitions of a random estimate, whose spread is told
 
 SAME = 1e-2  # beyond it, float32 drew other random numbers
 
@@ -80,6 +84,8 @@ def check(
     """
     check_method(method, "check")
     _check_modes(modes)
+    if isinstance(method.estimator, Guarded):  # which changes no gradient that is finite and short
+        method = replace(method, estimator=method.estimator.estimator)
     batch = sample(method, tasks, input)
     refuse_unreadable(method, batch)
     with warnings.catch_warnings():
@@ -226,6 +232,12 @@ def _costs(case: Case, first: Verdict, single: Case) -> list[str]:
 
     notes: list[str] = []
     with suppress(RuntimeError, ValueError):  # for a layer without a second derivative, or without bfloat16
+        if case.claim == "stochastic":
+            row = measured(case, {"it": case.method.estimator}, NOISY).rows[1]
+            notes.append(
+                f"an estimate over a run has a spread of {percent(row.spread)} of the exact meta-gradient, and a bias of "
+                f"{percent(row.bias)} ± {percent(row.error)}: metaoptim.compare_estimators(method, tasks) compares others."
+            )
         if (gap := by_design(case, first)) and gap[0] > EXACT:
             notes.append(f"it is {percent(gap[0])} away from {gap[1]}, by design.")
         full, half = (away(single.run(single.mode(first.how, precision=p))) for p in ("full", "bf16"))

@@ -3,6 +3,7 @@
 A learned rule is a `Rule`, like those of `metaoptim.rules`, with the weights of its network as ψ.
 """
 
+from metaoptim.lopt.baselines import BASELINES, Baseline
 from metaoptim.lopt.celo2 import Celo2
 from metaoptim.lopt.families import (
     convnet,
@@ -14,24 +15,33 @@ from metaoptim.lopt.families import (
     training_families,
     transformer,
 )
+from metaoptim.lopt.judge import evaluate
+from metaoptim.lopt.judgement import Judgement
 from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.lstm import LSTM
 from metaoptim.lopt.mixture import Mixture, mixture
 from metaoptim.lopt.problem import Problems
 from metaoptim.lopt.small_fc import SmallFC
 from metaoptim.lopt.streams import Streams
+from metaoptim.lopt.training import learned_optimizer, meta_train
 
 __all__ = [
+    "BASELINES",
     "LSTM",
+    "Baseline",
     "Celo2",
+    "Judgement",
     "Mixture",
     "Optimizee",
     "Problems",
     "SmallFC",
     "Streams",
     "convnet",
+    "evaluate",
     "held_out",
+    "learned_optimizer",
     "logistic",
+    "meta_train",
     "mixture",
     "mlp",
     "mlps",

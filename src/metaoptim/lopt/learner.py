@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step
+from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, read_out
 from metaoptim.learners.gradient import Inner
 from metaoptim.lopt.mixture import Family
 
@@ -48,10 +48,10 @@ class Optimizee:
         return Inner(trees.add(state.fast, updates), rule)
 
     def loss(self, phi: MetaParams, state: Inner, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
-        return self.problems.judged(state.fast, trees.index(support["scale"], 0), _at(k, support, batch))
+        return self.problems.judged(self.weights(phi, state), trees.index(support["scale"], 0), _at(k, support, batch))
 
     def weights(self, phi: MetaParams, state: Inner) -> Params:
-        return state.fast
+        return read_out(self.rule, phi.rule, state.rule, state.fast)
 
     def heritage(self, state: Inner) -> State:
         return state.rule

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaParams, Task
 from metaoptim.lopt.mixture import Family
 from metaoptim.tasks.base import uniforms
@@ -29,6 +31,20 @@ class Streams:
     count: int
     window: int
     horizons: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        check_counts(window=self.window, count=self.count)
+        low, high = self.horizons
+        if not 0 < low <= high or low % self.window or high % self.window:
+            raise ValueError(
+                f"horizons={self.horizons}: they must be multiples of the window, which is {self.window}, the smaller one "
+                "first, so that a run ends with a window."
+            )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides which stretches there are, beside the family and the seed."""
+        return {"window": self.window, "horizons": list(self.horizons)}
 
     def __call__(self, outer_step: int, phi: MetaParams) -> Task:
         ends = _ends(self, 1 << max(outer_step.bit_length(), 4))

@@ -127,6 +127,9 @@ class Reporter:
         text = f"loss {self.smooth['loss']:.4f}"
         if "accuracy" in self.smooth:
             text += f"  accuracy {100 * self.smooth['accuracy']:.1f} %"
+        for name in ("diverged", "discarded"):
+            if record.get(name):
+                text += f"  {name} {100 * record[name]:.1f} %"
         text += f"  {1 / (self.pace.seconds or record['seconds']):.2f} steps/s"
         left = "" if self.left is None else f"{timedelta(seconds=round(self.left))} left"
         self.bar.update(self.task, completed=self.done, text=text, left=left)

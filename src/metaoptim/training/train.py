@@ -107,7 +107,8 @@ def train(
         check: whether the meta-gradient of the first batch is held to central differences, along one direction and in
             float64; a warning says so where it is off.
         source: the tasks of each outer step, from (outer steps done, φ), in place of episodes of `tasks` (or, for a method that
-            learns a classifier of all training classes, of images of these).
+            learns a classifier of all training classes, of images of these). A run goes on with the same `facts` alone, if it
+            has any.
         outer_step: what is done with the meta-gradient, in place of an optimizer with `lr`, `schedule` and `clip`.
         on_step: called with the record of each outer step (step, loss, …). Returning True ends the training. An exception
             ends it too, and reaches the caller once the state is saved.
@@ -159,7 +160,7 @@ def train(
         )
     training = Training(
         method, cast(Source, source), tasks, module, outer_step, iterations, seed,
-        {"tasks_per_step": tasks_per_step, **rhythm.facts}, check,
+        {"tasks_per_step": tasks_per_step, **rhythm.facts, **getattr(source, "facts", {})}, check,
     )  # fmt: skip
     listeners = Listeners(on_step, on_validation)
     if out is None:

@@ -1,0 +1,107 @@
+"""What learned optimizers are compared with: the rules of the library, each with the step size that is best for a family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metaoptim.core import trees
+from metaoptim.core.checks import check_counts, check_positive
+from metaoptim.core.gradients import held
+from metaoptim.core.inner_loop import inner_loop
+from metaoptim.core.types import MetaParams, Params, Rule, Task
+from metaoptim.lopt.learner import Optimizee
+from metaoptim.lopt.mixture import Family
+from metaoptim.lopt.problem import CEILING
+from metaoptim.rules import Adam, AdamW, Momentum, Muon, ScheduleFreeAdamW
+
+Build = Callable[[float, int], Rule]
+"""(step size, steps of warm-up) -> rule."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Args:
+    build: from a step size and steps of warm-up to a rule.
+    low, high: between which step sizes are swept, in equal ratios.
+    warmups: shares of the run, each of which is tried with every step size.
+    """
+
+    build: Build
+    low: float
+    high: float
+    warmups: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        check_positive(low=self.low, high=self.high)
+
+    def step_sizes(self, count: int) -> list[float]:
+        """`count` step sizes from low to high, in equal ratios."""
+        check_counts(step_sizes=count)
+        ratio = math.log(self.high / self.low) / max(count - 1, 1)
+        return [self.low * math.exp(ratio * i) for i in range(count)]
+
+
+BASELINES: Mapping[str, Baseline] = {
+    "SGD, momentum 0.9": Baseline(lambda lr, warmup: Momentum(lr), 1e-3, 10.0),
+    "Adam": Baseline(lambda lr, warmup: Adam(lr), 1e-4, 1.0),
+    "AdamW": Baseline(lambda lr, warmup: AdamW(lr), 1e-4, 1.0),
+    "Muon": Baseline(lambda lr, warmup: Muon(lr, adam_lr=0.1 * lr), 1e-3, 10.0),
+    "ScheduleFreeAdamW": Baseline(lambda lr, warmup: ScheduleFreeAdamW(lr, warmup=warmup), 1e-4, 1.0, (0.0, 0.1)),
+}
+
+
+class Tuned(NamedTuple):
+    """What a sweep has found: the rule, what it was built of, the final loss it was chosen for, and whether the best step
+    size was the first or the last of the sweep, so that a better one may lie beyond."""
+
+    rule: Rule
+    lr: float
+    warmup: int
+    loss: float
+    edge: bool
+
+
+def curves(family: Family, rule: Rule, psi: Params, tasks: Task) -> tuple[Tensor, Tensor]:
+    """Judged losses of whole runs of T problems after 0 … K steps, and where a run counts as diverged; each (T, K+1)."""
+    learner, phi = Optimizee(family, rule), MetaParams({}, psi)
+
+    def one(task: Task) -> tuple[Tensor, Tensor]:
+        found = [learner.loss(phi, s, task.support, task.query, k) for k, s in inner_loop(learner, phi, task.support, held)]
+        return torch.stack([loss for loss, _ in found]), torch.stack([info["diverged"] for _, info in found])
+
+    with torch.no_grad():
+        losses, diverged = vmap(one, randomness="different")(tasks)
+    return losses, diverged
+
+
+def final(losses: Tensor) -> Tensor:
+    """The mean over the last tenth of a run's steps, (…, K+1) -> (…), for a single minibatch says little."""
+    last = losses[..., -max(1, (losses.shape[-1] - 1) // 10) :]
+    return last.mean(-1)
+
+
+def tune(baseline: Baseline, family: Family, tasks: Task, psi: Params | None = None, step_sizes: int = 14) -> Tuned:
+    """The step size and warm-up with the lowest mean final loss on these problems."""
+    sizes = baseline.step_sizes(step_sizes)
+    best: Tuned | None = None
+    for lr, share in product(sizes, baseline.warmups):
+        warmup = round(share * family.steps)
+        rule = baseline.build(lr, warmup)
+        loss = final(curves(family, rule, psi or {}, tasks)[0]).mean().item()
+        if best is None or loss < best.loss:
+            best = Tuned(rule, lr, warmup, loss, lr in (sizes[0], sizes[-1]))
+    return best or Tuned(baseline.build(sizes[0], 0), sizes[0], 0, CEILING, True)
+
+
+def only(tasks: Task) -> Task:
+    """The first of several problems, as a learner sees it."""
+    one: Task = trees.index(tasks, 0)
+    return one

@@ -1,0 +1,112 @@
+"""Meta-training of an update rule on families of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaoptim.core import trees
+from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Rule
+from metaoptim.estimators import Guarded, Truncated, nres, pes, truncated_es
+from metaoptim.lopt.learner import Optimizee
+from metaoptim.lopt.mixture import Family, mixture
+from metaoptim.lopt.streams import Streams
+from metaoptim.runs import Run
+from metaoptim.training import train
+
+ESTIMATORS = {"pes": pes, "nres": nres, "truncated_es": truncated_es}
+
+
+def learned_optimizer(rule: Rule, problems: Family, estimator: Estimator, seed: int = 0) -> MetaOptimizer:
+    """A rule with ψ at its start, drawn by the seed, as a meta-optimizer."""
+    weights = trees.map_tensors(lambda x: x[0, 0], problems.sample("train", seed=seed, start=0, count=1).support["start"])
+    phi = MetaParams({}, rule.start(weights, torch.Generator().manual_seed(seed)))
+    name, outer = f"learned {type(rule).__name__}", Outer("AdamW", 3e-4)
+    return MetaOptimizer(Optimizee(problems, rule), Guarded(estimator), phi, outer=outer, name=name)
+
+
+def meta_train(
+    rule: Rule,
+    problems: Family | Sequence[Family],
+    *,
+    iterations: int,
+    estimator: str | Estimator = "pes",
+    window: int | None = None,
+    sigma: float = 0.01,
+    pairs: int = 1,
+    horizons: tuple[int, int] | None = None,
+    problems_per_step: int = 8,
+    clip: float | None = 1.0,
+    validate_every: int = 100,
+    validate_episodes: int = 16,
+    seed: int = 0,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Run:
+    """Learns ψ of a rule, so that what it trains has a low loss at every step of its run; returns the ψ that validates best.
+
+    T slots train problems of split "train", W steps in each outer step, from which the estimator takes ∇ψ; a slot whose run is
+    over begins the next problem. The meta-loss is the mean judged loss of a window, in units of knowing nothing. A problem
+    whose gradient is not finite counts with a gradient of 0: progress and metrics tell the shares `diverged`, of runs that are
+    not below the ceiling of the judged loss, and `discarded`, of gradients left out. Validation trains fresh problems of split
+    "val" for as many steps as the family has.
+
+    Args:
+        rule: what is learnt, such as `Celo2()`; ψ starts from `rule.start`, drawn by the seed.
+        problems: a family, or several, of which a step trains T problems each (see `mixture`).
+        iterations: outer steps, altogether.
+        estimator: of ∇ψ: "pes", "nres", "truncated_es", "truncated" (backpropagation through a window), or an estimator.
+        window: W, the inner steps of an outer step, which must divide the family's steps; 10 where it is not given. An
+            estimator that is given has its own, and one that has none goes through whole runs.
+        sigma, pairs: of the evolution strategies named above: σ, and antithetic pairs for each problem.
+        horizons: the shortest and the longest run, multiples of the window, log-uniform between; the family's steps if not
+            given.
+        problems_per_step: slots T.
+        clip: largest norm of the meta-gradient; none: none is clipped.
+        validate_every, validate_episodes, seed, out: as of `train`.
+        options: further arguments of `train`, such as resume, progress, lr, device, on_step. The outer optimizer is AdamW with
+            a step size of 3e-4 where nothing else is said.
+
+    Raises:
+        ValueError: settings that can't be used; and what `train` raises.
+    """
+    family, chosen = joined(problems), named(estimator, window, sigma, pairs)
+    width, whole = getattr(chosen, "window", family.steps), (family.steps, family.steps)
+    if not hasattr(chosen, "window") and horizons not in (None, whole):
+        raise ValueError(
+            f"horizons={horizons}: {type(chosen).__name__} goes through whole runs, of {family.steps} steps; leave horizons "
+            "out, or choose an estimator with a window."
+        )
+    method = learned_optimizer(rule, family, chosen, seed)
+    source = Streams(family, seed, problems_per_step, width, horizons or whole)
+    return train(
+        method, family, source=source, iterations=iterations, tasks_per_step=problems_per_step, clip=clip, seed=seed, out=out,
+        validate_every=validate_every, validate_episodes=validate_episodes, **options,
+    )  # fmt: skip
+
+
+def joined(problems: Family | Sequence[Family]) -> Family:
+    """One family, or a mixture of several."""
+    return problems if isinstance(problems, Family) else mixture(*problems)
+
+
+def named(estimator: str | Estimator, window: int | None, sigma: float, pairs: int) -> Estimator:
+    """The estimator of a name; one that is given stays as it is."""
+    if isinstance(estimator, str):
+        width = 10 if window is None else window
+        if estimator == "truncated":
+            return Truncated(width)
+        if estimator in ESTIMATORS:
+            return ESTIMATORS[estimator](width, sigma, pairs)
+        raise ValueError(f"estimator={estimator!r}: it must be one of {', '.join(ESTIMATORS)}, truncated, or an estimator.")
+    if isinstance(estimator, Guarded):
+        estimator = estimator.estimator
+    own = getattr(estimator, "window", None)
+    if window not in (None, own):
+        raise ValueError(
+            f"window={window} was given beside {estimator!r}, which has its own; set it there, and leave it out here."
+        )
+    return estimator

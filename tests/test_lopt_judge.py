@@ -1,0 +1,183 @@
+"""Judging learned optimizers: the same starts and minibatches for all, baselines tuned elsewhere, honest ratios and times."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaoptim import lopt
+from metaoptim.core import trees
+from metaoptim.core.types import Params, Rule
+from metaoptim.estimators import Truncated
+from metaoptim.lopt.baselines import Baseline, curves, final, tune
+from metaoptim.lopt.data import Data
+from metaoptim.lopt.judgement import Judgement, Row
+from metaoptim.rules import SGD, Adam, Momentum, ScheduleFreeAdamW
+
+STEPS, PROBLEMS = 12, 3
+
+
+@cache
+def toy() -> Data:
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    return Data("toy", torch.randn(60, 1, 3, 3, generator=draw) + 0.3 * y[:, None, None, None], y, 3)
+
+
+def family(**changes: Any) -> lopt.Problems:
+    return lopt.logistic(toy(), batch=8, steps=STEPS).with_(**changes)
+
+
+GRADIENT_DESCENT = {"SGD": Baseline(lambda lr, warmup: SGD(lr), 0.01, 1.0)}
+
+
+def judged(rule: Rule, psi: Params | None = None, **changes: Any) -> Judgement:
+    options: dict[str, Any] = {
+        "families": {"toy": family()}, "baselines": GRADIENT_DESCENT, "problems": PROBLEMS, "seeds": 2, "step_sizes": 3,
+        "progress": False,
+    }  # fmt: skip
+    return lopt.evaluate(rule, {} if psi is None else psi, **options | changes)
+
+
+@cache
+def example() -> Judgement:
+    return judged(SGD(0.3), baselines={**lopt.BASELINES}, step_sizes=2)
+
+
+def by_hand(problems: lopt.Problems, number: int, lr: float, decay: float) -> Tensor:
+    """Judged losses of SGD with momentum on one problem of split "test"."""
+    task = trees.index(problems.sample("test", seed=1, start=number, count=1), 0)
+    w, one = trees.index(task.support["start"], 0), torch.tensor(1.0)
+    m, losses = trees.map_tensors(torch.zeros_like, w), []
+    for k in range(STEPS + 1):
+        x, y = (part[0, k] for part in task.query["batches"])
+        losses.append(problems.training(w, one, (x, y))[0] / math.log(3))
+        if k < STEPS:
+            x, y = (part[0, k] for part in task.support["batches"])
+            g = torch.func.grad(lambda w, x=x, y=y: problems.training(w, one, (x, y))[0])(w)
+            m = {n: decay * m[n] + g[n] for n in m}
+            w = {n: w[n] - lr * m[n] for n in w}
+    return torch.stack(losses)
+
+
+def test_curves_are_those_of_a_loop_by_hand() -> None:
+    row = judged(Momentum(0.3, 0.5)).rows[0]
+    assert row.losses.shape == (2 * PROBLEMS, STEPS + 1)
+    for number in range(2):
+        torch.testing.assert_close(row.losses[number], by_hand(family(), number, 0.3, 0.5), rtol=1e-5, atol=1e-6)
+
+
+def test_all_rules_have_the_same_starts_and_every_run_another_one() -> None:
+    rows = example().rows
+    assert [row.name for row in rows] == ["learned SGD", *lopt.BASELINES]
+    assert all(torch.allclose(row.losses[:, 0], rows[0].losses[:, 0], atol=1e-6) for row in rows)
+    assert len(set(rows[0].losses[:, 0].tolist())) == 2 * PROBLEMS
+
+
+def test_a_rule_that_is_the_baseline_is_as_good_as_it() -> None:
+    found = judged(SGD(1e-3))
+    learned, baseline = found.rows
+    assert baseline.lr == pytest.approx(1.0) and baseline.edge
+    same = judged(SGD(1.0))
+    ours, theirs = (same.measured(row) for row in same.rows)
+    assert ours["final_ratio"] == ours["area_ratio"] == 1.0 and ours["steps"] == theirs["steps"] <= STEPS
+    worse = found.measured(learned)
+    assert worse["final_ratio"] == pytest.approx(learned.final / baseline.final) and worse["final_ratio"] > 1.05
+    assert worse["steps"] is None and worse["seconds"] is None
+
+
+def test_step_sizes_are_tuned_on_other_problems_by_the_loss_at_the_end() -> None:
+    three = Baseline(lambda lr, warmup: Adam(lr), 1e-4, 1.0)
+    assert three.step_sizes(3) == pytest.approx([1e-4, 1e-2, 1.0])
+    tasks = family().sample("val", seed=1, start=0, count=PROBLEMS)
+    losses = [final(curves(family(), Adam(lr), {}, tasks)[0]).mean().item() for lr in three.step_sizes(5)]
+    found = tune(three, family(), tasks, step_sizes=5)
+    assert found.loss == min(losses) and found.lr == three.step_sizes(5)[losses.index(min(losses))] and not found.edge
+    chosen = judged(SGD(0.1), baselines={"Adam": three}, step_sizes=5).rows[1]
+    assert chosen.lr == found.lr and chosen.rule == repr(found.rule)
+
+
+def test_warm_up_is_tuned_where_there_is_one() -> None:
+    tried: list[tuple[float, int]] = []
+
+    def build(lr: float, warmup: int) -> Rule:
+        tried.append((lr, warmup))
+        return ScheduleFreeAdamW(lr, warmup=warmup)
+
+    tasks = family().sample("val", seed=1, start=0, count=2)
+    tune(Baseline(build, 0.01, 0.1, (0.0, 0.5)), family(), tasks, step_sizes=2)
+    assert tried == [(pytest.approx(lr), warmup) for lr in (0.01, 0.1) for warmup in (0, 6)]
+
+
+def test_baselines_are_chosen_for_what_they_reach_and_diverged_runs_are_counted() -> None:
+    found = judged(SGD(1e30))
+    learned, baseline = found.rows
+    assert learned.diverged == 1 and learned.final == 3 and baseline.diverged == 0
+    assert found.best("toy") is baseline
+
+
+def test_runs_may_be_longer_than_those_of_meta_training() -> None:
+    run = lopt.meta_train(lopt.SmallFC(), family(), iterations=1, estimator="truncated", window=4, problems_per_step=2,
+                          validate_every=0, progress=False, engine={"runtime": "eager"})  # fmt: skip
+    found = lopt.evaluate(
+        run, families=[family()], baselines=GRADIENT_DESCENT, problems=2, seeds=1, step_sizes=2, steps=20, progress=False
+    )
+    assert found.name == "learned SmallFC" and found.facts["trained_steps"] == STEPS
+    assert found.rows[0].losses.shape == (2, 21) and found.rows[0].family == family().name
+    assert torch.isfinite(found.rows[0].losses).all()
+
+
+def test_a_rule_with_a_step_size_is_tuned_if_asked() -> None:
+    celo = lopt.Celo2(lr=1e-4)
+    psi = lopt.learned_optimizer(celo, family(), Truncated(4)).phi.rule
+    found = judged(celo, psi, tuned=True)
+    assert found.rows[0].lr in (1e-4, pytest.approx(1e-2), pytest.approx(1.0)) and len(found.rows) == 2
+    assert f"lr={found.rows[0].lr}" in found.rows[0].rule
+
+
+def test_numbers_of_a_row() -> None:
+    losses = torch.stack([torch.linspace(2, 0, 21), torch.linspace(2, 1, 21)])
+    row = Row("f", "n", "r", 0.1, 0, False, losses, 0.0, 0.5)
+    assert row.final == pytest.approx((0.05 + 1.025) / 2) and row.area == pytest.approx(losses[:, 1:].mean().item())
+    assert row.steps_to(1.25) == 10 and row.steps_to(0.4) is None
+    torch.testing.assert_close(row.quantiles[1], losses.double().mean(0))
+    other = Row("f", "b", "r", 0.1, 0, False, losses + 1, 0.0, 0.25)
+    told = Judgement((row, other), "n", {"step_sizes": 1})
+    assert told.measured(row)["steps"] == 7 and told.measured(other)["seconds"] == 0.25 * told.measured(other)["steps"]
+
+
+def test_a_judgement_is_a_table_a_dictionary_and_a_picture(tmp_path: Path) -> None:
+    found = example()
+    text, kept = str(found), json.loads(json.dumps(found.json()))
+    assert all(word in text for word in ("learned SGD", "Muon", "ScheduleFreeAdamW", "toy", "6 runs on fresh problems"))
+    assert [row["name"] for row in kept["rows"]] == [row.name for row in found.rows]
+    assert len(kept["rows"][0]["curve"]["0.5"]) == STEPS + 1 and kept["facts"]["families"]["toy"]["split"] == "test"
+    assert kept["rows"][0]["lr"] is None and kept["rows"][2]["seconds_per_step"] > 0
+    found.draw(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"baselines": {}}, "baselines is empty"),
+        ({"problems": 0}, "problems=0"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"step_sizes": 0}, "step_sizes=0"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        judged(SGD(0.1), **changes)
+    with pytest.raises(ValueError, match="psi is missing"):
+        lopt.evaluate(SGD(0.1))
+    with pytest.raises(ValueError, match="no step size `lr` of its own"):
+        judged(lopt.LSTM(), tuned=True)
