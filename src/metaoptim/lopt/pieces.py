@@ -16,7 +16,7 @@ from torch import Tensor
 from metaoptim.core.types import Params
 from metaoptim.lopt.features import Decays, Moments, largest, over_axes
 
-PIECE = 2**13  # weights in a piece
+PIECE = 2**15  # weights in a piece
 LEAST = 2**9  # in a matrix, below which it is quicker to compute all at once
 FULL = (*range(15), 27, 28, 29)  # features that differ from weight to weight; 15 to 26 are constant along an axis
 

@@ -96,8 +96,8 @@ def read(path: str | Path) -> tuple[Rule, Params, dict[str, Any]]:
         raise ValueError(f"{path} has a header that can't be read ({error!r}); get the file again.") from error
     if found != (FORMAT, INPUTS):
         raise ValueError(
-            f"{path} has format {found[0]} and inputs {found[1]}, where this version reads {FORMAT} and {INPUTS}: use the version "
-            f"that wrote it, {header.get('version')}."
+            f"{path} has format {found[0]} and inputs {found[1]}, where this version reads {FORMAT} and {INPUTS}: use the "
+            f"version that wrote it, {header.get('version')}."
         )
     if digest(psi) != sha256:
         raise ValueError(f"{path} is altered: its ψ has another sha256 than its header says; get the file again.")

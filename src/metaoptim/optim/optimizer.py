@@ -191,9 +191,10 @@ class LearnedOptimizer(Optimizer):
         now, before = {m.param for m in members}, {p for p in self._names() if self._steps(p)}
         if before and now != before:
             odd = next(n for p, n in self._names().items() if p in now ^ before)
+            what = "had no gradient before" if odd in {m.name for m in members} else "has no gradient"
             raise ValueError(
-                f"{odd} {'had no gradient before' if odd in {m.name for m in members} else 'has no gradient'}: {self.rule} reads "
-                "all weights together, which must be the same in each step; freeze parameters before the first one."
+                f"{odd} {what}: {self.rule} reads all weights together, which must be the same in each step; freeze parameters "
+                "before the first one."
             )
 
     def _check_step_sizes(self) -> None:
