@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ def net(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     if name == "mlp":
         sizes = (784, 800, 400, 100, 10)
-        layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*layers[:-1]), torch.randn(BATCH, 784)
     sizes = (3, 64, 128, 256, 256)
-    blocks = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())]
+    blocks = [m for a, b in pairwise(sizes) for m in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(1024, 10)), torch.randn(BATCH, 3, 32, 32)
 
 

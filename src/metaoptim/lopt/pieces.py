@@ -16,7 +16,7 @@ from torch import Tensor
 from metaoptim.core.types import Params
 from metaoptim.lopt.features import Decays, Moments, largest, over_axes
 
-PIECE = 2**15  # weights in a piece
+PIECE, WIDE = 2**15, 2**22  # weights in a piece, for a processor's cache and for an accelerator's many units
 LEAST = 2**9  # in a matrix, below which it is quicker to compute all at once
 FULL = (*range(15), 27, 28, 29)  # features that differ from weight to weight; 15 to 26 are constant along an axis
 
@@ -74,7 +74,7 @@ class _Features:
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts = parts
         rows, columns = parts[0].shape[1:]
-        step = max(1, PIECE // columns)
+        step = max(1, (PIECE if parts[0].is_cpu else WIDE) // columns)
         self.pieces = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
         self.most = min(step, rows) * columns
         self.space = parts[0].new_empty(len(FULL), self.most)

@@ -93,7 +93,7 @@ class LearnedOptimizer(Optimizer):
     def _begin(self) -> None:
         """What belongs to this process alone: the structures of states, and graphs."""
         self._structures: dict[tuple[Tensor, ...], Any] = {}
-        self._graphs = Graphs(compiled=True) if self.compile else None
+        self._graphs: Graphs | None = getattr(self, "_graphs", None) or (Graphs(compiled=True) if self.compile else None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**Optimizer.__getstate__(self), "rule": self.rule, "psi": self.psi, "compile": self.compile}
