@@ -12,7 +12,7 @@ from torch import Tensor
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_flags, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
-from metaoptim.lopt import pieces
+from metaoptim.lopt import fused, pieces
 from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, normalised, raised, start_of_moments, together
 from metaoptim.lopt.layout import from_hwio, to_hwio
 from metaoptim.lopt.perceptron import perceptron, start_of_perceptron
@@ -65,14 +65,17 @@ class Celo2:
     def init(self, psi: Params, weights: Params) -> State:
         by_adam, others = self._parted(raised(weights), weights)
         moments = {n: start_of_moments(to_hwio(x, x.ndim), max(x.ndim, 1)) for n, x in others.items()}
+        moments = {n: Moments(*map(pieces.dense, t)) if t.v.ndim > 2 else t for n, t in moments.items()}
         return {"adam": self._adam.init({}, by_adam) if by_adam else {}, "celo": moments}
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
         return self._by(plain, psi, grads, state, weights, step)
 
-    def quick(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
-        """The same as `update`, for those who differentiate nothing: large weights are moved piece by piece."""
-        return self._by(in_pieces, psi, grads, state, weights, step)
+    def quick(
+        self, psi: Params, grads: Params, state: State, weights: Params, step: Step, compiled: bool = False
+    ) -> tuple[Params, State]:
+        """The same as `update`, for those who differentiate nothing: large weights are moved piece by piece, or all fused."""
+        return self._by(as_sums if compiled else in_pieces, psi, grads, state, weights, step)
 
     def _by(
         self, direct: Direct, psi: Params, grads: Params, state: State, weights: Params, step: Step
@@ -111,6 +114,15 @@ def in_pieces(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogo
     x, g = pieces.dense(x), pieces.dense(g)
     seen = pieces.moments_after(old, g, _decays(g))
     s = pieces.perceptron_of(psi, x.squeeze(-1), g.squeeze(-1), seen, TINY)
+    return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
+
+
+def as_sums(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
+    """The same for a compiler, which fuses sums of products."""
+    if dim < 2 or x.numel() < fused.LEAST:
+        return plain(psi, x, g, old, dim, orthogonal)
+    seen = Moments(*map(pieces.dense, after(Moments(*map(pieces.dense, old)), g, _decays(g), dim)))
+    s = fused.perceptron_of(psi, x.squeeze(-1), g.squeeze(-1), seen, TINY)
     return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
 
 

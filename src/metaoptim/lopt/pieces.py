@@ -41,7 +41,7 @@ def moments_after(old: Moments, g: Tensor, decays: Decays) -> Moments:
 def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) -> Tensor:
     """The perceptron's first output (*shape) of weights x (*shape) with gradients g, of two or more dimensions (HWIO)."""
     dim, kernel = x.ndim, x.shape[:-2]
-    f, c = _factors(seen, dim)
+    f, c = factors(seen, dim)
     row, col = (_matrices(t, kernel) for t in (seen.row, seen.col))
     f, c = _matrices(f, kernel), _matrices(c, kernel)
     w = {n: t.to(x.dtype) for n, t in psi.items()}
@@ -106,7 +106,7 @@ class _Features:
         torch.mul(out[0], out[10], out=out[14])
 
 
-def _factors(seen: Moments, dim: int) -> tuple[Tensor, Tensor]:
+def factors(seen: Moments, dim: int) -> tuple[Tensor, Tensor]:
     """The two of which Adafactor's factor is the product (see `features.factor`)."""
     mean = seen.row.mean(largest(seen.m, dim)[1], keepdim=True)
     return (seen.row / (mean + 1e-9)).clamp(min=1e-9).rsqrt(), seen.col.clamp(min=1e-9).rsqrt()

@@ -49,9 +49,8 @@ class Named:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
-_LEARNED = (lopt.Celo2, lopt.LSTM, lopt.SmallFC, Named)
-_BY_HAND = (getattr(rules, name) for name in rules.__all__)
-KNOWN: dict[str, Any] = {kind.__name__: kind for kind in (*_LEARNED, *_BY_HAND) if isinstance(kind, type)}
+_KINDS = (lopt.Celo2, lopt.LSTM, lopt.SmallFC, Named, *(kind for kind in vars(rules).values() if isinstance(kind, type)))
+KNOWN: dict[str, Any] = {kind.__name__: kind for kind in _KINDS}
 
 
 def save(path: str | Path, rule: Rule, psi: Params | None = None, header: Mapping[str, Any] | None = None) -> None:

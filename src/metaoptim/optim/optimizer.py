@@ -233,13 +233,13 @@ class LearnedOptimizer(Optimizer):
         work = [self._work(bundle, loss) for bundle in bundles]
         calls = [(bundle.rule, bundle.stacked) for bundle in bundles]
         if self._graphs is None or not work:
-            return [_update(*call, own, quick=True) for call, own in zip(calls, work, strict=True)]
+            return [_update(*call, own) for call, own in zip(calls, work, strict=True)]
         leaves: list[Tensor] = []
         structure = trees.take(work, leaves)
 
         def function(*inputs: Tensor) -> tuple[Sequence[Tensor], Any]:
             parts, outputs = trees.put(structure, iter(inputs)), list[Tensor]()
-            found = [_update(*call, own) for call, own in zip(calls, parts, strict=True)]
+            found = [_update(*call, own, compiled=True) for call, own in zip(calls, parts, strict=True)]
             return outputs, trees.take(found, outputs)
 
         tensors, beside = self._graphs((tuple(calls), structure), function, leaves)
@@ -275,10 +275,13 @@ class LearnedOptimizer(Optimizer):
                 m.param.add_(u, alpha=float(m.group["lr"]) / self.own_lr)
 
 
-def _update(rule: Any, stacked: bool, work: Work, quick: bool = False) -> tuple[Params, State]:
+def _update(rule: Any, stacked: bool, work: Work, compiled: bool = False) -> tuple[Params, State]:
     """One call of a rule."""
-    update = getattr(rule, "quick", rule.update) if quick and not stacked else rule.update
-    moved: tuple[Params, State] = (vmap(update, (None, 0, 0, 0, None)) if stacked else update)(*work)
+    moved: tuple[Params, State]
+    if stacked:
+        moved = vmap(rule.update, (None, 0, 0, 0, None))(*work)
+    else:
+        moved = rule.quick(*work, compiled) if hasattr(rule, "quick") else rule.update(*work)
     return moved
 
 
