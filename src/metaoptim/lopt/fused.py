@@ -1,7 +1,7 @@
 """Celo2's direction of a large weight as sums of products, for graphs that Inductor compiles.
 
-The same numbers as `celo2.directions` up to rounding. Inductor makes loops of it, for means and for the rest, in which no feature
-is ever written to memory; as matrix products all would be.
+The same numbers as `celo2.directions` up to rounding. Inductor makes loops of it, for means and for the rest, in which no
+feature is ever written to memory; as matrix products all would be.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) 
     full = [g, g.clamp(-0.1, 0.1), x, *m, v, *(t * inverse for t in m), inverse, *(g * t for t in factor), g * inverse]
     full += [t * h for t, h in zip(m, factor, strict=True)]
     compact = [*row, *col, *((t + 1e-8).rsqrt() for t in (*row, *col))]
-    first = _folded(w["w0"][list(FULL)], full, eps)
-    shares = _folded(w["w0"][15:27], compact, eps)
+    first = _folded(w["w0"][list(FULL)], full, x.shape[:-2], eps)
+    shares = _folded(w["w0"][15:27], compact, x.shape[:-2], eps)
     hidden = []
     for weights, share, bias in zip(first, shares, w["b0"], strict=True):
         rows, columns = (_sum([compact[i] for i in at], [share[i] for i in at]) for at in (ROWS, COLUMNS))
@@ -39,14 +39,15 @@ def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) 
     return _sum(again, w["w2"][:, 0]) + w["b2"][0]
 
 
-def _folded(w0: Tensor, features: Sequence[Tensor], eps: float) -> Tensor:
+def _folded(w0: Tensor, features: Sequence[Tensor], kernel: Sequence[int], eps: float) -> Tensor:
     """The first layer's weights (units, features, *kernel, 1, 1), with what features are divided by."""
-    scale = torch.stack([(t.square().mean((-2, -1), keepdim=True) + eps).rsqrt() for t in features])
+    means = [t.square().mean((-2, -1), keepdim=True).expand(*kernel, 1, 1) for t in features]
+    scale = (torch.stack(means) + eps).rsqrt()
     return w0.T.reshape(*w0.T.shape, *[1] * (scale.ndim - 1)) * scale
 
 
 def _sum(inputs: Sequence[Tensor], weights: Any) -> Tensor:
-    found = inputs[0] * weights[0]
+    found: Tensor = inputs[0] * weights[0]
     for x, w in zip(inputs[1:], weights[1:], strict=True):
         found = found + x * w
     return found
