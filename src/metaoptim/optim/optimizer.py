@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -16,6 +15,7 @@ from metaoptim.core import trees
 from metaoptim.core.checks import check_flags, check_numbers
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 from metaoptim.engine.graphs.graphs import Graphs
+from metaoptim.optim.call import Work, raised, update
 
 SMALL = 2**16  # elements of a weight up to which calling torch costs more than putting such weights together
 
@@ -34,16 +34,6 @@ class Bundle(NamedTuple):
     rule: Rule
     members: list[Member]
     stacked: bool
-
-
-class Work(NamedTuple):
-    """What a rule is called with."""
-
-    psi: Params
-    grads: Params
-    state: State
-    weights: Params
-    step: Step
 
 
 class LearnedOptimizer(Optimizer):
@@ -142,7 +132,7 @@ class LearnedOptimizer(Optimizer):
         moved = [Member(p, n, {}) for p, n in names.items() if self._steps(p)]
         found = {n: p.detach().clone() for p, n in names.items()}
         for unit in ([m] for m in moved) if self._separable else [moved] if moved else []:
-            weights = {m.name: _raised(m.param) for m in unit}
+            weights = {m.name: raised(m.param) for m in unit}
             judged = read_out(
                 self.rule, self._psi_at(unit), trees.put(self._structure(unit), iter(self._leaves(unit))), weights
             )
@@ -214,7 +204,7 @@ class LearnedOptimizer(Optimizer):
         unit = tuple(m.param for m in members)
         if unit not in self._structures:
             leaves: list[Tensor] = []
-            state = self.rule.init(self._psi_at(members), {m.name: _raised(m.param) for m in members})
+            state = self.rule.init(self._psi_at(members), {m.name: raised(m.param) for m in members})
             structure, kept = trees.take(state, leaves), self.state[unit[0]]
             if not kept:
                 kept |= {"step": 0, **_numbered(leaves)}
@@ -233,13 +223,13 @@ class LearnedOptimizer(Optimizer):
         work = [self._work(bundle, loss) for bundle in bundles]
         calls = [(bundle.rule, bundle.stacked) for bundle in bundles]
         if self._graphs is None or not work:
-            return [_update(*call, own) for call, own in zip(calls, work, strict=True)]
+            return [update(*call, own) for call, own in zip(calls, work, strict=True)]
         leaves: list[Tensor] = []
         structure = trees.take(work, leaves)
 
         def function(*inputs: Tensor) -> tuple[Sequence[Tensor], Any]:
             parts, outputs = trees.put(structure, iter(inputs)), list[Tensor]()
-            found = [_update(*call, own, compiled=True) for call, own in zip(calls, parts, strict=True)]
+            found = [update(*call, own, compiled=True) for call, own in zip(calls, parts, strict=True)]
             return outputs, trees.take(found, outputs)
 
         tensors, beside = self._graphs((tuple(calls), structure), function, leaves)
@@ -248,8 +238,8 @@ class LearnedOptimizer(Optimizer):
 
     def _work(self, bundle: Bundle, loss: Any) -> Work:
         members, first = bundle.members, bundle.members[0]
-        weights = {m.name: _raised(m.param) for m in members}
-        grads = {m.name: _raised(m.param.grad, weights[m.name].dtype) for m in members}
+        weights = {m.name: raised(m.param) for m in members}
+        grads = {m.name: raised(m.param.grad, weights[m.name].dtype) for m in members}
         like = weights[first.name]
         lost = torch.as_tensor(float("nan") if loss is None else loss, dtype=like.dtype, device=like.device).detach()
         step = Step(torch.tensor(self._steps(first.param), device=like.device), lost)
@@ -273,23 +263,6 @@ class LearnedOptimizer(Optimizer):
                 self.state[m.param]["step"] = steps
                 u = updates[bundle.members[0].name][i] if bundle.stacked else updates[m.name]
                 m.param.add_(u, alpha=float(m.group["lr"]) / self.own_lr)
-
-
-def _update(rule: Any, stacked: bool, work: Work, compiled: bool = False) -> tuple[Params, State]:
-    """One call of a rule."""
-    moved: tuple[Params, State]
-    if stacked:
-        moved = vmap(rule.update, (None, 0, 0, 0, None))(*work)
-    else:
-        moved = rule.quick(*work, compiled) if hasattr(rule, "quick") else rule.update(*work)
-    return moved
-
-
-def _raised(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
-    """In float32 at least: means of small numbers are lost in floats of 16 bits."""
-    found: Any = x
-    raised: Tensor = found.detach().to(dtype or torch.promote_types(found.dtype, torch.float32))
-    return raised
 
 
 def _numbered(leaves: Sequence[Tensor]) -> dict[str, Tensor]:
