@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_flags, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
+from metaoptim.lopt import fused, pieces
 from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, normalised, raised, start_of_moments, together
 from metaoptim.lopt.layout import from_hwio, to_hwio
 from metaoptim.lopt.perceptron import perceptron, start_of_perceptron
@@ -18,6 +20,7 @@ from metaoptim.rules.adamw import AdamW
 from metaoptim.rules.newton_schulz import orthogonalise
 
 TINY = 1e-9
+Direct = Callable[[Params, Tensor, Tensor, Moments, int, bool], tuple[Tensor, Moments]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Celo2:
     orthogonal: bool = True
     by_adam: Callable[[str], bool] | None = None
     adam_ratio: float = 20.0
+    separable: ClassVar[bool] = True
+    decays_weights: ClassVar[bool] = True
 
     __repr__ = brief
 
@@ -60,9 +65,21 @@ class Celo2:
     def init(self, psi: Params, weights: Params) -> State:
         by_adam, others = self._parted(raised(weights), weights)
         moments = {n: start_of_moments(to_hwio(x, x.ndim), max(x.ndim, 1)) for n, x in others.items()}
+        moments = {n: Moments(*map(pieces.dense, t)) if t.v.ndim > 2 else t for n, t in moments.items()}
         return {"adam": self._adam.init({}, by_adam) if by_adam else {}, "celo": moments}
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        return self._by(plain, psi, grads, state, weights, step)
+
+    def quick(
+        self, psi: Params, grads: Params, state: State, weights: Params, step: Step, compiled: bool = False
+    ) -> tuple[Params, State]:
+        """The same as `update`, for those who differentiate nothing: large weights are moved piece by piece, or all fused."""
+        return self._by(as_sums if compiled else in_pieces, psi, grads, state, weights, step)
+
+    def _by(
+        self, direct: Direct, psi: Params, grads: Params, state: State, weights: Params, step: Step
+    ) -> tuple[Params, State]:
         by_adam, others = self._parted({n: g.clamp(-1000, 1000) for n, g in raised(grads).items()}, weights)
         x = raised(weights)
         updates, adam = self._adam.update({}, by_adam, state["adam"], x, step) if by_adam else ({}, {})
@@ -70,9 +87,8 @@ class Celo2:
         for n, g in others.items():
             dim = max(g.ndim, 1)
             here, g = (to_hwio(t, g.ndim).unsqueeze(-1) for t in (x[n], g))
-            celo[n] = after(state["celo"][n], g, _decays(g), dim)
-            s = from_hwio(directions(psi, here, g, celo[n], dim, self.orthogonal), weights[n].ndim)
-            updates[n] = -self.lr * (s + self.decay * x[n])
+            s, celo[n] = direct(psi, here, g, state["celo"][n], dim, self.orthogonal)
+            updates[n] = -self.lr * (from_hwio(s, weights[n].ndim) + self.decay * x[n])
         return {n: updates[n].to(w.dtype) for n, w in weights.items() if n in updates}, {"adam": adam, "celo": celo}
 
     @property
@@ -83,6 +99,31 @@ class Celo2:
         """Those of the weights that go by AdamW, and the others."""
         adams = {n for n, w in weights.items() if (self.by_adam(n) if self.by_adam else w.ndim < 2)}
         return {n: t for n, t in tensors.items() if n in adams}, {n: t for n, t in tensors.items() if n not in adams}
+
+
+def plain(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
+    """s (*shape) of weights x (*shape, 1) with gradients g, and their moments."""
+    seen = after(old, g, _decays(g), dim)
+    return directions(psi, x, g, seen, dim, orthogonal), seen
+
+
+def in_pieces(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
+    """The same piece by piece, where that is quicker."""
+    if dim < 2 or x.shape[-3] * x.shape[-2] < pieces.LEAST:
+        return plain(psi, x, g, old, dim, orthogonal)
+    x, g = pieces.dense(x), pieces.dense(g)
+    seen = pieces.moments_after(old, g, _decays(g))
+    s = pieces.perceptron_of(psi, x.squeeze(-1), g.squeeze(-1), seen, TINY)
+    return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
+
+
+def as_sums(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
+    """The same for a compiler, which fuses sums of products."""
+    if dim < 2 or x.numel() < fused.LEAST:
+        return plain(psi, x, g, old, dim, orthogonal)
+    seen = Moments(*map(pieces.dense, after(Moments(*map(pieces.dense, old)), g, _decays(g), dim)))
+    s = fused.perceptron_of(psi, x.squeeze(-1), g.squeeze(-1), seen, TINY)
+    return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
 
 
 def directions(psi: Params, x: Tensor, g: Tensor, seen: Moments, dim: int, orthogonal: bool) -> Tensor:

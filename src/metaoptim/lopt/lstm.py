@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class LSTM:
     hidden: int = 20
     layers: int = 2
     first_order: bool = True
+    separable: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class SmallFC:
     Source: `AdafacMLPLOpt` of learned_optimization (Metz, Freeman, Harrison, Maheswaranathan and Sohl-Dickstein 2022,
     https://arxiv.org/abs/2203.11860). Gradients beyond ±1e8 count as ±1e8, which there end in NaN.
     """
+
+    separable: ClassVar[bool] = True
 
     __repr__ = brief
 

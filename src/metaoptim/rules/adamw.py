@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -26,6 +27,8 @@ class AdamW:
     b2: float = 0.999
     eps: float = 1e-8
     decay: float = 0.01
+    separable: ClassVar[bool] = True
+    decays_weights: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -15,6 +15,10 @@ class Chain:
 
     rules: tuple[Rule, ...]
 
+    @property
+    def separable(self) -> bool:
+        return all(getattr(rule, "separable", False) for rule in self.rules)
+
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         parts = enumerate(rule.start(weights, generator) for rule in self.rules)
         return {f"{i}.{n}": p for i, own in parts for n, p in own.items()}

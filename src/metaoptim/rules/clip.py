@@ -32,6 +32,10 @@ class Clip:
     def _bound(self) -> float:
         return self.norm or self.value or 0.0
 
+    @property
+    def separable(self) -> bool:
+        return self.norm is None
+
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         return {}
 

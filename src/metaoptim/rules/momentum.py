@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,7 @@ class Momentum:
 
     lr: float
     decay: float = 0.9
+    separable: ClassVar[bool] = True
 
     __repr__ = brief
 

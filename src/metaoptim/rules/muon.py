@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -54,6 +55,8 @@ class Muon:
     eps: float = 1e-10
     iterations: int = 5
     hidden: Callable[[str], bool] = no_head_or_embedding
+    separable: ClassVar[bool] = True
+    decays_weights: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,7 @@ class RMSprop:
     lr: float
     decay: float = 0.99
     eps: float = 1e-8
+    separable: ClassVar[bool] = True
 
     __repr__ = brief
 

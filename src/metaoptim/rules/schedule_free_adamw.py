@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -40,6 +41,8 @@ class ScheduleFreeAdamW:
     eps: float = 1e-8
     decay: float = 0.0
     warmup: int = 0
+    separable: ClassVar[bool] = True
+    decays_weights: ClassVar[bool] = True
 
     __repr__ = brief
 

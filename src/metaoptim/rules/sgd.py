@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,7 @@ class SGD:
     """u = −lr · g."""
 
     lr: float
+    separable: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class SOAP:
     decay: float = 0.01
     every: int = 10
     largest: int = 10_000
+    separable: ClassVar[bool] = True
+    decays_weights: ClassVar[bool] = True
 
     __repr__ = brief
 

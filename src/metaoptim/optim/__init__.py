@@ -1,0 +1,10 @@
+"""Rules as optimizers of torch's: those that were learned and kept in a file, and those of `metaoptim.rules`.
+
+optimizer = metaoptim.optim.load("rule.safetensors")(model.parameters(), lr=1.0)
+"""
+
+from metaoptim.optim.factory import Factory, available, from_pretrained, from_rule, load
+from metaoptim.optim.files import Named, save
+from metaoptim.optim.optimizer import LearnedOptimizer
+
+__all__ = ["Factory", "LearnedOptimizer", "Named", "available", "from_pretrained", "from_rule", "load", "save"]

@@ -1,0 +1,101 @@
+"""Where optimizers come from: rules of the library, files, and the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+
+from metaoptim.core.types import Params, Rule
+from metaoptim.optim import files
+from metaoptim.optim.optimizer import LearnedOptimizer
+
+SHIPPED = Path(__file__).parent / "shipped"
+FILE = "rule.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Factory:
+    """A rule with its ψ, of which calls make optimizers.
+
+    Args:
+        rule: the rule.
+        psi: its ψ; none: drawn for each optimizer, with seed 0.
+        header: what its file says of it.
+    """
+
+    rule: Rule
+    psi: Params | None = None
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self, params: ParamsT, *, lr: float | None = None, weight_decay: float | None = None, compile: bool = False
+    ) -> LearnedOptimizer:
+        """An optimizer of these parameters; see `LearnedOptimizer`."""
+        return LearnedOptimizer(params, self.rule, self.psi, lr=lr, weight_decay=weight_decay, compile=compile)
+
+    def __repr__(self) -> str:
+        numbers = "ψ drawn at the start" if self.psi is None else f"ψ of {sum(x.numel() for x in self.psi.values()):,} numbers"
+        return f"Factory({self.rule}, {numbers})"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the rule into a folder, from which `from_pretrained` has it."""
+        own = {n: x for n, x in self.header.items() if n not in ("format", "inputs", "rule", "sha256", "version")}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        files.save(Path(folder) / FILE, self.rule, self.psi, own)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Writes the rule into a repository of the hub, which is made if there is none; returns the address of the commit.
+
+        options: of `huggingface_hub.HfApi`, such as `token` and `endpoint`.
+        """
+        api = _hub().HfApi(**options)
+        api.create_repo(repo_id, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"{self!r}"))
+
+
+def from_rule(rule: Rule, psi: Params | None = None) -> Factory:
+    """Optimizers that move by any rule of the library, such as `mo.rules.Muon(0.02)`; ψ is drawn at the start if not given."""
+    return Factory(rule, psi)
+
+
+def load(source: str | Path) -> Factory:
+    """Optimizers that move by a rule from a file, or by one of those that `available()` names."""
+    if source in available():
+        return Factory(*files.read(SHIPPED / f"{source}.safetensors"))
+    if not Path(source).is_file():
+        shipped = f"; rules that come with metaoptim: {', '.join(available())}" if available() else ""
+        raise ValueError(f"There is no file {str(source)!r}, nor does a rule of that name come with metaoptim{shipped}.")
+    return Factory(*files.read(source))
+
+
+def available() -> list[str]:
+    """The names of the rules that come with metaoptim."""
+    return sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
+
+
+def from_pretrained(source: str | Path, revision: str | None = None) -> Factory:
+    """Optimizers that move by a rule from a folder that `save_pretrained` wrote, or from a repository of the hub."""
+    if Path(source).is_dir():
+        return load(Path(source) / FILE)
+    hub = _hub()
+    try:
+        path = hub.hf_hub_download(str(source), FILE, revision=revision)
+    except (OSError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{str(source)!r} is no folder, and the hub has no {FILE} of it to give: {said}") from error
+    return load(path)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub  # an extra, and slow to import
+    except ImportError as error:
+        raise ValueError("The hub needs huggingface_hub, which isn't installed: pip install 'metaoptim[hub]'.") from error
+    return huggingface_hub

@@ -1,0 +1,276 @@
+"""A rule of this library as an optimizer of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from metaoptim.core import trees
+from metaoptim.core.checks import check_flags, check_numbers
+from metaoptim.core.types import Params, Rule, State, Step, read_out
+from metaoptim.engine.graphs.graphs import Graphs
+from metaoptim.optim.call import Work, raised, update
+
+SMALL = 2**16  # elements of a weight up to which calling torch costs more than putting such weights together
+
+
+class Member(NamedTuple):
+    """A parameter that has a gradient, its name, and the group that it belongs to."""
+
+    param: Tensor
+    name: str
+    group: dict[str, Any]
+
+
+class Bundle(NamedTuple):
+    """Parameters that are moved by one call of a rule; stacked: along a new axis, else as the entries of a dictionary."""
+
+    rule: Rule
+    members: list[Member]
+    stacked: bool
+
+
+class LearnedOptimizer(Optimizer):
+    """Moves parameters by a rule, learned or made by hand, as any optimizer of `torch.optim` does.
+
+    Nothing is differentiated. Weights and gradients of 16 bits are given to the rule in float32, and its state is in float32.
+    Parameters without a gradient stay as they are, with their state and their count of steps. Small weights of one shape are
+    moved at once. ψ is no part of `state_dict()`: it belongs to the rule, as it does in the file of one.
+
+    A rule whose weights are not separable, such as one that clips a norm over all of them, wants gradients of the same
+    parameters in each step. What `Step.loss` tells a rule is what the closure of `step` returns; without one it is NaN.
+
+    Args:
+        params: as for any optimizer; names, as of `model.named_parameters()`, are given to the rule.
+        rule: the rule.
+        psi: its meta-parameters ψ; none: drawn at the start, with seed 0.
+        lr: step size of a group, by which schedulers go too: updates are multiplied by lr ÷ the rule's own `lr`, all of them.
+            A rule without a step size has 1. None: the rule's own.
+        weight_decay: of a group, for rules that decay weights; none: the rule's own `decay`.
+        compile: whether a step is compiled by Inductor, when it is first taken; where that fails, a graph of torch's
+            operators runs instead, with a warning.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        rule: Rule,
+        psi: Params | None = None,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        check_numbers(0, lr=lr, weight_decay=weight_decay)
+        check_flags(compile=compile)
+        self.rule, self.compile = rule, compile
+        defaults: dict[str, Any] = {"lr": self.own_lr if lr is None else lr}
+        if getattr(rule, "decays_weights", False):
+            defaults["weight_decay"] = getattr(rule, "decay", 0.0) if weight_decay is None else weight_decay
+        elif weight_decay is not None:
+            raise ValueError(f"weight_decay={weight_decay}: {rule} decays no weights; leave it out.")
+        Optimizer.__init__(self, params, defaults)
+        start = {n: p.detach() for p, n in self._names().items()}
+        self.psi = rule.start(start, torch.Generator().manual_seed(0)) if psi is None else dict(psi)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What belongs to this process alone: the structures of states, and graphs."""
+        self._structures: dict[tuple[Tensor, ...], Any] = {}
+        self._graphs: Graphs | None = getattr(self, "_graphs", None) or (Graphs(compiled=True) if self.compile else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**Optimizer.__getstate__(self), "rule": self.rule, "psi": self.psi, "compile": self.compile}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)
+        self._begin()
+
+    @property
+    def own_lr(self) -> float:
+        """The rule's step size; 1 where it has none."""
+        return float(getattr(self.rule, "lr", 1.0))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        Optimizer.add_param_group(self, param_group)
+        for i, param in enumerate(self.param_groups[-1]["params"]):
+            if not param.is_floating_point():
+                self.param_groups.pop()
+                raise ValueError(f"Parameter {i} of the group is {param.dtype}: rules move weights that are real numbers.")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        Optimizer.load_state_dict(self, state_dict)
+        # As they were saved: torch has rounded them to the floats of their parameters.
+        numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, param in zip(numbers, self._names(), strict=True):
+            for key, x in state_dict["state"].get(i, {}).items():
+                self.state[param][key] = x.to(param.device, copy=True) if isinstance(x, Tensor) else x
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Moves all parameters that have a gradient; returns what the closure does, which computes gradients and the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_step_sizes()
+        bundles = self._bundles()
+        for bundle, (updates, state) in zip(bundles, self._moved(bundles, loss), strict=True):
+            self._take(bundle, updates, state)
+        return loss
+
+    @torch.no_grad()
+    def read_out(self) -> Params:
+        """By name, the weights at which a run is to be judged: other ones than the parameters if the rule has a `read_out`."""
+        names = self._names()
+        moved = [Member(p, n, {}) for p, n in names.items() if self._steps(p)]
+        found = {n: p.detach().clone() for p, n in names.items()}
+        for unit in ([m] for m in moved) if self._separable else [moved] if moved else []:
+            weights = {m.name: raised(m.param) for m in unit}
+            judged = read_out(
+                self.rule, self._psi_at(unit), trees.put(self._structure(unit), iter(self._leaves(unit))), weights
+            )
+            found |= {m.name: judged[m.name].to(m.param.dtype, copy=True) for m in unit}
+        return found
+
+    @property
+    def _separable(self) -> bool:
+        return bool(getattr(self.rule, "separable", False))
+
+    def _names(self) -> dict[Tensor, str]:
+        """Every parameter and its name: its place, where nobody gave it another."""
+        found: dict[Tensor, str] = {}
+        for g, group in enumerate(self.param_groups):
+            params = group["params"]
+            found |= dict(zip(params, group.get("param_names") or [f"{g}.{i}" for i in range(len(params))], strict=True))
+        return found
+
+    def _bundles(self) -> list[Bundle]:
+        """What is moved in this step, in as few calls of the rule as may be."""
+        names = self._names()
+        groups = [(p, group) for group in self.param_groups for p in group["params"]]
+        members = [Member(p, names[p], group) for p, group in groups if p.grad is not None]
+        if sparse := [m.name for m in members if m.param.grad is not None and m.param.grad.layout != torch.strided]:
+            raise ValueError(f"The gradient of {sparse[0]} is sparse: rules take dense ones; use Embedding(…, sparse=False).")
+        if not self._separable:
+            self._check_same(members)
+            return [Bundle(self.rule, members, False)] if members else []
+        found: dict[Any, list[Member]] = {}
+        for m in members:
+            p = m.param
+            kind = _without(m.name, self._structure([m])) if p.numel() <= SMALL else p
+            key = (p.shape, p.dtype, p.device, m.group.get("weight_decay"), self._steps(p), kind)
+            found.setdefault(key, []).append(m)
+        return [Bundle(self._rule_of(same[0].group), same, len(same) > 1) for same in found.values()]
+
+    def _rule_of(self, group: dict[str, Any]) -> Rule:
+        if "weight_decay" not in group or group["weight_decay"] == getattr(self.rule, "decay", None):
+            return self.rule
+        changed: Any = self.rule
+        rule: Rule = replace(changed, decay=group["weight_decay"])
+        return rule
+
+    def _check_same(self, members: list[Member]) -> None:
+        """A rule that reads all weights together can't go on with others than it began with."""
+        now, before = {m.param for m in members}, {p for p in self._names() if self._steps(p)}
+        if before and now != before:
+            odd = next(n for p, n in self._names().items() if p in now ^ before)
+            what = "had no gradient before" if odd in {m.name for m in members} else "has no gradient"
+            raise ValueError(
+                f"{odd} {what}: {self.rule} reads all weights together, which must be the same in each step; freeze parameters "
+                "before the first one."
+            )
+
+    def _check_step_sizes(self) -> None:
+        averages = any(hasattr(rule, "read_out") for rule in getattr(self.rule, "rules", (self.rule,)))
+        if averages and any(group["lr"] != self.own_lr for group in self.param_groups):
+            raise ValueError(f"{self.rule} averages weights, which scaled updates would break: give lr to the rule itself.")
+
+    def _steps(self, param: Tensor) -> int:
+        """How many steps this parameter has made."""
+        return int(self.state.get(param, {}).get("step", 0))
+
+    def _psi_at(self, members: list[Member]) -> Params:
+        return {n: x.to(members[0].param.device) for n, x in self.psi.items()}
+
+    def _structure(self, members: list[Member]) -> Any:
+        """How the rule's state of these parameters is put together; where there is none yet, it is begun."""
+        unit = tuple(m.param for m in members)
+        if unit not in self._structures:
+            leaves: list[Tensor] = []
+            state = self.rule.init(self._psi_at(members), {m.name: raised(m.param) for m in members})
+            structure, kept = trees.take(state, leaves), self.state[unit[0]]
+            if not kept:
+                kept |= {"step": 0, **_numbered(leaves)}
+            elif [getattr(kept.get(n), "shape", None) for n in _numbered(leaves)] != [x.shape for x in leaves]:
+                raise ValueError(f"The state of {members[0].name} is not one of {self.rule}; load that of the same optimizer.")
+            self._structures[unit] = structure, len(leaves)
+        return self._structures[unit][0]
+
+    def _leaves(self, members: list[Member]) -> list[Tensor]:
+        """The tensors of the rule's state of these parameters."""
+        kept = self.state[members[0].param]
+        return [kept[str(i)] for i in range(self._structures[tuple(m.param for m in members)][1])]
+
+    def _moved(self, bundles: list[Bundle], loss: Any) -> list[tuple[Params, State]]:
+        """Updates and states after them, of each bundle."""
+        work = [self._work(bundle, loss) for bundle in bundles]
+        calls = [(bundle.rule, bundle.stacked) for bundle in bundles]
+        if self._graphs is None or not work:
+            return [update(*call, own) for call, own in zip(calls, work, strict=True)]
+        leaves: list[Tensor] = []
+        structure = trees.take(work, leaves)
+
+        def function(*inputs: Tensor) -> tuple[Sequence[Tensor], Any]:
+            parts, outputs = trees.put(structure, iter(inputs)), list[Tensor]()
+            found = [update(*call, own, compiled=True) for call, own in zip(calls, parts, strict=True)]
+            return outputs, trees.take(found, outputs)
+
+        tensors, beside = self._graphs((tuple(calls), structure), function, leaves)
+        moved: list[tuple[Params, State]] = trees.put(beside, iter(tensors))
+        return moved
+
+    def _work(self, bundle: Bundle, loss: Any) -> Work:
+        members, first = bundle.members, bundle.members[0]
+        weights = {m.name: raised(m.param) for m in members}
+        grads = {m.name: raised(m.param.grad, weights[m.name].dtype) for m in members}
+        like = weights[first.name]
+        lost = torch.as_tensor(float("nan") if loss is None else loss, dtype=like.dtype, device=like.device).detach()
+        step = Step(torch.tensor(self._steps(first.param), device=like.device), lost)
+        units = [[m] for m in members] if bundle.stacked else [members]
+        structure, *_ = [self._structure(unit) for unit in units]
+        leaves = [self._leaves(unit) for unit in units]
+        if bundle.stacked:
+            grads, weights = ({first.name: torch.stack(list(x.values()))} for x in (grads, weights))
+            leaves = [[torch.stack(same) for same in zip(*leaves, strict=True)]]
+        return Work(self._psi_at(members), grads, trees.put(structure, iter(leaves[0])), weights, step)
+
+    def _take(self, bundle: Bundle, updates: Params, state: State) -> None:
+        """Moves the parameters and keeps their states."""
+        units = [[m] for m in bundle.members] if bundle.stacked else [bundle.members]
+        for i, unit in enumerate(units):
+            leaves: list[Tensor] = []
+            trees.take(trees.index(state, i) if bundle.stacked else state, leaves)
+            steps = self._steps(unit[0].param) + 1
+            self.state[unit[0].param] |= _numbered([x.clone() for x in leaves] if bundle.stacked else leaves)
+            for m in unit:
+                self.state[m.param]["step"] = steps
+                u = updates[bundle.members[0].name][i] if bundle.stacked else updates[m.name]
+                m.param.add_(u, alpha=float(m.group["lr"]) / self.own_lr)
+
+
+def _numbered(leaves: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {str(i): x for i, x in enumerate(leaves)}
+
+
+def _without(name: str, structure: Any) -> Any:
+    """The structure of a state as it is for a weight of any name."""
+    if isinstance(structure, tuple):
+        return tuple(_without(name, x) for x in structure)
+    return None if structure == name else structure

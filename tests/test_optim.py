@@ -1,0 +1,654 @@
+"""Rules as optimizers of torch's, against torch's own and against the rules run by hand; and the files of rules."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import metaoptim as mo
+from metaoptim.core import trees
+from metaoptim.core.types import Params, Rule, Step
+from metaoptim.engine.graphs.graphs import Graphs
+from metaoptim.lopt import LSTM, Celo2, SmallFC, fused, pieces
+from metaoptim.optim import LearnedOptimizer, Named, files, from_pretrained, from_rule, load, optimizer, save
+from metaoptim.rules import (
+    SGD,
+    SOAP,
+    Adam,
+    AdamW,
+    Clip,
+    LayerStepSizes,
+    Momentum,
+    Muon,
+    Nesterov,
+    RMSprop,
+    Schedule,
+    ScheduleFreeAdamW,
+    chain,
+    sgd_hd,
+)  # fmt: skip
+
+LEARNED: dict[str, Rule] = {
+    "celo2": Celo2(0.02, decay=0.1), "celo2 base": Celo2(0.02, orthogonal=False, by_adam=Named()), "small_fc": SmallFC(),
+    "lstm": LSTM(),
+}  # fmt: skip
+RULES: dict[str, Rule] = LEARNED | {
+    "sgd": SGD(0.1), "momentum": Momentum(0.1), "nesterov": Nesterov(0.1), "rmsprop": RMSprop(0.01), "adam": Adam(0.01),
+    "adamw": AdamW(0.01), "muon": Muon(0.02), "soap": SOAP(0.01), "schedule-free": ScheduleFreeAdamW(0.01),
+    "chain": chain(Clip(value=0.1), Momentum(1.0), Schedule(0.1)), "clipped": chain(Clip(norm=0.5), Adam(0.01)),
+    "hypergradient": sgd_hd(0.1, 1e-3), "per layer": LayerStepSizes(0.1, 3),
+}  # fmt: skip
+TOGETHER = ["clipped", "hypergradient", "per layer"]
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Weights of one, two and four dimensions, several of one shape, and a scalar."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+    model = nn.Sequential(body, nn.Linear(4, 4))
+    model.register_parameter("scale", nn.Parameter(torch.tensor(1.5)))
+    return model.to(dtype)
+
+
+def loss_of(model: nn.Module, k: int) -> Tensor:
+    g = torch.Generator().manual_seed(k)
+    dtype = next(model.parameters()).dtype
+    x, y = torch.randn(8, 1, 4, 4, generator=g).to(dtype), torch.randint(0, 4, (8,), generator=g)
+    return F.cross_entropy(model(x) * model.scale, y)
+
+
+def train(model: nn.Module, opt: torch.optim.Optimizer, steps: range = range(5)) -> None:
+    for k in steps:
+        opt.zero_grad()
+        loss_of(model, k).backward()
+        opt.step()
+
+
+def values(model: nn.Module) -> Params:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def by_hand(rule: Rule, psi: Params, model: nn.Module, steps: int) -> Params:
+    """The functional rule, on all weights at once."""
+    weights = values(model)
+    state = rule.init(psi, weights)
+    for k in range(steps):
+        leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
+        probe = copy.deepcopy(model)
+        for n, p in probe.named_parameters():
+            p.data = leaves[n].data
+        loss = loss_of(probe, k)
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(probe.parameters())), strict=True))
+        updates, state = rule.update(psi, grads, state, weights, Step(torch.tensor(k), loss.detach()))
+        weights = trees.add(weights, updates)
+    return weights
+
+
+def same(a: Params, b: Params, **tolerance: float) -> None:
+    for n, x in a.items():
+        torch.testing.assert_close(x, b[n], **(tolerance or {"rtol": 0, "atol": 0}), msg=lambda m, n=n: f"{n}: {m}")
+
+
+# --- The same numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_it_moves_as_the_rule_run_by_hand(name: str) -> None:
+    """In float64, whatever was moved together."""
+    model = net(torch.float64)
+    start = values(model)
+    opt = from_rule(RULES[name])(model.named_parameters())
+    expected = by_hand(RULES[name], opt.psi, copy.deepcopy(model), 5)
+    train(model, opt)
+    same(values(model), expected, rtol=1e-9, atol=1e-11)
+    assert any(not torch.equal(x, start[n]) for n, x in expected.items())
+
+
+TORCH: dict[str, tuple[Rule, Callable[[Any], torch.optim.Optimizer]]] = {
+    "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),
+    "momentum": (Momentum(0.1), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+    "nesterov": (Nesterov(0.1), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True)),
+    "rmsprop": (RMSprop(0.01), lambda p: torch.optim.RMSprop(p, 0.01)),
+    "adam": (Adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
+    "adamw": (AdamW(0.01), lambda p: torch.optim.AdamW(p, 0.01)),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_rules_made_by_hand_are_the_optimizers_of_torch(name: str) -> None:
+    rule, build = TORCH[name]
+    ours, theirs = net(torch.float64), net(torch.float64)
+    train(ours, from_rule(rule)(ours.parameters()), range(50))
+    train(theirs, build(theirs.parameters()), range(50))
+    same(values(ours), values(theirs), rtol=1e-9, atol=1e-11)
+
+
+def test_muon_is_the_one_of_torch() -> None:
+    """Which computes in bfloat16, so that the same few digits are all there is to compare."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(6, 4, bias=False), nn.Linear(6, 4, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    opts = from_rule(Muon(0.02, decay=0.1))(ours.parameters()), torch.optim.Muon(theirs.parameters(), 0.02, weight_decay=0.1)
+    start = ours.weight.detach().clone()
+    for k in range(50):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(k))
+        for model, opt in zip((ours, theirs), opts, strict=True):
+            opt.zero_grad()
+            (model(x) - x[:, :4].sin()).square().mean().backward()
+            opt.step()
+    far = (ours.weight - start).norm()
+    assert (ours.weight - theirs.weight).norm() < 0.1 * far and far > 0.3
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_sixteen_bits_are_moved_in_thirty_two(name: str) -> None:
+    model = net(torch.bfloat16)
+    opt = from_rule(LEARNED[name])(model.named_parameters())
+    train(model, opt, range(1))
+    assert all(x.dtype == torch.float32 for s in opt.state.values() for x in s.values() if isinstance(x, Tensor))
+    start = net(torch.bfloat16)
+    loss_of(start, 0).backward()
+    weights = {n: p.detach().float() for n, p in start.named_parameters()}
+    grads = {n: p.grad.float() for n, p in start.named_parameters() if p.grad is not None}
+    rule, step = LEARNED[name], Step(torch.tensor(0), torch.tensor(0.0))
+    updates, _ = rule.update(opt.psi, grads, rule.init(opt.psi, weights), weights, step)
+    same(values(model), {n: (w + updates[n]).bfloat16() for n, w in weights.items()}, rtol=8e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["celo2", "celo2 base"])
+@pytest.mark.parametrize("shape", [(70, 90), (90, 70), (40, 40), (33, 40, 3, 3), (2, 2, 9, 11), (1, 5000), (5000, 1)])
+def test_large_weights_are_moved_by_quicker_ways_to_the_same_numbers(
+    name: str, shape: tuple[int, ...], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Piece by piece, and as the sums that a compiler is given; the last piece is a smaller one."""
+    monkeypatch.setattr(pieces, "PIECE", 512)
+    monkeypatch.setattr(pieces, "LEAST", 1)
+    monkeypatch.setattr(fused, "LEAST", 1)
+    rule: Any = LEARNED[name]
+    torch.manual_seed(0)
+    w = {"w": torch.randn(shape, dtype=torch.float64)}
+    psi = {n: x + 0.1 * torch.randn_like(x) for n, x in rule.start(w, torch.Generator().manual_seed(1)).items()}
+    plain, other = [rule.init(psi, w)] * 2
+    for k in range(3):
+        g, step = {"w": torch.randn(shape, dtype=torch.float64)}, Step(torch.tensor(k), torch.tensor(0.0))
+        expected, plain = rule.update(psi, g, plain, w, step)
+        found, other = rule.quick(psi, g, other, w, step, compiled)
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+        for one, two in zip(trees.flatten(plain), trees.flatten(other), strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+        w = trees.add(w, expected)
+
+
+# --- What torch expects of an optimizer -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("through", ["state_dict", "torch.save", "deepcopy"])
+def test_a_run_goes_on_to_the_same_floats(name: str, through: str) -> None:
+    whole = net()
+    train(whole, from_rule(RULES[name])(whole.named_parameters()), range(6))
+    model = net()
+    opt = from_rule(RULES[name])(model.named_parameters())
+    train(model, opt, range(3))
+    if through == "deepcopy":
+        model, opt = copy.deepcopy((model, opt))
+    else:
+        kept = opt.state_dict()
+        assert all(isinstance(x, Tensor | int | float) for s in kept["state"].values() for x in s.values())
+        if through == "torch.save":
+            file = io.BytesIO()
+            torch.save(kept, file)
+            file.seek(0)
+            kept = torch.load(file)  # weights only
+        model = copy.deepcopy(model)
+        opt = from_rule(RULES[name])(model.named_parameters())
+        opt.load_state_dict(kept)
+    train(model, opt, range(3, 6))
+    same(values(model), values(whole))
+    assert {s["step"] for s in opt.state.values()} == {6}
+
+
+def test_the_state_goes_through_safetensors_and_keeps_its_floats() -> None:
+    """Which takes no tensors that share memory."""
+    model = net(torch.bfloat16)
+    opt = from_rule(Celo2())(model.parameters())
+    train(model, opt)
+    kept = opt.state_dict()
+    flat = {f"{i}/{n}": x for i, s in kept["state"].items() for n, x in s.items() if isinstance(x, Tensor)}
+    back = safetensors.torch.load(safetensors.torch.save({n: x.contiguous() for n, x in flat.items()}))
+    state = {i: {n: back.get(f"{i}/{n}", x) for n, x in reversed(s.items())} for i, s in kept["state"].items()}
+    other = copy.deepcopy(model)
+    again = from_rule(Celo2())(other.parameters())
+    again.load_state_dict({**kept, "state": state})
+    for mine, theirs in zip(opt.state.values(), again.state.values(), strict=True):
+        assert all(torch.equal(x, theirs[n]) and x.dtype == theirs[n].dtype for n, x in mine.items() if isinstance(x, Tensor))
+    for m, o in ((model, opt), (other, again)):
+        train(m, o, range(5, 7))
+    same(values(other), values(model))
+
+
+def test_groups_have_their_own_step_sizes_and_decay() -> None:
+    """A step size scales all of an update; weights of groups that differ in it alone still move together."""
+    models = [net(torch.float64) for _ in range(3)]
+    parts = [list(model.parameters()) for model in models]
+    opt = from_rule(AdamW(0.01))([{"params": parts[0][:3], "lr": 0.002}], weight_decay=0.3)
+    opt.add_param_group({"params": parts[0][3:], "weight_decay": 0.0})
+    theirs = torch.optim.AdamW([{"params": parts[1][:3], "lr": 0.002}], 0.01, weight_decay=0.3)
+    theirs.add_param_group({"params": parts[1][3:], "weight_decay": 0.0})
+    train(models[0], opt)
+    train(models[1], theirs)
+    same(values(models[0]), values(models[1]), rtol=1e-9, atol=1e-12)
+    frozen = from_rule(Celo2())(parts[2], lr=0.0)
+    before = values(models[2])
+    train(models[2], frozen)
+    same(values(models[2]), before)
+
+
+def test_schedulers_scale_the_updates_of_a_rule_without_step_size() -> None:
+    model, start = net(), values(net())
+    opt = from_rule(SmallFC())(model.parameters(), lr=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 4.0 if k == 0 else 0.0)
+    train(model, opt, range(1))
+    scheduler.step()
+    first = values(model)
+    plain = net()
+    train(plain, from_rule(SmallFC())(plain.parameters()), range(1))
+    same(trees.subtract(first, start), {n: 2 * (x - start[n]) for n, x in values(plain).items()}, rtol=1e-4, atol=1e-7)
+    train(model, opt, range(1, 3))
+    same(values(model), first)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n not in TOGETHER])
+def test_without_gradient_a_parameter_and_its_state_stay(name: str) -> None:
+    model = net()
+    opt = from_rule(RULES[name])(model.named_parameters())
+    train(model, opt, range(2))
+    left, state = model[1].weight, copy.deepcopy(opt.state_dict()["state"])
+    place = [n for n, _ in model.named_parameters()].index("1.weight")
+    before = left.detach().clone()
+    loss_of(model, 2).backward()
+    left.grad = None
+    opt.step()
+    assert torch.equal(left, before)
+    after = opt.state_dict()["state"]
+    assert after[place]["step"] == 2 and after[0]["step"] == 3
+    assert all(torch.equal(x, after[place][n]) for n, x in state[place].items() if isinstance(x, Tensor))
+    train(model, opt, range(3, 5))
+    assert not torch.equal(left, before) and opt.state_dict()["state"][place]["step"] == 4
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_rules_of_all_weights_together_want_the_same_ones(name: str) -> None:
+    model = net()
+    opt = from_rule(RULES[name])(model.named_parameters())
+    model[1].weight.requires_grad_(False)
+    train(model, opt, range(2))
+    model[1].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"1\.weight had no gradient before: .* reads all weights together"):
+        train(model, opt, range(1))
+
+
+def test_small_weights_of_one_shape_are_moved_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    own = Celo2.update
+
+    def counted(rule: Celo2, psi: Params, grads: Params, *rest: Any) -> Any:
+        calls.append(tuple(next(iter(grads.values())).shape))
+        return own(rule, psi, grads, *rest[:3])
+
+    monkeypatch.setattr(Celo2, "update", counted)
+    monkeypatch.setattr(Celo2, "quick", counted)
+    model = net()
+    train(model, from_rule(Celo2())(model.parameters()), range(1))
+    assert sorted(calls) == [(), (4,), (4, 1, 3, 3), (4, 4), (4, 16)]
+    calls.clear()
+    monkeypatch.setattr(optimizer, "SMALL", 4)
+    train(model, from_rule(Celo2())(model.parameters()), range(1))
+    assert sorted(calls) == [(), (4,), (4, 1, 3, 3), (4, 4), (4, 4), (4, 16)]
+
+
+def test_names_say_what_goes_by_adam() -> None:
+    rule = Celo2(0.01, by_adam=Named("1.*"))
+    model = net()
+    opt = from_rule(rule)(model.named_parameters())
+    train(model, opt, range(1))
+    adams = {n: len(opt.state[p]) == 4 for n, p in model.named_parameters()}  # m, v, t and the step
+    assert {n for n, adam in adams.items() if adam} == {"1.weight", "1.bias"}
+
+
+def test_closures_and_hooks() -> None:
+    model, seen = net(), list[str]()
+    opt = from_rule(Celo2())(model.parameters())
+    opt.register_step_pre_hook(lambda *_: seen.append("before"))
+    opt.register_step_post_hook(lambda *_: seen.append("after"))
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    other = net()
+    train(other, from_rule(Celo2())(other.parameters()), range(1))
+    assert opt.step(closure).item() == pytest.approx(loss_of(net(), 0).item())
+    same(values(model), values(other))
+    assert seen == ["before", "after"]
+    assert "LearnedOptimizer" in repr(opt) and "lr: 0.001" in repr(opt)
+
+
+def test_a_rule_is_told_the_loss_of_the_closure() -> None:
+    class ByLoss(SGD):
+        def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Step) -> tuple[Params, Any]:
+            return {n: step.loss * g for n, g in grads.items()}, state
+
+    w = nn.Parameter(torch.tensor(3.0))
+    opt = LearnedOptimizer([w], ByLoss(1.0))
+
+    def closure() -> float:
+        w.grad = torch.tensor(1.0)
+        return 0.5
+
+    opt.step(closure)
+    assert w.item() == 3.5
+
+
+def test_gradients_are_scaled_as_torch_does() -> None:
+    model, plain = net(), net()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    opt = from_rule(Celo2())(model.parameters())
+    scaler.scale(loss_of(model, 0)).backward()
+    scaler.step(opt)
+    scaler.update()
+    train(plain, from_rule(Celo2())(plain.parameters()), range(1))
+    same(values(model), values(plain), rtol=1e-4, atol=1e-6)
+    before = values(model)
+    opt.zero_grad()
+    scaler.scale(loss_of(model, 1) * float("inf")).backward()
+    scaler.step(opt)
+    same(values(model), before)
+
+
+def test_the_weights_that_a_run_is_judged_at() -> None:
+    rule, model = ScheduleFreeAdamW(0.05), net(torch.float64)
+    opt = from_rule(rule)(model.named_parameters())
+    same(opt.read_out(), values(model))
+    train(model, opt)
+    found = opt.read_out()
+    state = {n: opt.state[p] for n, p in model.named_parameters()}
+    same(found, {n: w - 0.1 * state[n]["0"] for n, w in values(model).items()}, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(found["1.weight"], model[1].weight)
+    with pytest.raises(ValueError, match="averages weights, which scaled updates would break"):
+        train(model, from_rule(chain(Clip(value=1.0), rule))(model.parameters(), lr=0.5), range(1))
+    plain = net()
+    clipped = from_rule(RULES["clipped"])(plain.named_parameters())
+    train(plain, clipped, range(1))
+    same(clipped.read_out(), values(plain))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new step size, a new count and new states make no new graph."""
+    monkeypatch.setattr(optimizer, "Graphs", partial(Graphs, compiled=compiled) if compiled else lambda compiled: Graphs())
+    ours, graph = net(torch.float64), net(torch.float64)
+    train(ours, from_rule(Celo2(0.02))(ours.parameters()), range(5))
+    opt = from_rule(Celo2(0.02))(graph.parameters(), compile=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 1.0 + 1e-12 * k)
+    for k in range(5):
+        train(graph, opt, range(k, k + 1))
+        scheduler.step()
+    same(values(graph), values(ours), rtol=1e-7, atol=1e-9)
+    assert opt._graphs is not None and len(opt._graphs.graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("go", "words"),
+    [
+        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2, dtype=torch.complex64))]), "is torch.complex64: rules move"),
+        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2))], lr=-1.0), "lr=-1.0: it must be a number that is finite"),
+        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2))], weight_decay=0.1), "weight_decay=0.1: .* decays no"),
+        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2))], compile="yes"), "compile='yes': it must be True or False"),
+    ],
+)  # fmt: skip
+def test_what_optimizers_take(go: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        go()
+
+
+def test_sparse_gradients_and_states_of_another_rule_are_refused() -> None:
+    layer = nn.Embedding(5, 2, sparse=True)
+    opt = from_rule(Adam(0.1))(layer.named_parameters())
+    layer(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="The gradient of weight is sparse"):
+        opt.step()
+    model = net()
+    adam, small = from_rule(Adam(0.1))(model.parameters()), from_rule(SmallFC())(model.parameters())
+    train(model, adam, range(1))
+    small.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match=r"The state of 0\.0 is not one of SmallFC"):
+        train(model, small, range(1))
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------------
+
+KEPT: dict[str, Rule] = {
+    "celo2": Celo2(0.3, decay=0.1, by_adam=Named("*embed*", "*bias")), "lstm": LSTM(p=None, scale=1.0), "small_fc": SmallFC(),
+    "adam": Adam(0.1), "muon": Muon(0.1), "chain": chain(Clip(value=1.0), Celo2(1.0), Schedule(0.1, 5)),
+    "hypergradient": sgd_hd(0.1, 1e-3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_rule_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+    rule = KEPT[name]
+    psi = rule.start({"w": torch.zeros(2, 2)}, torch.Generator().manual_seed(3))
+    save(tmp_path / "rule.safetensors", rule, psi, {"recipe": "none", "scores": {"mlp": 0.5}})
+    found = load(tmp_path / "rule.safetensors")
+    assert found.rule == rule and found.psi is not None
+    same(found.psi, psi)
+    assert found.header["scores"] == {"mlp": 0.5} and found.header["sha256"] == files.digest(psi)
+    a, b = net(), net()
+    train(a, found(a.named_parameters()))
+    train(b, from_rule(rule, psi)(b.named_parameters()))
+    same(values(a), values(b))
+    assert repr(found).startswith("Factory(") and f"{sum(x.numel() for x in psi.values()):,} numbers" in repr(found)
+
+
+def changed(data: bytes, **changes: Any) -> bytes:
+    """The file with other entries of its header."""
+    length = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + length])
+    told = json.loads(head["__metadata__"]["metaoptim"]) | changes
+    text = json.dumps({**head, "__metadata__": {"metaoptim": json.dumps(told)}}).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def without(data: bytes) -> bytes:
+    return safetensors.torch.save({"x": torch.zeros(3)})
+
+
+FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut": (lambda d: d[:-8], "is cut, or no file of a rule"),
+    "text": (lambda d: b"hello, this is no such file", "is cut, or no file of a rule"),
+    "empty": (lambda d: b"", "is cut, or no file of a rule"),
+    "others": (without, "holds tensors, and no rule"),
+    "format": (lambda d: changed(d, format=7), "has format 7 and inputs 1, where this version reads 1 and 1"),
+    "bits": (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "is altered: its ψ has another sha256"),
+    "unknown": (
+        lambda d: changed(d, rule={"name": "Velo", "arguments": {}}),
+        "is of the rule Velo, which this version doesn't",
+    ),
+    "arguments": (lambda d: changed(d, rule={"name": "Celo2", "arguments": {"x": 1}}), "has arguments that Celo2 doesn't take"),
+    "shapes": (
+        lambda d: changed(d, rule={"name": "SmallFC", "arguments": {}}),
+        r"'b0' is of shape \(8,\), where SmallFC has it of shape \(4,\)",
+    ),
+    "header": (lambda d: changed(d, rule="Celo2"), "has a header that can't be read"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_files_are_refused_with_one_sentence(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "rule.safetensors"
+    save(path, Celo2(), Celo2().start({"w": torch.zeros(2, 2)}, torch.Generator()))
+    data = path.read_bytes()
+    assert load(path).rule == Celo2()
+    path.write_bytes(FAULTS[fault][0](data))
+    with pytest.raises(ValueError, match=FAULTS[fault][1]) as found:
+        load(path)
+    assert "\n" not in str(found.value) and "rule.safetensors" in str(found.value)
+
+
+def test_what_can_be_kept(tmp_path: Path) -> None:
+    path, psi = tmp_path / "x.safetensors", Celo2().start({"w": torch.zeros(2, 2)}, torch.Generator())
+    with pytest.raises(ValueError, match=r"'<lambda>' can't be kept in a file; give Named"):
+        save(path, Celo2(by_adam=lambda name: True), psi)
+    with pytest.raises(ValueError, match="ψ: 'b0' is missing, where Celo2 has it of shape"):
+        save(path, Celo2())
+    with pytest.raises(ValueError, match="header has the entry `rule`"):
+        save(path, Celo2(), psi, {"rule": "mine"})
+    with pytest.raises(ValueError, match="header can't be written as JSON"):
+        save(path, Celo2(), psi, {"scores": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"LayerStepSizes|'w?\.?lr'"):
+        save(path, LayerStepSizes(0.1, 3), {"a.lr": torch.zeros(3)})
+    assert not path.exists()
+    with pytest.raises(ValueError, match="There is no file 'no-such-rule'"):
+        load("no-such-rule")
+
+
+def test_rules_that_come_with_the_library_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mo.optim.available() == sorted(mo.optim.available())
+    for name in mo.optim.available():
+        assert load(name).psi is not None
+    from metaoptim.optim import factory
+
+    monkeypatch.setattr(factory, "SHIPPED", tmp_path)
+    save(tmp_path / "tiny.safetensors", SGD(0.1))
+    assert mo.optim.available() == ["tiny"] and load("tiny").rule == SGD(0.1)
+
+
+def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands for it."""
+    psi = SmallFC().start({"w": torch.zeros(2, 2)}, torch.Generator())
+    made = from_rule(SmallFC(), psi)
+    made.save_pretrained(tmp_path / "mine")
+    assert from_pretrained(tmp_path / "mine").rule == SmallFC()
+
+    class Api:
+        def __init__(self, token: str) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repo_id: str, exist_ok: bool) -> None:
+            (tmp_path / repo_id).mkdir(parents=True)
+
+        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> str:
+            for file in Path(folder_path).iterdir():
+                (tmp_path / repo_id / file.name).write_bytes(file.read_bytes())
+            return f"hub/{repo_id}"
+
+    def download(repo_id: str, name: str, revision: str | None) -> str:
+        if not (tmp_path / repo_id).is_dir():
+            raise OSError("404\nmore")
+        return str(tmp_path / repo_id / name)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=Api, hf_hub_download=download))
+    assert load(tmp_path / "mine" / "rule.safetensors").push_to_hub("me/rule", token="secret") == "hub/me/rule"
+    found = from_pretrained("me/rule")
+    assert found.psi is not None
+    same(found.psi, psi)
+    with pytest.raises(ValueError, match=r"'me/other' is no folder, and the hub has no rule\.safetensors of it to give: 404$"):
+        from_pretrained("me/other")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install 'metaoptim\[hub\]'"):
+        from_pretrained("me/rule")
+
+
+# --- Training loops of others ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_with_it(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            lightning.LightningModule.__init__(self)
+            self.net, self.losses = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), list[float]()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            opt = from_rule(Muon(0.02, adam_lr=0.02))(self.named_parameters())
+            return [opt], [torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)]
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    torch.manual_seed(1)
+    whole = Module()
+    parts = copy.deepcopy(whole), copy.deepcopy(whole)
+    lightning.Trainer(max_epochs=4, default_root_dir=tmp_path, **options).fit(whole, loader)
+    assert sum(whole.losses[-4:]) < 0.9 * sum(whole.losses[:4])
+    trainer = lightning.Trainer(max_epochs=3, default_root_dir=tmp_path, **options)
+    trainer.fit(parts[0], loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    trainer = lightning.Trainer(max_epochs=4, default_root_dir=tmp_path, **options)
+    trainer.fit(parts[1], loader, ckpt_path=tmp_path / "last.ckpt")
+    assert len(parts[1].losses) == 4
+    same(values(parts[1]), values(whole))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_trains_with_it(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    rows = [{"input_ids": (i + torch.arange(8)) % 11, "labels": (i + torch.arange(8)) % 11} for i in range(32)]
+    rule = Muon(0.02, adam_lr=0.02)
+
+    def trainer(steps: int) -> Any:
+        opt = from_rule(rule)(model.named_parameters())
+        given = transformers.TrainingArguments(
+            str(tmp_path), max_steps=steps, save_steps=8, logging_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: 1.0)
+        return transformers.Trainer(model, given, train_dataset=rows, optimizers=(opt, schedule))
+
+    first = trainer(8)
+    first.train()
+    losses = [entry["loss"] for entry in first.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    second = trainer(10)
+    second.train(resume_from_checkpoint=True)
+    found = second.optimizer
+    assert {s["step"] for s in getattr(found, "optimizer", found).state.values()} == {10}
+
+
+def test_states_are_where_the_parameters_are() -> None:
+    """On the meta device as on any other: nothing is made elsewhere."""
+    for name in ("celo2", "small_fc", "lstm", "adam", "muon"):
+        w = [nn.Parameter(torch.zeros(4, 3, device="meta")) for _ in range(2)]
+        opt = from_rule(RULES[name])(w)
+        for p in w:
+            p.grad = torch.zeros_like(p)
+        opt.step()
+        assert {x.device.type for s in opt.state.values() for x in s.values() if isinstance(x, Tensor)} == {"meta"}
