@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,13 +75,13 @@ def evaluate(
     known = dict(BASELINES if baselines is None else baselines)
     if not known:
         raise ValueError("baselines is empty; give one at least, for losses are told relative to the best one.")
-    if tuned and not (is_dataclass(rule) and "lr" in {f.name for f in fields(rule)}):
+    own: Any = rule  # whose fields a Rule doesn't promise
+    if tuned and "lr" not in getattr(own, "__dataclass_fields__", {}):
         raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
     chosen = held_out() if families is None else families
     judged = dict(chosen) if isinstance(chosen, Mapping) else {f.name: f for f in chosen}
     name = f"learned {type(rule).__name__}"
-    subjects = {name: Baseline(lambda lr, warmup: replace(rule, lr=lr), 1e-4, 1.0)} if tuned else {}  # type: ignore[type-var]
-    subjects |= known
+    subjects = ({name: Baseline(lambda lr, warmup: replace(own, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
     rows: list[Row] = []
     names = list(judged)
     for i in tracked(range(len(names)), "judging", progress):
