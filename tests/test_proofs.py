@@ -169,6 +169,9 @@ class Toy:
     sums: bool
     steps: int = 2
 
+    def length(self, support: Batch) -> int:
+        return self.steps
+
     def adapts(self, name: str) -> bool:
         return False
 
