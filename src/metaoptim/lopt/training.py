@@ -25,7 +25,8 @@ def learned_optimizer(rule: Rule, problems: Family, estimator: Estimator, seed: 
     weights = trees.map_tensors(lambda x: x[0, 0], problems.sample("train", seed=seed, start=0, count=1).support["start"])
     phi = MetaParams({}, rule.start(weights, torch.Generator().manual_seed(seed)))
     name, outer = f"learned {type(rule).__name__}", Outer("AdamW", 3e-4)
-    return MetaOptimizer(Optimizee(problems, rule), Guarded(estimator), phi, outer=outer, name=name)
+    guarded = estimator if isinstance(estimator, Guarded) else Guarded(estimator)
+    return MetaOptimizer(Optimizee(problems, rule), guarded, phi, outer=outer, name=name)
 
 
 def meta_train(
@@ -102,9 +103,7 @@ def named(estimator: str | Estimator, window: int | None, sigma: float, pairs: i
         if estimator in ESTIMATORS:
             return ESTIMATORS[estimator](width, sigma, pairs)
         raise ValueError(f"estimator={estimator!r}: it must be one of {', '.join(ESTIMATORS)}, truncated, or an estimator.")
-    if isinstance(estimator, Guarded):
-        estimator = estimator.estimator
-    own = getattr(estimator, "window", None)
+    own = getattr(estimator.estimator if isinstance(estimator, Guarded) else estimator, "window", None)
     if window not in (None, own):
         raise ValueError(
             f"window={window} was given beside {estimator!r}, which has its own; set it there, and leave it out here."
