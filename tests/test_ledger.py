@@ -408,3 +408,11 @@ def test_only_missing_takes_any_version_of_the_code(cli: Cli, monkeypatch: pytes
     monkeypatch.setattr(source, "version", functools.partial(lambda text, recipe: text, "newer"))
     assert "1 of 1 are in the ledger already." in cli("tiny.toml", "--only-missing")[1] and len(lines()) == 1
     assert cli("tiny.toml")[0] == 0 and len(lines()) == 2
+
+
+def test_only_missing_judges_what_another_version_measured(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("tiny.toml")[0] == 0
+    monkeypatch.setattr(source, "version", functools.partial(lambda text, recipe: text, "newer"))
+    Path("tiny.toml").write_text(f"{TINY}[expected]\nmetric = 'loss'\nvalue = -1000.0\ninterval = 0.001\n")
+    code, out, _ = cli("tiny.toml", "--only-missing")
+    assert code == 1 and "tiny, seed 0: fail (expected -1000.0), judged anew; it was not judged" in out and len(lines()) == 2

@@ -53,7 +53,7 @@ def reproduce(
         if done := len(wanted) - len(todo):
             typer.echo(f"{done} of {len(wanted)} are in the ledger already.")
         before = {entry.key: entry.verdict for entry in entries}
-        for entry in measure.judged_anew(wanted, entries):
+        for entry in measure.judged_anew(wanted, entries, any_code=only_missing):
             store.append(out, entry)
             typer.echo(f"{_verdict(entry)}, judged anew; it was {before[entry.key]}")
         _write(page, out)
@@ -62,8 +62,8 @@ def reproduce(
             typer.echo(f"{number} of {len(todo)}: {job}")
             bad += [] if _measured(job, out) else [str(job)]
             _write(page, out)
-        last = {entry.key: entry.verdict for entry in store.read(out)}
-        bad += [str(job) for job in wanted if last.get(job.key) == "fail"]
+        last = {measure.same(entry.key, only_missing): entry.verdict for entry in store.read(out)}
+        bad += [str(job) for job in wanted if last.get(measure.same(job.key, only_missing)) == "fail"]
     typer.echo(f"The ledger is {out / store.FILE}, the page {page}.")
     if bad:
         typer.echo(f"Failed: {'; '.join(bad)}.", err=True)

@@ -55,14 +55,16 @@ def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None =
 def missing(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = False) -> list[Job]:
     """The jobs that the ledger has no entry of: of this version of the code, or of any."""
 
-    def same(key: Key) -> tuple[object, ...]:
-        return key[:2] if any_code else key
-
-    known, found = {same(entry.key) for entry in entries}, dict[tuple[object, ...], Job]()
+    known, found = {same(entry.key, any_code) for entry in entries}, dict[tuple[object, ...], Job]()
     for job in wanted:
-        if same(job.key) not in known:
-            found.setdefault(same(job.key), job)
+        if same(job.key, any_code) not in known:
+            found.setdefault(same(job.key, any_code), job)
     return list(found.values())
+
+
+def same(key: Key, any_code: bool) -> tuple[object, ...]:
+    """What two measurements have in common that count as one."""
+    return key[:2] if any_code else key
 
 
 def namesakes(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[str]:
@@ -74,12 +76,15 @@ def namesakes(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[str]:
     return lines
 
 
-def judged_anew(wanted: Iterable[Job], entries: Iterable[Entry]) -> list[Entry]:
-    """What was measured of recipes that by now state other numbers in [expected] or [published], with the verdict on those."""
-    last, found = {entry.key: entry for entry in entries}, []
+def judged_anew(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = False) -> list[Entry]:
+    """What was measured of recipes that by now state other numbers in [expected] or [published], with the verdict on those.
+
+    any_code: whether the last measurement counts, of whichever version of the code.
+    """
+    last, found = {same(entry.key, any_code): entry for entry in entries}, []
     for job in wanted:
         expected, published = (stated(job.recipe, table) for table in ("expected", "published"))
-        entry = last.get(job.key)
+        entry = last.get(same(job.key, any_code))
         if entry is not None and (entry.expected, entry.published) != (expected, published):
             value = math.nan if entry.value is None else entry.value
             verdict = judged(entry.metric, value, entry.interval, entry.seed, expected)
