@@ -26,7 +26,7 @@ from metaoptim.lopt.data import Data
 WINDOW, STEPS = 3, 9
 SIGMA, PAIRS, REPEATS = 1e-3, 200, 10
 
-pytestmark = pytest.mark.usefixtures("doubles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("doubles")]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from metaoptim.lopt.data import Data
 from metaoptim.lopt.judgement import Judgement, Row
 from metaoptim.rules import SGD, Adam, Momentum, ScheduleFreeAdamW
 
+pytestmark = pytest.mark.slow
+
 STEPS, PROBLEMS = 12, 3
 
 

@@ -19,6 +19,8 @@ from metaoptim.rules.momentum import Momentum
 from metaoptim.rules.schedule import Schedule
 from metaoptim.runs.store import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 EAGER = {"runtime": "eager", "batching": "vmap", "memory": "graph"}
 RULE = chain(Momentum(1.0, 0.5), Schedule(2e-3))  # ψ is the logarithm of a step size
 WINDOW, HORIZONS = 4, (4, 12)

@@ -367,6 +367,7 @@ def test_at_a_minimum_a_schedule_free_run_is_judged_there() -> None:
 # --- Recipes, ways of running, mistakes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_each_rule_is_right_mapped_and_traced_and_has_a_name_in_recipes(name: str) -> None:
     options = {"lr": 0.01} | ({"hyper_lr": 1e-3} if name.endswith("hd") else {})
