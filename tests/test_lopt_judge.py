@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metaoptim import lopt
 from metaoptim.core import trees
-from metaoptim.core.types import Params, Rule
+from metaoptim.core.types import Params, Rule, Task
 from metaoptim.estimators import Truncated
 from metaoptim.lopt.baselines import Baseline, curves, final, tune
 from metaoptim.lopt.data import Data
@@ -94,14 +94,23 @@ def test_a_rule_that_is_the_baseline_is_as_good_as_it() -> None:
     assert worse["steps"] is None and worse["seconds"] is None
 
 
-def test_step_sizes_are_tuned_on_other_problems_by_the_loss_at_the_end() -> None:
+def test_step_sizes_are_tuned_on_other_problems_by_the_loss_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     three = Baseline(lambda lr, warmup: Adam(lr), 1e-4, 1.0)
     assert three.step_sizes(3) == pytest.approx([1e-4, 1e-2, 1.0])
     tasks = family().sample("val", seed=1, start=0, count=PROBLEMS)
     losses = [final(curves(family(), Adam(lr), {}, tasks)[0]).mean().item() for lr in three.step_sizes(5)]
     found = tune(three, family(), tasks, step_sizes=5)
     assert found.loss == min(losses) and found.lr == three.step_sizes(5)[losses.index(min(losses))] and not found.edge
+    drawn: list[str] = []
+    stretch = lopt.Problems.stretch
+
+    def noted(self: lopt.Problems, split: str, *args: Any) -> Task:
+        drawn.append(split)
+        return stretch(self, split, *args)
+
+    monkeypatch.setattr(lopt.Problems, "stretch", noted)
     chosen = judged(SGD(0.1), baselines={"Adam": three}, step_sizes=5).rows[1]
+    assert drawn == ["val", "test", "test"]
     assert chosen.lr == found.lr and chosen.rule == repr(found.rule)
 
 
