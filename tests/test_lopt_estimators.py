@@ -254,6 +254,10 @@ def test_estimators_are_compared_on_a_problem_of_ones_own() -> None:
     assert abs(biased.bias - bias) < 4 * biased.error and biased.bias > 5 * biased.error
     for row in (persistent, reused):
         assert row.bias < 3 * row.error and row.error == pytest.approx(row.spread / math.sqrt(REPEATS))
+    drawn = [over_a_run(replace(method, estimator=pes(WINDOW, SIGMA, PAIRS)), batch, s).rule["psi"] for s in range(REPEATS)]
+    gap, noise = torch.stack(drawn).mean(0) - whole, torch.stack(drawn).var(0).sum() / REPEATS
+    square = float((gap.square().sum() - noise) / whole.square().sum())  # of the bias: noise is taken off
+    assert persistent.bias == pytest.approx(math.sqrt(max(square, 0.0)), rel=1e-9)
     assert all(row.seconds > 0 for row in found.rows)
     assert all(word in str(found) for word in ("exact", "pes(3, 0.001, 200)", "nres", "truncated_es", "bias"))
     assert json.loads(json.dumps(found.json()))["facts"]["steps"] == STEPS
@@ -283,6 +287,8 @@ def test_the_gradient_doctor_tells_bias_and_spread() -> None:
     ],
 )
 def test_a_comparison_refuses_what_makes_no_sense(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match="protonet takes no inner steps"):
+        mo.compare_estimators(mo.protonet(mo.nn.mlp((1, 2)), mo.losses.cross_entropy))
     method = built("quadratic", pes(WINDOW, 0.1))
     with pytest.raises(ValueError, match=sentence):
         mo.compare_estimators(method, method.learner.problems, **changes)

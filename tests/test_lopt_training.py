@@ -117,8 +117,14 @@ def test_what_diverges_is_left_out_and_told_of(capsys: pytest.CaptureFixture[str
 
 def test_an_estimator_without_a_window_goes_through_whole_runs() -> None:
     seen: list[dict[str, Any]] = []
-    learn(estimator=Guarded(Unroll()), window=None, horizons=None, iterations=2, on_step=lambda r: seen.append(r))
+    learn(estimator=Unroll(), window=None, horizons=None, iterations=2, on_step=lambda r: seen.append(r))
     assert seen[1]["loss"] > 0 and seen[1]["discarded"] == 0
+
+
+def test_a_guard_of_ones_own_keeps_its_clip() -> None:
+    seen: list[dict[str, Any]] = []
+    learn(estimator=Guarded(Truncated(WINDOW), clip=1e-9), window=None, iterations=1, on_step=lambda r: seen.append(r))
+    assert seen[0]["clipped"] == 1 and seen[0]["grad_norm"] <= 1.001e-9
 
 
 CASES: list[tuple[Callable[[], Any], str]] = [

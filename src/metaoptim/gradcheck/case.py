@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metaoptim.core import gradients, trees
 from metaoptim.core.types import Carry, Claim, Estimate, Learner, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
+from metaoptim.estimators import Guarded
 from metaoptim.gradcheck.differences import seeded
 from metaoptim.learners import modules
 from metaoptim.nn import held
@@ -50,6 +51,12 @@ def recast(x: Any, dtype: torch.dtype) -> Any:
         new = {name: after for name, (before, after) in pairs.items() if after is not before}
         return replace(x, **new) if new else x
     return x
+
+
+def unguarded(method: MetaOptimizer) -> MetaOptimizer:
+    """The same without a guard, which changes gradients that are not finite or long, and those alone."""
+    estimator = method.estimator
+    return replace(method, estimator=estimator.estimator) if isinstance(estimator, Guarded) else method
 
 
 class Overwritten(ValueError):

@@ -21,7 +21,7 @@ from metaoptim.engine import Engine, count_tasks
 from metaoptim.engine.bound import Bound
 from metaoptim.engine.executor import keys, starts
 from metaoptim.estimators import Unroll
-from metaoptim.gradcheck.case import REFERENCE, Case, How, Overwritten, prepare
+from metaoptim.gradcheck.case import REFERENCE, Case, How, Overwritten, prepare, unguarded
 from metaoptim.gradcheck.causes import in_the_rule
 from metaoptim.gradcheck.differences import TOLERANCE, Probe, distance, probe, seeded
 from metaoptim.gradcheck.held import Held
@@ -219,7 +219,7 @@ def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = R
     if method.estimator.claim in ("implicit", "stochastic"):
         return None  # `check` takes its time for these
     try:
-        case = prepare(method, phi, batch, 2)
+        case = prepare(unguarded(method), phi, batch, 2)
         verdict = judge(case, how)
     except Overwritten as reason:
         return f"{reason}: metaoptim.check(method, tasks) finds the layer."

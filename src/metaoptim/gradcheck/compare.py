@@ -17,8 +17,8 @@ from metaoptim.core import trees
 from metaoptim.core.checks import check_counts, check_method, check_positive
 from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import Estimator, MetaOptimizer, Task
-from metaoptim.estimators import Guarded, Truncated, Unroll, nres, pes, truncated_es
-from metaoptim.gradcheck.case import Case, recast
+from metaoptim.estimators import Truncated, Unroll, nres, pes, truncated_es
+from metaoptim.gradcheck.case import Case, recast, unguarded
 from metaoptim.gradcheck.claims import over_a_run
 from metaoptim.gradcheck.samples import TASKS, sample
 from metaoptim.tasks import TaskFamily
@@ -107,9 +107,11 @@ def compare_estimators(
     check_counts(2, repeats=repeats)
     check_counts(pairs=pairs, window=window)
     check_positive(sigma=sigma)
-    own = method.estimator.estimator if isinstance(method.estimator, Guarded) else method.estimator
     steps = method.learner.steps
-    width = window or getattr(own, "window", 0) or next(w for w in range(max(1, steps // 5), 0, -1) if steps % w == 0)
+    if not steps:
+        raise ValueError(f"{method.name} takes no inner steps, so that estimators have nothing to differ in.")
+    fifth = next(w for w in range(max(1, steps // 5), 0, -1) if steps % w == 0)
+    width = window or getattr(unguarded(method).estimator, "window", fifth)
     given = estimators or {
         f"Truncated({width})": Truncated(width),
         f"truncated_es({width}, {sigma:g}, {pairs})": truncated_es(width, sigma, pairs),

@@ -17,8 +17,7 @@ from metaoptim.core.finite import in_the_data
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
 from metaoptim.engine.options import check_settings
-from metaoptim.estimators import Guarded
-from metaoptim.gradcheck.case import Case, How, Mapped, prepare
+from metaoptim.gradcheck.case import Case, How, Mapped, prepare, unguarded
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
 from metaoptim.gradcheck.compare import measured
 from metaoptim.gradcheck.differences import EXACT, distance, probe
@@ -84,8 +83,7 @@ def check(
     """
     check_method(method, "check")
     _check_modes(modes)
-    if isinstance(method.estimator, Guarded):  # which changes no gradient that is finite and short
-        method = replace(method, estimator=method.estimator.estimator)
+    method = unguarded(method)
     batch = sample(method, tasks, input)
     refuse_unreadable(method, batch)
     with warnings.catch_warnings():

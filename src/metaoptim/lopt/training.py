@@ -21,7 +21,7 @@ ESTIMATORS = {"pes": pes, "nres": nres, "truncated_es": truncated_es}
 
 
 def learned_optimizer(rule: Rule, problems: Family, estimator: Estimator, seed: int = 0) -> MetaOptimizer:
-    """A rule with ψ at its start, drawn by the seed, as a meta-optimizer."""
+    """A rule with ψ at its start, drawn by the seed, as a meta-optimizer; an estimator that isn't `Guarded` is guarded."""
     weights = trees.map_tensors(lambda x: x[0, 0], problems.sample("train", seed=seed, start=0, count=1).support["start"])
     phi = MetaParams({}, rule.start(weights, torch.Generator().manual_seed(seed)))
     name, outer = f"learned {type(rule).__name__}", Outer("AdamW", 3e-4)
@@ -75,10 +75,11 @@ def meta_train(
         ValueError: settings that can't be used; and what `train` raises.
     """
     family, chosen = joined(problems), named(estimator, window, sigma, pairs)
-    width, whole = getattr(chosen, "window", family.steps), (family.steps, family.steps)
-    if not hasattr(chosen, "window") and horizons not in (None, whole):
+    inner = chosen.estimator if isinstance(chosen, Guarded) else chosen
+    width, whole = getattr(inner, "window", family.steps), (family.steps, family.steps)
+    if not hasattr(inner, "window") and horizons not in (None, whole):
         raise ValueError(
-            f"horizons={horizons}: {type(chosen).__name__} goes through whole runs, of {family.steps} steps; leave horizons "
+            f"horizons={horizons}: {type(inner).__name__} goes through whole runs, of {family.steps} steps; leave horizons "
             "out, or choose an estimator with a window."
         )
     method = learned_optimizer(rule, family, chosen, seed)
