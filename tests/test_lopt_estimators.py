@@ -288,7 +288,7 @@ def test_the_gradient_doctor_tells_bias_and_spread() -> None:
 )
 def test_a_comparison_refuses_what_makes_no_sense(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match="protonet takes no inner steps"):
-        mo.compare_estimators(mo.protonet(mo.nn.mlp((1, 2)), mo.losses.cross_entropy))
+        mo.compare_estimators(mo.protonet(mo.nn.mlp((1, 4, 2)), mo.losses.cross_entropy))
     method = built("quadratic", pes(WINDOW, 0.1))
     with pytest.raises(ValueError, match=sentence):
         mo.compare_estimators(method, method.learner.problems, **changes)

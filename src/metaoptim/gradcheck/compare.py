@@ -111,7 +111,7 @@ def compare_estimators(
     if not steps:
         raise ValueError(f"{method.name} takes no inner steps, so that estimators have nothing to differ in.")
     fifth = next(w for w in range(max(1, steps // 5), 0, -1) if steps % w == 0)
-    width = window or getattr(unguarded(method).estimator, "window", fifth)
+    width = getattr(unguarded(method).estimator, "window", fifth) if window is None else window
     given = estimators or {
         f"Truncated({width})": Truncated(width),
         f"truncated_es({width}, {sigma:g}, {pairs})": truncated_es(width, sigma, pairs),

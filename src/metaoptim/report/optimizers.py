@@ -40,5 +40,5 @@ def draw(judgement: Judgement, path: Path) -> None:
     for axes in panels[len(families) :]:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
     save(figure, path)
