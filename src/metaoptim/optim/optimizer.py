@@ -258,7 +258,11 @@ class LearnedOptimizer(Optimizer):
             leaves: list[Tensor] = []
             trees.take(trees.index(state, i) if bundle.stacked else state, leaves)
             steps = self._steps(unit[0].param) + 1
-            self.state[unit[0].param] |= _numbered([x.clone() for x in leaves] if bundle.stacked else leaves)
+            if self._graphs is None:
+                self.state[unit[0].param] |= _numbered([x.clone() for x in leaves] if bundle.stacked else leaves)
+            else:  # in the layout that they have, since a graph is compiled for one
+                for kept, x in zip(self._leaves(unit), leaves, strict=True):
+                    kept.copy_(x)
             for m in unit:
                 self.state[m.param]["step"] = steps
                 u = updates[bundle.members[0].name][i] if bundle.stacked else updates[m.name]
