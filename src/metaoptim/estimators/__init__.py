@@ -4,7 +4,7 @@ from metaoptim.estimators.checkpointed import Checkpointed
 from metaoptim.estimators.displacement import Displacement
 from metaoptim.estimators.evolution import EvolutionStrategy, nres, pes, truncated_es
 from metaoptim.estimators.finite_differences import FiniteDifferences
-from metaoptim.estimators.guarded import Guarded
+from metaoptim.estimators.guarded import Guarded, unguarded
 from metaoptim.estimators.implicit import Implicit
 from metaoptim.estimators.joint import Joint
 from metaoptim.estimators.last_steps import LastSteps
@@ -31,4 +31,5 @@ __all__ = [
     "nres",
     "pes",
     "truncated_es",
+    "unguarded",
 ]

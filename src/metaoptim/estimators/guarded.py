@@ -40,7 +40,7 @@ class Guarded(Plain):
     clip: float | None = None
 
     @property
-    def memories(self) -> tuple[Memory, ...]:  # type: ignore[override]
+    def memories(self) -> tuple[Memory, ...]:  # type: ignore[override]  # for others it is known of the class
         return self.estimator.memories
 
     @property
@@ -74,3 +74,8 @@ class Guarded(Plain):
         if self.clip is not None:
             told["clipped"] = (finite & (factor < 1)).to(size.dtype)
         return estimate._replace(grad=grad, info={**estimate.info, **told})
+
+
+def unguarded(estimator: Estimator) -> Estimator:
+    """What a guard guards; another estimator itself."""
+    return estimator.estimator if isinstance(estimator, Guarded) else estimator

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaoptim import estimators
 from metaoptim.core import gradients, trees
 from metaoptim.core.types import Carry, Claim, Estimate, Learner, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import Engine
-from metaoptim.estimators import Guarded
 from metaoptim.gradcheck.differences import seeded
 from metaoptim.learners import modules
 from metaoptim.nn import held
@@ -55,8 +55,7 @@ def recast(x: Any, dtype: torch.dtype) -> Any:
 
 def unguarded(method: MetaOptimizer) -> MetaOptimizer:
     """The same without a guard, which changes gradients that are not finite or long, and those alone."""
-    estimator = method.estimator
-    return replace(method, estimator=estimator.estimator) if isinstance(estimator, Guarded) else method
+    return replace(method, estimator=estimators.unguarded(method.estimator))
 
 
 class Overwritten(ValueError):

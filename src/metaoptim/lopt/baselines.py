@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaoptim.core import trees
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
@@ -99,9 +98,3 @@ def tune(baseline: Baseline, family: Family, tasks: Task, psi: Params | None = N
         if best is None or loss < best.loss:
             best = Tuned(rule, lr, warmup, loss, lr in (sizes[0], sizes[-1]))
     return best or Tuned(baseline.build(sizes[0], 0), sizes[0], 0, CEILING, True)
-
-
-def only(tasks: Task) -> Task:
-    """The first of several problems, as a learner sees it."""
-    one: Task = trees.index(tasks, 0)
-    return one

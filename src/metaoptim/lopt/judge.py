@@ -21,7 +21,7 @@ from metaoptim.core.checks import check_counts, check_flags
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import MetaParams, Params, Rule, Task
-from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, only, tune
+from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, tune
 from metaoptim.lopt.families import held_out
 from metaoptim.lopt.judgement import Judgement, Row
 from metaoptim.lopt.learner import Optimizee
@@ -124,7 +124,7 @@ def _rows(
             losses[n].append(own)
             lost[n].append(diverged[:, -1])
             if n not in timed:
-                timed[n] = seconds(family, one.rule, psi.get(n, {}), only(tasks))
+                timed[n] = seconds(family, one.rule, psi.get(n, {}), trees.index(tasks, 0))
     return [
         Row(
             name,

@@ -10,7 +10,7 @@ import torch
 
 from metaoptim.core import trees
 from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Rule
-from metaoptim.estimators import Guarded, Truncated, nres, pes, truncated_es
+from metaoptim.estimators import Guarded, Truncated, nres, pes, truncated_es, unguarded
 from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.mixture import Family, mixture
 from metaoptim.lopt.streams import Streams
@@ -75,7 +75,7 @@ def meta_train(
         ValueError: settings that can't be used; and what `train` raises.
     """
     family, chosen = joined(problems), named(estimator, window, sigma, pairs)
-    inner = chosen.estimator if isinstance(chosen, Guarded) else chosen
+    inner = unguarded(chosen)
     width, whole = getattr(inner, "window", family.steps), (family.steps, family.steps)
     if not hasattr(inner, "window") and horizons not in (None, whole):
         raise ValueError(
@@ -104,7 +104,7 @@ def named(estimator: str | Estimator, window: int | None, sigma: float, pairs: i
         if estimator in ESTIMATORS:
             return ESTIMATORS[estimator](width, sigma, pairs)
         raise ValueError(f"estimator={estimator!r}: it must be one of {', '.join(ESTIMATORS)}, truncated, or an estimator.")
-    own = getattr(estimator.estimator if isinstance(estimator, Guarded) else estimator, "window", None)
+    own = getattr(unguarded(estimator), "window", None)
     if window not in (None, own):
         raise ValueError(
             f"window={window} was given beside {estimator!r}, which has its own; set it there, and leave it out here."

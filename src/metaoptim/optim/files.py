@@ -82,7 +82,7 @@ def read(path: str | Path) -> tuple[Rule, Params, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
-            psi = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            psi = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (an open file is no mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is cut, or no file of a rule: {error}; give one that metaoptim.optim.save wrote.") from error
     if text is None:

@@ -88,12 +88,7 @@ def episodes_hash(family: TaskFamily, split: str, *, seed: int, start: int, coun
         for episode in zip(*trees.flatten(task), strict=True):
             for tensor in episode:
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                digest.update(
-                    tensor.detach()
-                    .reshape(-1)
-                    .clone(memory_format=torch.contiguous_format)
-                    .view(torch.uint8)
-                    .numpy(force=True)
-                    .tobytes()
-                )
+                # Copied: a row of one number may keep a stride that no view as bytes takes.
+                flat = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+                digest.update(flat.view(torch.uint8).numpy(force=True).tobytes())
     return digest.hexdigest()
