@@ -163,6 +163,25 @@ def test_a_way_that_rounds_otherwise_is_no_other_numbers(monkeypatch: pytest.Mon
     assert torch.dist(found, expected) > 0.01 * expected.norm(), "rounding matters here"
 
 
+def test_a_way_that_is_off_at_one_phi_alone_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where one ReLU's input in a million is 0 but for rounding: three other roundings of φ have none."""
+    engine, m = import_module("metaoptim.engine.engine"), method()
+
+    class Rare(Executor):
+        def __call__(self, phi: Any, *args: Any) -> Any:
+            found = super().__call__(phi, *args)
+            if self.batching == "loop" or any(not torch.equal(phi.weights[n], w) for n, w in m.phi.weights.items()):
+                return found
+            return found._replace(grad=mo.MetaParams({n: 1.01 * g for n, g in found.grad.weights.items()}, {}))
+
+    monkeypatch.setattr(engine, "Executor", Rare)
+    default = Engine(m)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        default(m.phi, batch())
+    assert default.choice is not None and default.choice.batching == "vmap"
+
+
 def test_a_measured_way_is_held_to_the_loop_ever_more_rarely(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, m, seen = import_module("metaoptim.engine.engine"), method(), list[tuple[int, str]]()
 

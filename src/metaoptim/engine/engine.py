@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,12 +143,13 @@ class Engine:
             return found
         after = torch.get_rng_state()
 
-        def plainly(phi: MetaParams) -> Estimate:
+        def by(way: Choice, phi: MetaParams) -> Estimate:
             torch.set_rng_state(before)
-            return self.executor(plain)(phi, *args[1:])
+            return self.executor(way)(phi, *args[1:])
 
-        expected = plainly(args[0])
-        if off := gap(self.method, self.precision == "bf16", args[0], found, plainly, expected):
+        expected = by(plain, args[0])
+        half, again, plainly = self.precision == "bf16", partial(by, choice), partial(by, plain)
+        if off := gap(self.method, half, args[0], found, expected, again, plainly):
             far = f"its meta-gradient is {100 * off:.3g} % off that of the plain loop"
             since = f"{far}, and was not {self.taken // 2} calls ago: the model, the loss or the rule reads something that has "
             since += "changed without being seen, and meta-gradients since then may be wrong too"

@@ -1,8 +1,9 @@
 """Whether a meta-gradient is the plain loop's, up to rounding.
 
 Rounding is more than the last digit: where a ReLU's input is 0 but for rounding, two ways that are right take different sides
-of it, and in float32 a whole meta-gradient can differ by a percent. So a way that differs by more than is usual is also given
-what the plain loop itself moves by when φ is rounded otherwise.
+of it, and in float32 a whole meta-gradient can differ by a percent. It is rare, and elsewhere on the next φ. So a way that
+differs by more than is usual is compared again where φ is rounded otherwise: one that is wrong is wrong there too. It is also
+given what the plain loop itself moves by from one such φ to another.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def gap(
     half: bool,
     phi: MetaParams,
     found: Estimate,
-    plainly: Callable[[MetaParams], Estimate],
     expected: Estimate,
+    again: Callable[[MetaParams], Estimate],
+    plainly: Callable[[MetaParams], Estimate],
 ) -> float:
-    """How far `found` is from what the plain loop gave, relative to its norm; 0 where that is rounding.
+    """How far `found` is from what the plain loop gave, `expected`, relative to its norm; 0 where that is rounding.
 
-    half: whether half precision was asked for; plainly: the plain loop at another φ, with the same random numbers.
+    half: whether half precision was asked for; again, plainly: that way and the plain loop at another φ, with the same random
+    numbers.
     """
     dtype = trees.flatten(phi)[0].dtype
     usual = ROUGH if half else CLOSE.get(dtype, ROUGH)
@@ -43,7 +46,9 @@ def gap(
     if apart <= usual:
         return 0.0
     for trial in range(TRIALS):
-        if apart <= _distance(plainly(_rounded(phi, trial)), expected):
+        near = _rounded(phi, trial)
+        there = plainly(near)
+        if apart <= _distance(there, expected) or _distance(again(near), there) <= usual:
             return 0.0
     return apart
 
