@@ -1,11 +1,14 @@
 # make demo: meta-train MAML on generated letters and judge it.   make test: style, types and the fast tests.
-# make test-all: the exhaustive tests too, with the branches that they cover; fails below 90 %.   All of them set up .venv first.
+# make test-all: the exhaustive tests too, with the branches that all cover; fails below 90 %.   All of them set up .venv first.
 # make bench: speed and memory beside other libraries, each in an environment of its own.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 TRAIN ?=
 EVALUATE ?=
+PYTEST := $(BIN)/python -m pytest -n auto
+TEST ?=
+COVERAGE := --cov=metaoptim --cov-branch
 
 .PHONY: setup demo lint test test-all bench format clean
 
@@ -27,10 +30,11 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(PYTEST) -m "not slow" $(TEST)
 
-test-all: lint
-	$(BIN)/python -m pytest -n auto --cov=metaoptim --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
+test-all:
+	$(MAKE) test TEST="$(COVERAGE) --cov-report="
+	$(PYTEST) -m slow $(COVERAGE) --cov-append --cov-report=term:skip-covered --cov-fail-under=90
 
 bench: .venv-bench/ready .venv-jax/ready
 	.venv-bench/bin/python benchmarks/speed.py
