@@ -39,7 +39,6 @@ def adapt(
     with quitting():
         import torch
 
-        from metaoptim import runs as stored
         from metaoptim.core import trees
         from metaoptim.evaluation.evaluate import on_device
         from metaoptim.recipes import recipe as config
@@ -49,7 +48,7 @@ def adapt(
         if out.resolve() == given.resolve():
             raise ValueError(f"--out {out} is the file of {option}, which would be lost: give --out another name.")
     recipe = config.load(recipe_of(run), set_ or ())
-    trained = stored.load(run, recipe.method(), checkpoint)
+    trained = recipe.experiment("adapt").load(run, checkpoint)
     trained = trained if device is None else on_device(trained, device)
     files = reader(trained.trained["tasks"])
     learnt, classes = files.support(support)

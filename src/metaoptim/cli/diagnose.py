@@ -38,7 +38,6 @@ def diagnose(
     """
     with quitting():
         from metaoptim import diagnosis
-        from metaoptim import runs as stored
         from metaoptim.recipes import recipe as config
         from metaoptim.report import draw_diagnosis
 
@@ -46,8 +45,9 @@ def diagnose(
     given = {"normalisation": normalisation, "device": device}
     overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
     recipe = config.load(recipe_of(run), overrides)
-    method, tasks = recipe.build()
-    trained = stored.load(run, method, checkpoint)
+    experiment = recipe.experiment("diagnose")
+    tasks = experiment.tasks
+    trained = experiment.load(run, checkpoint)
     options = {key: recipe.tables["evaluate"][key] for key in ("normalisation", "seed", "device")}
     with console(stderr=True).status("diagnosing") as status:
         found = diagnosis.diagnose(

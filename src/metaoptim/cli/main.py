@@ -19,6 +19,7 @@ with quitting():
     from metaoptim.cli.check import check
     from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
+    from metaoptim.cli.export import export
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
 
@@ -98,18 +99,8 @@ def train(
     folder = Path(out) if out else Path("runs", chosen.name)
     if resume:
         _check_same(chosen, folder)
-    method, tasks = chosen.build()
-    tables = chosen.tables
     try:
-        training.train(
-            method,
-            tasks,
-            **tables["train"],
-            out=str(folder),
-            resume=resume,
-            engine=tables["engine"],
-            recipe=chosen.text(),
-        )
+        chosen.experiment().train(folder, resume=resume)
     except training.TrainingError as error:
         raise typer.TyperException(str(error)) from error
     except KeyboardInterrupt as stop:
@@ -169,16 +160,13 @@ def evaluate(
     device: Device = None,
     data: Data = None,
 ) -> None:
-    """Evaluate trained runs on held-out episodes.
+    """Evaluate trained runs on held-out episodes or, learned optimizers, on fresh training problems.
 
     Options that aren't given come from the recipe. A run that was started from Python may need names for its code, as in --set
     model.name=my.py:Net.
     """
     with quitting():
-        from metaoptim import evaluation
-        from metaoptim import runs as stored
         from metaoptim.recipes import recipe as config
-        from metaoptim.report import draw
 
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
@@ -190,16 +178,15 @@ def evaluate(
                 f"{runs[0]} and {run} differ in {', '.join(others)}; runs that are judged together must be "
                 "seeds of one recipe: evaluate them one by one."
             )
-    built = [recipe.build() for recipe in recipes]
-    trained = [stored.load(run, method, checkpoint) for run, (method, _) in zip(runs, built, strict=True)]
-    tasks = built[0][1]
-    result = evaluation.evaluate(trained, tasks, **recipes[0].tables["evaluate"])
+    experiments = [recipe.experiment() for recipe in recipes]
+    trained = [one.load(run, checkpoint) for run, one in zip(runs, experiments, strict=True)]
+    result = experiments[0].evaluate(trained)
     screen = console()
     screen.print(result.table(screen.width))
     picture = runs[0] / "result.png"
     try:
         numbers = result.save(runs[0])
-        draw(result, trained[0], tasks, picture)
+        experiments[0].draw(result, trained, picture)
     except OSError as error:
         raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error
     typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
@@ -208,6 +195,7 @@ def evaluate(
 app.command()(adapt)
 app.command()(reproduce)
 app.command()(diagnose)
+app.command()(export)
 
 
 def _advice(folder: Path, again: str) -> str:

@@ -13,7 +13,7 @@ from metaoptim.core.checks import check_counts
 from metaoptim.engine import Engine, Plan
 from metaoptim.engine.faults import explained
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.training.size import check_batch, check_inner_run
+from metaoptim.training.size import check_inner_run
 
 
 def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Plan:
@@ -21,21 +21,20 @@ def measure(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
 
     say: is told which way is measured next.
     """
-    method, tasks = recipe.build()
-    options = recipe.tables["train"]
-    engine = Engine(method, **recipe.tables["engine"], horizon=options["iterations"])
+    experiment = recipe.experiment()
+    iterations, method = recipe.tables["train"]["iterations"], experiment.method
+    engine = Engine(method, **recipe.tables["engine"], horizon=iterations)
     engine.say = say
-    check_counts(tasks_per_step=options["tasks_per_step"], iterations=options["iterations"])
+    check_counts(iterations=iterations)
     check_inner_run(method)
-    check_batch(tasks, options["seed"], options["tasks_per_step"])
-    batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
+    batch = experiment.batch()
     with explained(batch, method):
         return engine.plan(method.phi, batch, engine.init(method.phi, batch), again=True)
 
 
 def table(plan: Plan, recipe: Recipe) -> RenderableType:
     """One row for each way, fastest first; then the choice and the reason for it."""
-    shown = Table(title=f"{recipe.name}: one meta-step of {recipe.tables['train']['tasks_per_step']} tasks")
+    shown = Table(title=f"{recipe.name}: one meta-step of {recipe.experiment().count} tasks")
     for name in ("batching", "memory", "runtime", "seconds", "peak memory, MiB", ""):
         shown.add_column(name, justify="right" if name.startswith(("seconds", "peak")) else "left", overflow="fold")
     for row in sorted(plan.rows, key=lambda row: row.seconds or float("inf")):

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,14 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from metaoptim.recipes import recipe as config
-from metaoptim.recipes.schema import NONE, REQUIRED, nearest, spell
+from metaoptim.recipes.experiment import Experiment
+from metaoptim.recipes.parts import PARTS
+from metaoptim.recipes.schema import NONE, REQUIRED, Option, nearest, options, spell
 
-_KINDS = {"algorithm": "algorithms", "tasks": "tasks", "model": "models"}
+_PLURALS = {"algorithm": "algorithms", "tasks": "tasks", "model": "models"}
 
 
 def overview(kind: str | None = None) -> RenderableType:
     """Everything that has a name, by kind, or one kind alone; one line each, cut to the terminal's width."""
-    titles = ["recipes", *_KINDS.values()]
+    titles = ["recipes", *_PLURALS.values()]
     if kind is not None and kind not in titles:
         raise ValueError(f"unknown kind `{kind}`{nearest(kind, titles)}")
     parts = [_lines(title) for title in titles if kind in (None, title)]
@@ -33,8 +36,9 @@ def _lines(title: str) -> RenderableType:
         recipes = [config.load(name) for name in config.names()]
         rows = [[r.name, r.description, measured(r.tables["expected"])] for r in recipes]
     else:
-        kind = next(kind for kind, plural in _KINDS.items() if plural == title)
-        rows = [[n, _doc(b).partition("\n")[0]] for n, b in config.BUILDERS[kind].items()]
+        table = next(table for table, plural in _PLURALS.items() if plural == title)
+        known = [pair for kind in config.KINDS for pair in kind.builders.get(table, {}).items()]
+        rows = [[name, _doc(build).partition("\n")[0]] for name, build in known]
     return _section(f"{title} ({len(rows)})", rows, cut=True)
 
 
@@ -43,9 +47,10 @@ def explain(name: str) -> RenderableType:
     parts: list[RenderableType] = []
     if name in config.names():
         parts.append(_recipe(config.load(name)))
-    parts += [_builder(kind, name) for kind in _KINDS if name in config.BUILDERS[kind]]
+    parts += [_builder(k, table, name) for table in _PLURALS for k in config.KINDS if name in k.builders.get(table, {})]
+    parts += [_explained(kind, name, known[name], options(known[name])) for kind, known in PARTS.items() if name in known]
     if not parts:
-        valid = [*config.names(), *(n for kind in _KINDS for n in config.BUILDERS[kind])]
+        valid = [*config.names(), *(n for table in _PLURALS for n in config.builders(table)), *chain(*PARTS.values())]
         raise ValueError(f"unknown name `{name}`{nearest(name, valid)}")
     return Group(*parts)
 
@@ -70,8 +75,14 @@ def _recipe(recipe: config.Recipe) -> RenderableType:
     return Group(_title("recipe", recipe.name), Text("\n".join(filter(None, lines))), Text(), Text(recipe.text(absent=False)))
 
 
-def _builder(kind: str, name: str) -> RenderableType:
-    build = config.BUILDERS[kind][name]
+def _builder(kind: type[Experiment], table: str, name: str) -> RenderableType:
+    # An algorithm's file is about one paper; its docstring has the equation, the link and the deviations.
+    build = kind.builders[table][name]
+    head = inspect.cleandoc(sys.modules[build.__module__].__doc__ or "") if table == "algorithm" else ""
+    return _explained(table, name, build, kind.options(table, name), head)
+
+
+def _explained(kind: str, name: str, build: Callable[..., Any], known: Iterable[Option], head: str = "") -> RenderableType:
     rows = (
         [
             o.name,
@@ -79,13 +90,13 @@ def _builder(kind: str, name: str) -> RenderableType:
             "(required)" if o.default is REQUIRED else _value(o.default),
             o.meaning,
         ]
-        for o in config.table_options(kind, name)
+        for o in known
     )
-    parts: list[RenderableType] = [_title(kind, name), _prose(_doc(build).partition("\n\nArgs:")[0])]
-    if kind == "algorithm":
-        # An algorithm's file is about one paper; its docstring has the equation, the link and the deviations.
-        parts.append(_prose(inspect.cleandoc(sys.modules[build.__module__].__doc__ or "")))
-    return Group(*parts, _section(f"options, in a recipe's [{kind}]", rows, ("", "value", "default", "meaning")))
+    texts = [_prose(text) for text in (_doc(build).partition("\n\nArgs:")[0], head) if text]
+    where = f"[{kind}]" if kind in _PLURALS else f"[algorithm.{kind}]"
+    return Group(
+        _title(kind, name), *texts, _section(f"options, in a recipe's {where}", rows, ("", "value", "default", "meaning"))
+    )
 
 
 def _prose(doc: str) -> RenderableType:

@@ -94,9 +94,7 @@ def evaluate(
     for name in baselines or ():
         if name not in get_args(Baseline):
             raise ValueError(f"baseline {name!r} is unknown: choose among {', '.join(get_args(Baseline))}.")
-    _check_seeds(runs)
-    if len({(phi_hash(r), r.seed, r.selection) for r in runs}) < len(runs):
-        raise ValueError("the same run, or the same weights, are given twice; seeds are counted once: leave one of them out.")
+    check_seeds(runs)
     if device is not None:
         runs = [on_device(r, device) for r in runs]
     if normalisation is not None:
@@ -148,8 +146,9 @@ def evaluate(
     return Result(rows, facts | ({"pretrain_iterations": pretrain_iterations} if "pretrained" in methods else {}))
 
 
-def _check_seeds(runs: Sequence[Run]) -> None:
-    """Raises a ValueError where runs that would be averaged differ in anything but the seed, as far as is known of each."""
+def check_seeds(runs: Sequence[Run]) -> None:
+    """Raises a ValueError where runs that would be averaged differ in anything but the seed, as far as is known of each, or
+    are the same."""
     first = runs[0].identity
     for i, run in enumerate(runs[1:], 2):
         other = run.identity
@@ -160,6 +159,8 @@ def _check_seeds(runs: Sequence[Run]) -> None:
                     f"runs that are judged together must be seeds of one training: {field} is {a} in the first run and {b} in "
                     f"run {i}; evaluate them one by one."
                 )
+    if len({(phi_hash(r), r.seed, r.selection) for r in runs}) < len(runs):
+        raise ValueError("the same run, or the same weights, are given twice; seeds are counted once: leave one of them out.")
 
 
 def on_device(run: Run, device: str) -> Run:

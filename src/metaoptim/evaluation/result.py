@@ -75,6 +75,27 @@ class Result:
         """Half the width of its 95 % interval over episodes."""
         return self.rows[0].interval(self.metric)[-1]
 
+    @property
+    def scores(self) -> Tensor:
+        """The method's score of each episode after the last inner step, (E)."""
+        return self.rows[0].scores[self.metric][:, -1]
+
+    @property
+    def beside(self) -> dict[str, tuple[float, float]]:
+        """Mean and interval of each baseline, by name."""
+        return {row.name: (row.mean(self.metric)[-1], row.interval(self.metric)[-1]) for row in self.rows[1:]}
+
+    @property
+    def protocol(self) -> str:
+        """How it was measured: tasks, normalisation, inner steps and episodes. Scores of one protocol can be compared."""
+        facts, tasks = self.facts, self.facts["tasks"]
+        options = {k: v for k, v in tasks["options"].items() if isinstance(v, str | bool | int) and v is not False}
+        told = ", ".join(f"{k}={v}" if v is not True else k for k, v in sorted(options.items()))
+        return (
+            f"{tasks['family']}{f' ({told})' if told else ''}, split {facts['split']}, {facts['normalisation']} normalisation, "
+            f"{facts['steps']} inner steps, {facts['episodes']} episodes of seed {facts['episode_seed']}"
+        )
+
     def __repr__(self) -> str:
         facts, percent = self.facts, self.metric == "accuracy"
         score = f"{self.metric} {_cell(self.mean, self.interval, percent)}{' %' if percent else ''}"

@@ -5,7 +5,17 @@ from metaoptim.learners.classifier import Classifier
 from metaoptim.learners.closed_form import ClosedForm, logarithms
 from metaoptim.learners.gradient import GradientLearner, Inner
 from metaoptim.learners.masks import Mask, Names, mask, named
-from metaoptim.learners.network import CHOOSE, Network, Pooled, modules, network_of, nothing, placed, with_network
+from metaoptim.learners.network import (
+    CHOOSE,
+    Network,
+    Pooled,
+    device_called,
+    modules,
+    network_of,
+    nothing,
+    placed,
+    with_network,
+)
 from metaoptim.learners.starts import HeadStart, head_start
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "Network",
     "Pooled",
     "class_means",
+    "device_called",
     "embedded",
     "head_start",
     "logarithms",

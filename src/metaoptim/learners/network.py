@@ -244,13 +244,7 @@ def placed(method: MetaOptimizer, device: str | torch.device | None) -> MetaOpti
     """The meta-optimizer on a device, with copies of what is elsewhere; None: where it is. A ValueError for no device here."""
     if device is None:
         return method
-    try:
-        where = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"device={str(device)!r} can't be used here ({reason}): give one that torch has, such as cpu."
-        ) from error
+    where = device_called(device)
     network, learner = network_of(method.learner), method.learner
     if network is not None and any(x.device != where for x in (*network.net.parameters(), *network.net.buffers())):
         loss = copy.deepcopy(network.loss).to(where) if isinstance(network.loss, nn.Module) else network.loss
@@ -258,6 +252,17 @@ def placed(method: MetaOptimizer, device: str | torch.device | None) -> MetaOpti
     elif method.phi.device == where:
         return method
     return replace(method, learner=learner, phi=trees.to(method.phi, where))
+
+
+def device_called(name: str | torch.device) -> torch.device:
+    """The device of a name; a ValueError where there is none here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"device={str(name)!r} can't be used here ({reason}): give one that torch has, such as cpu."
+        ) from error
 
 
 def with_network(learner: Learner, network: Network) -> Learner:

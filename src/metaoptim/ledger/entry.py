@@ -16,7 +16,7 @@ Verdict = Literal["pass", "drift", "fail", "not judged"]
 PROTOCOL = 1
 """The version of how episodes are drawn and scored; raised when either changes, for then numbers can't be compared."""
 STATED = ("metric", "value", "interval", "seed", "source", "protocol")
-MEASURED = ("algorithm", "model", "tasks", "train", "evaluate", "engine")
+MEASURED = ("algorithm", "model", "tasks", "train", "evaluate", "engine")  # as far as a recipe has them
 BESIDE = {("train", "seed"), ("tasks", "root"), ("engine", "choice")}
 """What is no part of a recipe's content: the seed is a column of its own, and data may lie anywhere."""
 
@@ -72,7 +72,9 @@ class Entry:
 def content(recipe: Recipe) -> str:
     """A hash of what a recipe says of training and evaluation, but for the seed and for where data lie."""
     tables = {
-        name: {key: value for key, value in recipe.tables[name].items() if (name, key) not in BESIDE} for name in MEASURED
+        name: {key: value for key, value in recipe.tables[name].items() if (name, key) not in BESIDE}
+        for name in MEASURED
+        if name in recipe.tables
     }
     return hashlib.sha256(strict_json(tables, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -105,15 +107,3 @@ def judged(metric: str, value: float, interval: float | None, seed: int, expecte
     if abs(gap) <= allowed:
         return "pass"
     return "fail" if gap > 2 * allowed else "drift"
-
-
-def protocol(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and version of how a result was measured: tasks, normalisation, inner steps and episodes."""
-    tasks = facts["tasks"]
-    options = {k: v for k, v in tasks["options"].items() if isinstance(v, str | bool | int) and v is not False}
-    told = ", ".join(f"{k}={v}" if v is not True else k for k, v in sorted(options.items()))
-    name = (
-        f"{tasks['family']}{f' ({told})' if told else ''}, split {facts['split']}, {facts['normalisation']} normalisation, "
-        f"{facts['steps']} inner steps, {facts['episodes']} episodes of seed {facts['episode_seed']}"
-    )
-    return {"name": name, "version": PROTOCOL}

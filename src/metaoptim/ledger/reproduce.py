@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import metaoptim
-from metaoptim import evaluation, training
-from metaoptim.evaluation import Result
 from metaoptim.ledger import source
 from metaoptim.ledger.cost import cost
-from metaoptim.ledger.entry import Entry, Key, content, judged, protocol, stated
+from metaoptim.ledger.entry import PROTOCOL, Entry, Key, content, judged, stated
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.experiment import Evaluation
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.environment import environment
 from metaoptim.runs.store import METRICS, RECIPE
@@ -92,19 +91,13 @@ def judged_anew(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool 
     return found
 
 
-def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Result]:
+def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
     """Trains (or goes on), evaluates, weighs a meta-step, and judges. Errors: those of `train` and `evaluate`."""
     recipe, folder = job.recipe, job.folder(out)
-    tables = recipe.tables
-    method, tasks = recipe.build()
-    trained = training.train(
-        method, tasks, **tables["train"], out=folder, resume=(folder / RECIPE).is_file(), engine=tables["engine"],
-        recipe=recipe.text(), progress=progress,
-    )  # fmt: skip
-    result = evaluation.evaluate(trained, tasks, **tables["evaluate"], progress=progress)
+    experiment = recipe.experiment()
+    trained = experiment.train(folder, resume=(folder / RECIPE).is_file(), progress=progress)
+    result = experiment.evaluate([trained], progress=progress)
     result.save(folder)
-    options = tables["train"]
-    batch = tasks.sample("train", seed=options["seed"], start=0, count=options["tasks_per_step"])
     expected = stated(recipe, "expected")
     entry = Entry(
         recipe=recipe.name,
@@ -114,20 +107,20 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Result]:
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         version=metaoptim.__version__,
         commit=source.commit(),
-        algorithm=method.name,
+        algorithm=experiment.method.name,
         metric=result.metric,
         value=result.mean,
         interval=result.interval,
         steps=result.facts["steps"],
         episodes=result.facts["episodes"],
         episodes_sha256=result.facts["episodes_sha256"],
-        protocol=protocol(result.facts),
-        iterations=options["iterations"],
-        tasks_per_step=options["tasks_per_step"],
+        protocol={"name": result.protocol, "version": PROTOCOL},
+        iterations=recipe.tables["train"]["iterations"],
+        tasks_per_step=experiment.count,
         steps_per_second=_pace(folder / METRICS),
         verdict=judged(result.metric, result.mean, result.interval, job.key.seed, expected),
-        rows={r.name: [r.mean(result.metric)[-1], r.interval(result.metric)[-1]] for r in result.rows[1:]},
-        cost=cost(trained.method, batch),
+        rows={name: list(score) for name, score in result.beside.items()},
+        cost=cost(trained.method, experiment.batch()),
         expected=expected,
         published=stated(recipe, "published"),
         environment=environment(),

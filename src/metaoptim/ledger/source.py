@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from metaoptim.recipes import code, parts
-from metaoptim.recipes.recipe import BUILDERS, Recipe
-from metaoptim.tasks import TASKS
+from metaoptim.recipes import code
+from metaoptim.recipes.recipe import Recipe
 
 PACKAGE = Path(__file__).parents[1]
 ROOTS = ("metaoptim.training.train", "metaoptim.evaluation.evaluate")
-LISTS = frozenset({"metaoptim", "metaoptim.algorithms", "metaoptim.tasks"})
+LISTS = frozenset({"metaoptim", "metaoptim.algorithms", "metaoptim.lopt", "metaoptim.tasks"})
 """Packages that import everything of their kind, of which a recipe uses one."""
 ASIDE = ("metaoptim.gradcheck", "metaoptim.runs.progress", "metaoptim.runs.events", "metaoptim.runs.environment")
 """What watches, and changes no number."""
@@ -26,13 +25,10 @@ def version(recipe: Recipe) -> str:
 
     Comments, docstrings and layout don't count, nor do other algorithms and other tasks.
     """
-    names = {kind: recipe.tables[kind]["name"] for kind in ("algorithm", "model", "tasks")}
-    starts = [*ROOTS, BUILDERS["algorithm"][names["algorithm"]].__module__]
-    starts += [parts.__name__] if names["algorithm"] == "compose" else []  # whose rules and estimators it names
-    starts += [TASKS[names["tasks"]].__module__] if names["tasks"] in TASKS else []
-    own = [Path(names[kind].partition(":")[0]) for kind in ("model", "tasks") if code.is_code(names[kind])]
+    names = [recipe.tables[table]["name"] for table in recipe.kind.own]
+    own = [Path(name.partition(":")[0]) for name in names if code.is_code(name)]
     digest = hashlib.sha256()
-    for name, text in sorted(_reached(starts).items()):
+    for name, text in sorted(_reached([*ROOTS, *recipe.experiment().modules]).items()):
         digest.update(f"{name}\n{text}\n".encode())
     for file in own:
         digest.update(_bare(file)[0].encode() if file.is_file() else str(file).encode())

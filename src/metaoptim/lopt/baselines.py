@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -87,14 +87,16 @@ def final(losses: Tensor) -> Tensor:
     return last.mean(-1)
 
 
-def tune(baseline: Baseline, family: Family, tasks: Task, psi: Params | None = None, step_sizes: int = 14) -> Tuned:
-    """The step size and warm-up with the lowest mean final loss on these problems."""
+def tune(
+    baseline: Baseline, family: Family, tasks: Task, psis: Sequence[Params] = ({},), step_sizes: int = 14
+) -> Tuned:  # fmt: skip
+    """The step size and warm-up with the lowest final loss, in the mean over these problems and these ψ."""
     sizes = baseline.step_sizes(step_sizes)
     best: Tuned | None = None
     for lr, share in product(sizes, baseline.warmups):
         warmup = round(share * family.steps)
         rule = baseline.build(lr, warmup)
-        loss = final(curves(family, rule, psi or {}, tasks)[0]).mean().item()
+        loss = sum(final(curves(family, rule, psi, tasks)[0]).mean().item() for psi in psis) / len(psis)
         if best is None or loss < best.loss:
             best = Tuned(rule, lr, warmup, loss, lr in (sizes[0], sizes[-1]))
     return best or Tuned(baseline.build(sizes[0], 0), sizes[0], 0, CEILING, True)

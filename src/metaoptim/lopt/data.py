@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ MNIST: dict[str, tuple[str, int, tuple[int, ...]]] = {
 }
 """MNIST's test files: MD5, bytes of the header, shape."""
 Labelled = tuple[NDArray[Any], NDArray[Any]]
+Name = Literal["digits", "glyphs", "mnist", "cifar"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,8 @@ class Data:
         return x.to(torch.get_default_dtype()) if x.is_floating_point() else x, self.y[rows]
 
 
-def load(name: str, size: int = 8, root: str | None = None) -> Data:
-    """One of the sets in grey, area-averaged to `size` × `size` pixels, with mean 0 and deviation 1 over all pixels.
+def load(name: Name, size: int = 8, root: str | None = None) -> Data:
+    """One of the sets in grey, area-averaged, with mean 0 and deviation 1 over all pixels.
 
     x float32 [N, 1, size, size], y int64 [N].
 
@@ -67,6 +68,11 @@ def load(name: str, size: int = 8, root: str | None = None) -> Data:
     The last two come from `root`, else from the folder that METAOPTIM_DATA names (MNIST: or its subfolder `mnist_t10k`; CIFAR:
     see `tasks.cifar_fs`). If neither is given, they are downloaded (1.6 and 161 MB). ValueError or OSError for a set that is
     not offered, damaged or out of reach.
+
+    Args:
+        name: of the set.
+        size: pixels of a side.
+        root: the folder that holds the files of `mnist` and `cifar`.
     """
     check_counts(size=size)
     if name not in READERS:
@@ -136,4 +142,4 @@ def _cifar(root: str | None) -> Labelled:
     return images.mean(2).reshape(-1, *images.shape[-2:]), np.repeat(np.arange(10), images.shape[1])
 
 
-READERS: dict[str, Callable[[str | None], Labelled]] = {"digits": _digits, "glyphs": _glyphs, "mnist": _mnist, "cifar": _cifar}
+READERS: dict[Name, Callable[[str | None], Labelled]] = {"digits": _digits, "glyphs": _glyphs, "mnist": _mnist, "cifar": _cifar}

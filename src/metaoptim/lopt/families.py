@@ -15,7 +15,7 @@ from metaoptim.core.checks import check_counts
 from metaoptim.core.losses import cross_entropy
 from metaoptim.core.types import Batch, Info, Params
 from metaoptim.lopt import networks
-from metaoptim.lopt.data import Data, load
+from metaoptim.lopt.data import Data, Name, load
 from metaoptim.lopt.problem import Problems
 from metaoptim.lopt.text import text
 from metaoptim.tasks.base import uniforms
@@ -30,7 +30,7 @@ def quadratics(dim: int = 10, uniform: bool = False, steps: int = 100) -> Proble
     Args:
         dim: size of θ.
         uniform: entries of W and y uniform in [0, 1), as in the published code, in place of normal ones.
-        steps: K, the steps of a run.
+        steps: inner steps K of a run.
     """
     check_counts(dim=dim, steps=steps)
 
@@ -61,12 +61,26 @@ def _normal(seed: int, stream: str, count: int) -> Tensor:
 
 
 def logistic(data: Data, batch: int = 64, steps: int = 100) -> Problems:
-    """Multinomial logistic regression of data, minibatches of `batch` examples: a linear layer, a convex loss."""
+    """Multinomial logistic regression of data: a linear layer, a convex loss.
+
+    Args:
+        data: labelled examples.
+        batch: examples B of a minibatch.
+        steps: inner steps K of a run.
+    """
     return _classifiers("logistic", data, networks.mlp([data.x[0].numel(), data.classes], "relu"), batch, steps)
 
 
 def mlp(data: Data, hidden: Sequence[int] = (32,), activation: str = "relu", batch: int = 64, steps: int = 100) -> Problems:
-    """A multi-layer perceptron with layers of these widths; `activation`: "relu", "tanh", "gelu" or "sigmoid"."""
+    """A multi-layer perceptron.
+
+    Args:
+        data: labelled examples.
+        hidden: widths of the layers between input and output.
+        activation: "relu", "tanh", "gelu" or "sigmoid".
+        batch: examples B of a minibatch.
+        steps: inner steps K of a run.
+    """
     for width in hidden:
         check_counts(hidden=width)
     if activation not in networks.ACTIVATIONS:
@@ -77,7 +91,15 @@ def mlp(data: Data, hidden: Sequence[int] = (32,), activation: str = "relu", bat
 
 
 def mlps(data: Data, count: int, seed: int = 0, batch: int = 64, steps: int = 100) -> tuple[Problems, ...]:
-    """`count` families of perceptrons of random shape: 1 to 3 hidden layers of one width, 8 to 64, and any activation."""
+    """Several families of perceptrons of random shape: 1 to 3 hidden layers of one width, 8 to 64, and any activation.
+
+    Args:
+        data: labelled examples.
+        count: families.
+        seed: of the shapes.
+        batch: examples B of a minibatch.
+        steps: inner steps K of a run.
+    """
     check_counts(count=count)
     kinds = list(networks.ACTIVATIONS)
     return tuple(
@@ -87,7 +109,14 @@ def mlps(data: Data, count: int, seed: int = 0, batch: int = 64, steps: int = 10
 
 
 def convnet(data: Data, channels: Sequence[int] = (16, 32), batch: int = 64, steps: int = 100) -> Problems:
-    """3×3 convolutions with stride 2, ReLU between them, the mean over positions, a linear head."""
+    """3×3 convolutions with stride 2, ReLU between them, the mean over positions, a linear head.
+
+    Args:
+        data: labelled examples.
+        channels: of the convolutions, one after the other.
+        batch: examples B of a minibatch.
+        steps: inner steps K of a run.
+    """
     for width in channels:
         check_counts(channels=width)
     built = networks.convnet(channels, data.classes)
@@ -97,7 +126,16 @@ def convnet(data: Data, channels: Sequence[int] = (16, 32), batch: int = 64, ste
 def transformer(
     width: int = 32, depth: int = 2, heads: int = 2, context: int = 32, batch: int = 64, steps: int = 100
 ) -> Problems:
-    """A causal transformer that predicts the next character of a generated text (see `text`) at each of `context` places."""
+    """A causal transformer that predicts the next character of a generated text (see `text`) at every place.
+
+    Args:
+        width: of the residual stream.
+        depth: layers.
+        heads: of attention, which must divide the width.
+        context: places.
+        batch: examples B of a minibatch.
+        steps: inner steps K of a run.
+    """
     check_counts(width=width, depth=depth, heads=heads)
     if width % heads:
         raise ValueError(f"width={width}, heads={heads}: the width must be a multiple of the heads.")
@@ -128,7 +166,7 @@ def _classifiers(kind: str, data: Data, network: networks.Network, batch: int, s
     )
 
 
-Row = tuple[Callable[..., Problems], tuple[str, int] | None, dict[str, Any]]
+Row = tuple[Callable[..., Problems], tuple[Name, int] | None, dict[str, Any]]
 """A family's builder, its data and their size (None: it has none), and its options."""
 
 TRAINING: tuple[Row, ...] = (
@@ -150,7 +188,11 @@ HELD_OUT: dict[str, Row] = {
 
 
 def training_families(root: str | None = None) -> tuple[Problems, ...]:
-    """What the rules that come with the library are meta-trained on: perceptrons on digits and letters of 8×8 pixels."""
+    """What the rules that come with the library are meta-trained on: perceptrons on digits and letters of 8×8 pixels.
+
+    Args:
+        root: the folder that holds data (see `load`), for what needs any.
+    """
     return tuple(_built(row, root) for row in TRAINING)
 
 
@@ -162,3 +204,15 @@ def held_out(root: str | None = None) -> dict[str, Problems]:
 def _built(row: Row, root: str | None) -> Problems:
     build, data, options = row
     return build(**options) if data is None else build(load(*data, root=root), **options)
+
+
+FAMILIES: dict[str, Callable[..., Problems | tuple[Problems, ...]]] = {
+    "quadratics": quadratics,
+    "logistic": logistic,
+    "mlp": mlp,
+    "mlps": mlps,
+    "convnet": convnet,
+    "transformer": transformer,
+    "training_families": training_families,
+}
+"""What recipes know by name."""

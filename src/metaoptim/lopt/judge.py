@@ -6,11 +6,12 @@ same starts and minibatches, the rules by hand are tuned within a budget that is
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,30 +22,33 @@ from metaoptim.core.checks import check_counts, check_flags
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import MetaParams, Params, Rule, Task
-from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, tune
+from metaoptim.evaluation.evaluate import check_seeds, on_device
+from metaoptim.learners import device_called
+from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, final, tune
 from metaoptim.lopt.families import held_out
 from metaoptim.lopt.judgement import Judgement, Row
 from metaoptim.lopt.learner import Optimizee
-from metaoptim.lopt.mixture import Family
+from metaoptim.lopt.mixture import Family, members
 from metaoptim.runs import Run
 from metaoptim.runs.progress import tracked
-from metaoptim.tasks.base import check_seed
+from metaoptim.tasks.base import check_seed, digest_episodes
 
 TIMED = 10  # steps, of which a few runs are timed
 
 
 def evaluate(
-    learned: Run | Rule,
+    learned: Run | Sequence[Run] | Rule,
     psi: Params | None = None,
-    families: Mapping[str, Family] | Sequence[Family] | None = None,
     *,
-    baselines: Mapping[str, Baseline] | None = None,
+    families: Literal["own", "held_out", "both"] | Mapping[str, Family] | Sequence[Family] | None = None,
+    baselines: Sequence[str] | Mapping[str, Baseline] | None = None,
     problems: int = 10,
     seeds: int = 3,
     steps: int | None = None,
     step_sizes: int = 14,
     tuned: bool = False,
     seed: int = 1,
+    device: str | None = None,
     progress: bool = True,
 ) -> Judgement:
     """Trains fresh problems by a learned rule and by tuned baselines, and says how much better or worse it is.
@@ -53,16 +57,19 @@ def evaluate(
     judged on those of split "test", with the same starts and minibatches. Losses are in units of knowing nothing, at most 3.
 
     Args:
-        learned: a run of `meta_train`, or a rule.
+        learned: a run of `meta_train`, or runs that differ in their seed (losses are averaged over them, problem by problem),
+            or a rule.
         psi: ψ of that rule; of a run, its own.
-        families: what is trained, by name; `held_out()` where it is not given.
-        baselines: what it is compared with, by name; `BASELINES` where it is not given.
+        families: what is trained: "own" (the families of the run's meta-training, without their `rescaled`), "held_out" or
+            "both"; or families, by name. Not given: both, and of a rule the held-out ones.
+        baselines: what it is compared with: names among those of `BASELINES`, or rules by name; not given: all of these.
         problems: T, fresh problems for each seed, side by side; and as many to tune on.
         seeds: how many times so many.
         steps: K, the steps of a run, as of a run beyond the horizon of meta-training; the family's own where not given.
         step_sizes: values tried for each baseline (with each of its warm-ups).
         tuned: whether the learned rule's `lr` is tuned too, between 1e-4 and 1, as `Celo2` wants it.
         seed: the first seed of the problems.
+        device: where it is computed, such as "cuda"; where ψ is if not given.
         progress: whether to show a progress bar.
 
     Raises:
@@ -71,74 +78,111 @@ def evaluate(
     check_counts(problems=problems, seeds=seeds, steps=steps)
     check_flags(tuned=tuned, progress=progress)
     check_seed(seed)
-    rule, psi, trained = _learned(learned, psi)
-    known = dict(BASELINES if baselines is None else baselines)
-    if not known:
-        raise ValueError("baselines is empty; give one at least, for losses are told relative to the best one.")
-    own: Any = rule  # whose fields a Rule doesn't promise
-    if tuned and "lr" not in getattr(own, "__dataclass_fields__", {}):
+    rule, psis, own, trained = _learned(learned, psi, device)
+    known = _baselines(baselines)
+    numbers: Any = rule  # whose fields a Rule doesn't promise
+    if tuned and "lr" not in getattr(numbers, "__dataclass_fields__", {}):
         raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
-    chosen = held_out() if families is None else families
-    judged = dict(chosen) if isinstance(chosen, Mapping) else {f.name: f for f in chosen}
+    judged = {n: f if steps is None else f.with_(steps=steps) for n, f in _families(families, own).items()}
     name = f"learned {type(rule).__name__}"
-    subjects = ({name: Baseline(lambda lr, warmup: replace(own, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
+    subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
+    place = psis[0][min(psis[0])].device if psis[0] else None
     rows: list[Row] = []
+    digest, drawn = hashlib.sha256(), [seed + s for s in range(seeds)]
     names = list(judged)
     for i in tracked(range(len(names)), "judging", progress):
-        family = judged[names[i]] if steps is None else judged[names[i]].with_(steps=steps)
-        val = family.sample("val", seed=seed, start=0, count=problems)
-        found = {n: tune(b, family, val, psi if n == name else None, step_sizes) for n, b in subjects.items()}
+        n, family = names[i], judged[names[i]]
+        val = _placed(family.sample("val", seed=seed, start=0, count=problems), place)
+        found = {m: tune(b, family, val, psis if m == name else ({},), step_sizes) for m, b in subjects.items()}
         found = {name: found.get(name) or Tuned(rule, math.nan, 0, math.nan, False), **found}
-        rows += _rows(names[i], family, found, {name: psi}, [seed + s for s in range(seeds)], problems)
+        tasks = (family.sample("test", seed=s, start=0, count=problems) for s in drawn)
+        rows += _rows(n, family, found, {name: psis}, tasks, place, digest)
     facts = {
-        "split": "test", "tuned_on": "val", "problems": problems, "seeds": [seed + s for s in range(seeds)],
-        "step_sizes": step_sizes, "trained_steps": trained, "families": {n: f.describe("test") for n, f in judged.items()},
-        "torch": torch.__version__,
+        "split": "test", "tuned_on": "val", "problems": problems, "seeds": drawn, "step_sizes": step_sizes,
+        "steps": max(f.steps for f in judged.values()), "trained_steps": trained, "trained_runs": len(psis),
+        "episodes": len(judged) * seeds * problems, "episodes_sha256": digest.hexdigest(),
+        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__,
     }  # fmt: skip
     return Judgement(tuple(rows), name, facts)
 
 
-def _learned(learned: Run | Rule, psi: Params | None) -> tuple[Rule, Params, int | None]:
-    """A rule, its ψ, and the steps of the runs that it was meta-trained on."""
-    if not isinstance(learned, Run):
+def _learned(
+    learned: Any, psi: Params | None, device: str | None
+) -> tuple[Rule, list[Params], dict[str, Family], int | None]:  # fmt: skip
+    """A rule, its ψ (one for each run), the families and the steps of the runs that it was meta-trained on."""
+    runs = list(learned) if isinstance(learned, list | tuple) else [learned]
+    if not all(isinstance(run, Run) for run in runs) or not runs:
+        if isinstance(learned, list | tuple) or not hasattr(learned, "update"):
+            raise ValueError(f"lopt.evaluate takes a run of lopt.meta_train, runs, or a rule; found {brief(learned)}.")
         if psi is None:
             raise ValueError("psi is missing: give ψ of the rule, as of run.phi.rule, or the run itself.")
-        return learned, psi, None
-    learner: Any = learned.method.learner
+        return learned, [psi if device is None else trees.to(psi, device_called(device))], {}, None
+    learner = runs[0].method.learner
     if not isinstance(learner, Optimizee):
-        raise ValueError(f"lopt.evaluate takes a run of lopt.meta_train, or a rule; found a run of {learned.method.name}.")
-    return learner.rule, learned.phi.rule if psi is None else psi, learner.steps
+        raise ValueError(f"lopt.evaluate takes a run of lopt.meta_train, or a rule; found a run of {runs[0].method.name}.")
+    check_seeds(runs)
+    placed = runs if device is None else [on_device(run, device) for run in runs]
+    own: dict[str, Family] = {f.name: f.with_(rescaled=(1.0, 1.0)) for f in members(learner.problems)}
+    return learner.rule, [run.phi.rule if psi is None else psi for run in placed], own, learner.steps
+
+
+def _families(given: Any, own: Mapping[str, Family]) -> dict[str, Family]:
+    """What is trained, by name."""
+    if given is None:
+        given = "both" if own else "held_out"
+    if not isinstance(given, str):
+        found = dict(given) if isinstance(given, Mapping) else {f.name: f for f in given}
+    elif given not in ("own", "held_out", "both"):
+        raise ValueError(f"families={given!r}: it must be own, held_out, both, or families.")
+    elif given != "held_out" and not own:
+        raise ValueError(f"families={given!r}: a rule was trained on none that are known here; give the run, or families.")
+    else:
+        found = (dict(own) if given != "held_out" else {}) | (held_out() if given != "own" else {})
+    if not found:
+        raise ValueError("families is empty; give one at least.")
+    return found
+
+
+def _baselines(given: Any) -> dict[str, Baseline]:
+    """What it is compared with, by name."""
+    known = BASELINES if given is None else given
+    if not known:
+        raise ValueError("baselines is empty; give one at least, for losses are told relative to the best one.")
+    if isinstance(known, Mapping):
+        return dict(known)
+    if isinstance(known, str) or (odd := [name for name in known if name not in BASELINES]):
+        shown = known if isinstance(known, str) else odd[0]
+        raise ValueError(f"baselines: found {shown!r}; expected a list of names among: {'; '.join(BASELINES)}.")
+    return {name: BASELINES[name] for name in known}
+
+
+def _placed(task: Task, device: torch.device | None) -> Task:
+    return task if device is None else trees.to(task, device)
 
 
 def _rows(
-    name: str, family: Family, found: Mapping[str, Tuned], psi: Mapping[str, Params], seeds: Sequence[int], count: int
-) -> list[Row]:
-    """The learned rule's row first, each with the runs of all seeds."""
-    losses: dict[str, list[Tensor]] = {n: [] for n in found}
-    lost: dict[str, list[Tensor]] = {n: [] for n in found}
+    name: str, family: Family, found: Mapping[str, Tuned], psis: Mapping[str, Sequence[Params]], tasks: Iterable[Task],
+    device: torch.device | None, digest: Any,
+) -> list[Row]:  # fmt: skip
+    """The learned rule's row first, each with the runs of all seeds; where there are several ψ, averaged over these."""
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {n: [] for n in found}
     timed: dict[str, float] = {}
-    for seed in seeds:
-        tasks = family.sample("test", seed=seed, start=0, count=count)
+    for task in tasks:
+        digest_episodes(digest, task)
+        here = _placed(task, device)
         for n, one in found.items():
-            own, diverged = curves(family, one.rule, psi.get(n, {}), tasks)
-            losses[n].append(own)
-            lost[n].append(diverged[:, -1])
+            own = psis.get(n, ({},))
+            by_psi = [curves(family, one.rule, psi, here) for psi in own]
+            parts[n].append((torch.stack([losses for losses, _ in by_psi]), torch.stack([lost[:, -1] for _, lost in by_psi])))
             if n not in timed:
-                timed[n] = seconds(family, one.rule, psi.get(n, {}), trees.index(tasks, 0))
-    return [
-        Row(
-            name,
-            n,
-            brief(one.rule),
-            one.lr,
-            one.warmup,
-            one.edge,
-            torch.cat(losses[n]),
-            torch.cat(lost[n]).mean().item(),
-            timed[n],
-        )
-        for n, one in found.items()
-    ]
+                timed[n] = seconds(family, one.rule, own[0], trees.index(here, 0))
+    rows = []
+    for n, one in found.items():
+        losses, lost = torch.cat([x for x, _ in parts[n]], 1), torch.cat([x for _, x in parts[n]], 1)
+        by_run = tuple(final(x).mean().item() for x in losses) if n in psis else ()
+        told = brief(one.rule), one.lr, one.warmup, one.edge
+        rows.append(Row(name, n, *told, losses.mean(0), lost.mean().item(), timed[n], by_run))
+    return rows
 
 
 def seconds(family: Family, rule: Rule, psi: Params, task: Task) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from metaoptim.lopt.baselines import final
+from metaoptim.runs.checkpoint import strict_json
+from metaoptim.runs.store import write_atomic
 
 QUANTILES = (0.1, 0.5, 0.9)
 WIDTH = 120
@@ -29,6 +32,7 @@ class Row:
         losses: judged losses after 0 … K steps of R runs, (R, K+1), in units of knowing nothing.
         diverged: the share of runs that have diverged at the end.
         seconds: of a training step of one problem.
+        by_run: the final loss of each meta-training run, over which `losses` are averaged (of the learned rule alone).
     """
 
     family: str
@@ -40,11 +44,17 @@ class Row:
     losses: Tensor = field(repr=False)
     diverged: float
     seconds: float
+    by_run: tuple[float, ...] = ()
+
+    @property
+    def finals(self) -> Tensor:
+        """The mean loss over the last tenth of the steps of each run, (R)."""
+        return final(self.losses)
 
     @property
     def final(self) -> float:
-        """The mean loss over the last tenth of the steps."""
-        return final(self.losses).mean().item()
+        """Its mean over the runs."""
+        return self.finals.mean().item()
 
     @property
     def area(self) -> float:
@@ -75,6 +85,47 @@ class Judgement:
         """The rows of each family."""
         return {n: [row for row in self.rows if row.family == n] for n in dict.fromkeys(row.family for row in self.rows)}
 
+    @property
+    def learned(self) -> list[Row]:
+        """The learned rule's row of each family."""
+        return [row for row in self.rows if row.name == self.name]
+
+    @property
+    def metric(self) -> str:
+        """What `mean` is one of: the final loss, of which less is better."""
+        return "loss"
+
+    @property
+    def mean(self) -> float:
+        """The learned rule's mean final loss; all families count the same."""
+        return _over_families(self.learned)[0]
+
+    @property
+    def interval(self) -> float:
+        """Half the width of its 95 % interval over problems."""
+        return _over_families(self.learned)[1]
+
+    @property
+    def scores(self) -> Tensor:
+        """The learned rule's final loss on each problem, family by family: the same problems for every rule."""
+        return torch.cat([row.finals for row in self.learned])
+
+    @property
+    def beside(self) -> dict[str, tuple[float, float]]:
+        """Mean and interval of each baseline, by name."""
+        others = dict.fromkeys(row.name for row in self.rows if row.name != self.name)
+        return {n: _over_families([row for row in self.rows if row.name == n]) for n in others}
+
+    @property
+    def protocol(self) -> str:
+        """What it was measured on. Losses of one protocol can be compared."""
+        facts = self.facts
+        families = ", ".join(f"{n} ({row.losses.shape[1] - 1} steps)" for n, (row, *_) in self.families.items())
+        return (
+            f"training problems {families}, split {facts['split']}, mean loss over the last tenth of a run, "
+            f"{facts['problems']} problems of each of the seeds {', '.join(map(str, facts['seeds']))}"
+        )
+
     def best(self, family: str) -> Row:
         """The baseline with the lowest final loss."""
         return min((row for row in self.families[family] if row.name != self.name), key=lambda row: row.final)
@@ -98,13 +149,14 @@ class Judgement:
             "diverged": row.diverged,
         }
 
-    def table(self) -> Table:
+    def table(self, width: int = WIDTH) -> Table:
         """A row for each rule on each family."""
-        runs, facts = len(self.rows[0].losses), self.facts
+        runs, facts, trained = len(self.rows[0].losses), self.facts, len(self.rows[0].by_run)
         caption = (
             f"{runs} runs on fresh problems; losses in units of knowing nothing, in brackets over the best baseline's; "
             f"baselines tuned over {facts['step_sizes']} step sizes on other problems (*: the best was the first or the last "
             "one); steps and seconds until the best baseline's final loss"
+            + (f"; the mean over {trained} runs of meta-training" if trained > 1 else "")
         )
         table = Table(title=f"{self.name} against tuned baselines", caption=caption)
         for column in ("family", "rule"):
@@ -129,19 +181,34 @@ class Judgement:
         return cast(io.StringIO, console.file).getvalue().rstrip()
 
     def json(self) -> dict[str, Any]:
-        """All of it in JSON's types: what was measured, and quantiles of the curves."""
+        """All of it in JSON's types: what was measured, the final loss of each run, and quantiles of the curves."""
         rows = [
             {
                 "family": row.family, "name": row.name, "rule": row.rule, "lr": None if row.lr != row.lr else row.lr,
                 "warmup": row.warmup, "edge": row.edge, "runs": len(row.losses), **self.measured(row),
+                "finals": row.finals.tolist(), "by_run": list(row.by_run),
                 "curve": {str(q): c for q, c in zip(QUANTILES, row.quantiles.tolist(), strict=True)},
             }
             for row in self.rows
         ]  # fmt: skip
-        return {"name": self.name, "rows": rows, "facts": dict(self.facts)}
+        told = {"metric": self.metric, "mean": self.mean, "interval": self.interval}
+        return {"name": self.name, **told, "rows": rows, "facts": dict(self.facts)}
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes result.json into a folder; returns its path."""
+        path = Path(folder) / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{strict_json(self.json(), indent=2)}\n".encode())
+        return path
 
     def draw(self, path: str | Path) -> None:
         """Writes a PNG: loss against steps for each family, medians with bands from the first to the ninth decile."""
         from metaoptim.report.optimizers import draw  # here, because matplotlib is slow to load
 
         draw(self, Path(path))
+
+
+def _over_families(rows: list[Row]) -> tuple[float, float]:
+    """The mean of the families' mean final losses, and half its 95 % interval over problems (NaN for one of a family)."""
+    variance = sum(row.finals.double().var().item() / len(row.finals) for row in rows) if len(rows[0].finals) > 1 else math.nan
+    return sum(row.final for row in rows) / len(rows), 1.96 * math.sqrt(variance) / len(rows)

@@ -96,3 +96,8 @@ Family = Problems | Mixture
 def mixture(*families: Family) -> Mixture:
     """A network of each family, trained at once; all with the same steps. ValueError where these differ or one comes twice."""
     return Mixture(families)
+
+
+def members(family: Family) -> list[Problems]:
+    """The families of one problem each that a family consists of."""
+    return [family] if isinstance(family, Problems) else [one for part in family.members for one in members(part)]

@@ -45,9 +45,9 @@ class Problems:
             "query" judge.
         loss: (weights, minibatch) -> the mean loss, and what to report beside it.
         unit: the loss of knowing nothing (log N for N classes), by which judged losses are divided.
-        steps: K, the steps of a run.
+        steps: inner steps K of a run.
         rescaled: the rule sees weights divided by a factor that is log-uniform in this range, one for each problem
-            (augmentation by re-parametrisation, Moudgil et al. 2025, https://arxiv.org/abs/2501.12670); (1, 1): none.
+            (augmentation by re-parametrisation, Moudgil et al. 2025, https://arxiv.org/abs/2501.12670); 1 and 1: none.
         options: what else makes the family what it is, for records, in JSON types.
     """
 
@@ -63,8 +63,7 @@ class Problems:
 
     def __post_init__(self) -> None:
         check_counts(steps=self.steps)
-        low, high = self.rescaled
-        if not 0 < low <= high < math.inf:
+        if len(self.rescaled) != 2 or not 0 < self.rescaled[0] <= self.rescaled[1] < math.inf:
             raise ValueError(f"rescaled={self.rescaled}: it must be two positive numbers, the smaller one first.")
 
     def with_(self, **changes: Any) -> Problems:

@@ -30,14 +30,14 @@ class Streams:
     seed: int
     count: int
     window: int
-    horizons: tuple[int, int]
+    horizons: tuple[int, ...]
 
     def __post_init__(self) -> None:
         check_counts(window=self.window, count=self.count)
-        low, high = self.horizons
-        if not 0 < low <= high or low % self.window or high % self.window:
+        ends = self.horizons
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] or ends[0] % self.window or ends[1] % self.window:
             raise ValueError(
-                f"horizons={self.horizons}: they must be multiples of the window, which is {self.window}, the smaller one "
+                f"horizons={ends}: they must be two multiples of the window, which is {self.window}, the smaller one "
                 "first, so that a run ends with a window."
             )
 

@@ -1,10 +1,19 @@
-"""Meta-training of an update rule on families of problems."""
+"""Meta-training of an update rule on families of training problems.
+
+    θ_{k+1} = θ_k + u,   (u, state) = rule(ψ, ∇ℓ(θ_k), state)          minimise over ψ the mean loss over a run
+
+A task is a network with its start and its minibatches, and what adapts are its weights; what is learnt is ψ alone. Runs are
+longer than what can be differentiated, so that an estimator takes them window by window: PES is unbiased, backpropagation
+through a window is not. In the order of their size, rules that are made for it: `small_fc` (Metz et al. 2022,
+https://arxiv.org/abs/2203.11860), `celo2` (Moudgil et al. 2026, https://arxiv.org/abs/2602.19142), `lstm` (Andrychowicz et al.
+2016, https://arxiv.org/abs/1606.04474).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,7 +30,10 @@ ESTIMATORS = {"pes": pes, "nres": nres, "truncated_es": truncated_es}
 
 
 def learned_optimizer(rule: Rule, problems: Family, estimator: Estimator, seed: int = 0) -> MetaOptimizer:
-    """A rule with ψ at its start, drawn by the seed, as a meta-optimizer; an estimator that isn't `Guarded` is guarded."""
+    """A rule whose ψ is learnt by training problems with it: an optimizer that learns how to optimize.
+
+    ψ at its start is drawn by the seed. An estimator that isn't `Guarded` is guarded.
+    """
     weights = trees.map_tensors(lambda x: x[0, 0], problems.sample("train", seed=seed, start=0, count=1).support["start"])
     phi = MetaParams({}, rule.start(weights, torch.Generator().manual_seed(seed)))
     name, outer = f"learned {type(rule).__name__}", Outer("AdamW", 3e-4)
@@ -38,7 +50,7 @@ def meta_train(
     window: int | None = None,
     sigma: float = 0.01,
     pairs: int = 1,
-    horizons: tuple[int, int] | None = None,
+    horizons: Sequence[int] | None = None,
     problems_per_step: int = 8,
     clip: float | None = 1.0,
     validate_every: int = 100,
@@ -62,12 +74,16 @@ def meta_train(
         estimator: of ∇ψ: "pes", "nres", "truncated_es", "truncated" (backpropagation through a window), or an estimator.
         window: W, the inner steps of an outer step, which must divide the family's steps; 10 where it is not given. An
             estimator that is given has its own, and one that has none goes through whole runs.
-        sigma, pairs: of the evolution strategies named above: σ, and antithetic pairs for each problem.
+        sigma: σ of the evolution strategies named above.
+        pairs: their antithetic pairs for each problem.
         horizons: the shortest and the longest run, multiples of the window, log-uniform between; the family's steps if not
             given.
         problems_per_step: slots T.
         clip: largest norm of the meta-gradient; none: none is clipped.
-        validate_every, validate_episodes, seed, out: as of `train`.
+        validate_every: outer steps between validations; 0: never.
+        validate_episodes: problems of split "val" in each validation.
+        seed: of ψ at the start, of the problems, and of all randomness in training.
+        out: run directory; none: nothing is written.
         options: further arguments of `train`, such as resume, progress, lr, device, on_step. The outer optimizer is AdamW with
             a step size of 3e-4 where nothing else is said.
 
@@ -75,19 +91,25 @@ def meta_train(
         ValueError: settings that can't be used; and what `train` raises.
     """
     family, chosen = joined(problems), named(estimator, window, sigma, pairs)
-    inner = unguarded(chosen)
-    width, whole = getattr(inner, "window", family.steps), (family.steps, family.steps)
-    if not hasattr(inner, "window") and horizons not in (None, whole):
-        raise ValueError(
-            f"horizons={horizons}: {type(inner).__name__} goes through whole runs, of {family.steps} steps; leave horizons "
-            "out, or choose an estimator with a window."
-        )
     method = learned_optimizer(rule, family, chosen, seed)
-    source = Streams(family, seed, problems_per_step, width, horizons or whole)
+    source = streams(method, seed, problems_per_step, horizons)
     return train(
         method, family, source=source, iterations=iterations, tasks_per_step=problems_per_step, clip=clip, seed=seed, out=out,
         validate_every=validate_every, validate_episodes=validate_episodes, **options,
     )  # fmt: skip
+
+
+def streams(method: MetaOptimizer, seed: int, problems_per_step: int, horizons: Sequence[int] | None) -> Streams:
+    """What `meta_train` trains such a method on."""
+    inner, learner = unguarded(method.estimator), cast(Optimizee, method.learner)
+    whole = (learner.steps, learner.steps)
+    ends = whole if horizons is None else tuple(horizons)
+    if not hasattr(inner, "window") and ends != whole:
+        raise ValueError(
+            f"horizons={ends}: {type(inner).__name__} goes through whole runs, of {learner.steps} steps; leave horizons "
+            "out, or choose an estimator with a window."
+        )
+    return Streams(learner.problems, seed, problems_per_step, getattr(inner, "window", learner.steps), ends)
 
 
 def joined(problems: Family | Sequence[Family]) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +12,15 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from metaoptim.core.types import Params, Rule
+from metaoptim.lopt import Optimizee
 from metaoptim.optim import files
 from metaoptim.optim.optimizer import LearnedOptimizer
+from metaoptim.runs import Run
+from metaoptim.runs.store import RECIPE
 
 SHIPPED = Path(__file__).parent / "shipped"
 FILE = "rule.safetensors"
+SCORES = ("final", "final_ratio", "area", "area_ratio", "diverged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +47,15 @@ class Factory:
         numbers = "ψ drawn at the start" if self.psi is None else f"ψ of {sum(x.numel() for x in self.psi.values()):,} numbers"
         return f"Factory({self.rule}, {numbers})"
 
+    def save(self, path: str | Path) -> None:
+        """Writes the rule into a file, which `load` reads."""
+        own = {n: x for n, x in self.header.items() if n not in ("format", "inputs", "rule", "sha256", "version")}
+        files.save(path, self.rule, self.psi, own)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the rule into a folder, from which `from_pretrained` has it."""
-        own = {n: x for n, x in self.header.items() if n not in ("format", "inputs", "rule", "sha256", "version")}
         Path(folder).mkdir(parents=True, exist_ok=True)
-        files.save(Path(folder) / FILE, self.rule, self.psi, own)
+        self.save(Path(folder) / FILE)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Writes the rule into a repository of the hub, which is made if there is none; returns the address of the commit.
@@ -63,6 +72,40 @@ class Factory:
 def from_rule(rule: Rule, psi: Params | None = None) -> Factory:
     """Optimizers that move by any rule of the library, such as `mo.rules.Muon(0.02)`; ψ is drawn at the start if not given."""
     return Factory(rule, psi)
+
+
+def from_run(run: Run, header: Mapping[str, Any] | None = None) -> Factory:
+    """Optimizers that move by what a run of `mo.lopt.meta_train` has learnt.
+
+    Their header says `steps` (outer steps trained) and, of a run with a folder, its `recipe` and the `scores` of its last
+    evaluation, by family: final and mean loss, and their ratios to the best baseline's.
+
+    Args:
+        run: the run.
+        header: what else to say of it, in JSON types.
+
+    Raises:
+        ValueError: a run of anything but a learned optimizer, or a result.json that can't be read.
+    """
+    if not isinstance(run, Run) or not isinstance(run.method.learner, Optimizee):
+        found = f"a run of {run.method.name}" if isinstance(run, Run) else type(run).__name__
+        raise ValueError(f"from_run takes a run of a learned optimizer, as lopt.meta_train returns; found {found}.")
+    told: dict[str, Any] = {"steps": run.step, "scores": _scores(run.path) if run.path else {}}
+    if run.path:
+        told["recipe"] = (run.path / RECIPE).read_text(encoding="utf-8")
+    return Factory(run.method.learner.rule, run.phi.rule, told | dict(header or {}))
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """What the last evaluation in a run's folder says of the learned rule, by family; {} where there was none."""
+    file = folder / "result.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {row["family"]: {m: row[m] for m in SCORES} for row in found["rows"] if row["name"] == found["name"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no result of a learned optimizer ({error!r}); evaluate the run again.") from error
 
 
 def load(source: str | Path) -> Factory:

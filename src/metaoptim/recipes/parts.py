@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from metaoptim import estimators, rules
+from metaoptim import estimators, lopt, rules
 from metaoptim.algorithms.alfa import Generated
 from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
@@ -36,6 +36,9 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "layer_step_sizes": rules.LayerStepSizes,
         "curvature": Curvature,
         "alfa": Generated,
+        "lstm": lopt.LSTM,
+        "small_fc": lopt.SmallFC,
+        "celo2": lopt.Celo2,
     },
     "estimator": {
         "unroll": estimators.Unroll,
@@ -52,11 +55,11 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "objective": {**objectives.OBJECTIVES},
 }
-_WRITTEN = str | dict[str, Any]
+WRITTEN = str | dict[str, Any]
 OPTIONS = [
-    Option("rule", _WRITTEN | list[_WRITTEN], REQUIRED, f"how weights move: {', '.join(PARTS['rule'])}; a list is a chain."),
-    Option("estimator", _WRITTEN, "unroll", f"how the meta-gradient is obtained: {', '.join(PARTS['estimator'])}."),
-    Option("objective", _WRITTEN | None, None, f"what the outer loss reads of a run: {', '.join(PARTS['objective'])}."),
+    Option("rule", WRITTEN | list[WRITTEN], REQUIRED, f"how weights move: {', '.join(PARTS['rule'])}; a list is a chain."),
+    Option("estimator", WRITTEN, "unroll", f"how the meta-gradient is obtained: {', '.join(PARTS['estimator'])}."),
+    Option("objective", WRITTEN | None, None, f"what the outer loss reads of a run: {', '.join(PARTS['objective'])}."),
 ]
 
 
@@ -68,6 +71,16 @@ def resolved(table: Mapping[str, Any]) -> dict[str, Any]:
 def built(table: Mapping[str, Any]) -> dict[str, Any]:
     """A table that `resolved` returned, with objects in place of the parts."""
     return {key: _built(key, value) if key in PARTS and value is not None else value for key, value in table.items()}
+
+
+def modules(table: Mapping[str, Any]) -> list[str]:
+    """The modules in which the parts of a resolved table are defined."""
+    named = [(kind, one) for kind in PARTS for one in _each(table.get(kind))]
+    return [PARTS[kind][one["name"]].__module__ for kind, one in named]
+
+
+def _each(part: Any) -> list[Any]:
+    return part if isinstance(part, list) else [] if part is None else [part]
 
 
 def _resolved(kind: str, value: Any) -> Any:

@@ -1,45 +1,36 @@
 """Recipes: TOML files that name an algorithm, a model and tasks, and say how to train and evaluate.
 
 The keyword arguments of the builders, of `train` and of `evaluate` ARE the schema: a new option can be
-used in a recipe, is checked, and is shown by the command line, without any other change.
+used in a recipe, is checked, and is shown by the command line, without any other change. The algorithm decides which
+kind of experiment a recipe is of, and so which tables it has.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
-import torch
-from torch import nn
 
-from metaoptim import evaluation, training
-from metaoptim.algorithms import ALGORITHMS, compose
 from metaoptim.core.callers import warn
-from metaoptim.core.losses import LOSSES
 from metaoptim.core.types import MetaOptimizer
-from metaoptim.engine import SETTINGS, Engine
-from metaoptim.nn import MODELS
-from metaoptim.recipes import code, parts
-from metaoptim.recipes.schema import NONE, REQUIRED, ConfigError, Option, check, found, nearest, options, spell
-from metaoptim.tasks import TASKS, TaskFamily
-from metaoptim.tasks.base import check_seed
+from metaoptim.recipes import code
+from metaoptim.recipes.experiment import Experiment, Tables
+from metaoptim.recipes.few_shot import FewShot
+from metaoptim.recipes.learned_optimizers import LearnedOptimizers
+from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.tasks import TaskFamily
 
-BUILDERS: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "algorithm": ALGORITHMS | {"compose": compose},
-    "model": MODELS,
-    "tasks": TASKS,
-}
+KINDS: tuple[type[Experiment], ...] = (FewShot, LearnedOptimizers)
 _OWN = ("model", "tasks")  # which may be code of the user's own
-_OPTIONS = (*BUILDERS, "train", "evaluate", "engine")
+_OPTIONS = ("algorithm", *_OWN, "train", "evaluate", "engine")
 _NOTES = ("expected", "published", "described")  # for people and for the ledger: training never reads them
 _TABLES = (*_OPTIONS, *_NOTES)
-_NOT_IN_RECIPES = ("out", "resume", "engine", "recipe", "progress")
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,18 @@ class Recipe:
 
     name: str
     description: str
-    tables: dict[str, dict[str, Any]]
+    tables: Tables
+
+    @property
+    def kind(self) -> type[Experiment]:
+        """What kind of experiment it is of."""
+        return _kind_of(self.tables["algorithm"]["name"])
+
+    def experiment(self, command: str = "") -> Experiment:
+        """What there is to train and to judge. Errors: ConfigError for a command that its kind doesn't have."""
+        if command in self.kind.refused:
+            raise ConfigError(self.kind.refused[command])
+        return self.kind(self)
 
     def text(self, absent: bool = True) -> str:
         """The recipe as TOML, with every option written out; reading it gives the same recipe.
@@ -60,26 +62,18 @@ class Recipe:
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
-        family = _build("tasks", self.tables["tasks"])
-        return self.method(), family
-
-    def method(self) -> MetaOptimizer:
-        """The meta-optimizer alone, without a look at any data."""
-        keys = parts.built(self.tables["algorithm"])
-        build, loss = BUILDERS["algorithm"][keys.pop("name")], LOSSES[keys.pop("loss")]
-        check_seed(self.tables["train"]["seed"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.tables["train"]["seed"])
-            method: MetaOptimizer = build(_build("model", self.tables["model"]), loss, **keys)
-            return method
+        experiment = self.experiment()
+        tasks = experiment.tasks
+        return experiment.method, tasks
 
     def differences(self, other: Recipe) -> list[str]:
         """The options, as `table.key`, in which two recipes differ, but for what the engine has measured."""
         return [
             f"{table}.{key}"
             for table in _OPTIONS
-            for key in {**self.tables[table], **other.tables[table]}
-            if self.tables[table].get(key) != other.tables[table].get(key) and (table, key) != ("engine", "choice")
+            for mine, theirs in [(self.tables.get(table, {}), other.tables.get(table, {}))]
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key) and (table, key) != ("engine", "choice")
         ]
 
 
@@ -88,18 +82,6 @@ def _written(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _written(x) for key, x in value.items()}
     return [_written(x) for x in value] if isinstance(value, list) else NONE if value is None else value
-
-
-_EXPECTED: dict[str, tuple[Any, str]] = {
-    "model": (nn.Module, "a torch.nn.Module"),
-    "tasks": (("splits", "sample", "describe"), "a task family, such as mo.tasks.from_function makes"),
-}
-
-
-def _build(kind: str, table: Mapping[str, Any]) -> Any:
-    """A model or a task family, by its name or from code of the user's own."""
-    name, keys = table["name"], {key: value for key, value in table.items() if key != "name"}
-    return code.build(name, keys, *_EXPECTED[kind]) if code.is_code(name) else BUILDERS[kind][name](**keys)
 
 
 def names() -> list[str]:
@@ -140,30 +122,17 @@ def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence
             "this recipe is empty; expected tables [algorithm], [model], [tasks] and [train] (a run that was started from "
             "Python and names none of them is judged there, with metaoptim.evaluate)."
         )
-    before = {kind: dict(table) for kind in _OWN if isinstance(table := data.get(kind), dict)}
+    before = {name: dict(table) for name in _OWN if isinstance(table := data.get(name), dict)}
     for override in overrides:
         _replace(data, override)
-    for kind in before:
-        data[kind] = _without_rest(kind, before[kind], data[kind], folders)
+    for table in before:
+        data[table] = _without_rest(table, before[table], data[table], folders)
     return _resolve(data, name, folders)
 
 
-def table_options(table: str, name: str = "") -> list[Option]:
-    """The options of a recipe's table; if the table chooses a builder by `name`, those of that builder."""
-    if table == "algorithm":
-        loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
-        own = options(BUILDERS[table][name], keyword_only=True)
-        return (
-            [loss, *parts.OPTIONS, *(o for o in own if o.name not in ("name", *parts.PARTS))]
-            if name == "compose"
-            else [loss, *own]
-        )
-    if table in BUILDERS:
-        return code.options_of(name) if code.is_code(name) else options(BUILDERS[table][name])
-    if table == "engine":
-        return [o for o in options(Engine) if o.name in SETTINGS]
-    known = options(training.train if table == "train" else evaluation.evaluate, keyword_only=True)
-    return [o for o in known if o.name not in _NOT_IN_RECIPES]
+def builders(table: str) -> list[str]:
+    """What the `name` in a table may be, in recipes of any kind."""
+    return list(dict.fromkeys(name for kind in KINDS for name in kind.builders.get(table, {})))
 
 
 def _shipped() -> dict[str, Traversable]:
@@ -199,7 +168,7 @@ def _replace(data: dict[str, Any], override: str) -> None:
         keys[key] = value
 
 
-def _without_rest(kind: str, before: Mapping[str, Any], now: Any, folders: Sequence[Path]) -> Any:
+def _without_rest(table: str, before: Mapping[str, Any], now: Any, folders: Sequence[Path]) -> Any:
     """A table in which code has taken another builder's place, without the options of that one alone."""
     own, name = before.get("name"), now.get("name") if isinstance(now, dict) else None
     if own is None or own == name or not code.is_code(name):
@@ -208,7 +177,7 @@ def _without_rest(kind: str, before: Mapping[str, Any], now: Any, folders: Seque
     rest = [key for key in before if key not in known and now.get(key) == before[key]]
     if rest:
         left = f"{', '.join(rest)} {'is' if len(rest) == 1 else 'are'} left out"
-        warn(f"[{kind}]: {name} takes the place of {own}, so that {left}.")
+        warn(f"[{table}]: {name} takes the place of {own}, so that {left}.")
     return {key: value for key, value in now.items() if key not in rest}
 
 
@@ -221,29 +190,39 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
-    chosen = {kind: _chosen(kind, given[kind].pop("name", None), folders) for kind in BUILDERS}
-    known = {table: table_options(table, chosen.get(table, "")) for table in _OPTIONS}
-    tasks = check("tasks", given["tasks"], known["tasks"])
-    if "ways" in tasks and any(o.name == "ways" for o in known["model"]):
-        given["model"].setdefault("ways", tasks["ways"])
-    tables = {
-        table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], known[table])
-        for table in _OPTIONS
+    algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
+    kind = _kind_of(algorithm)
+    if vain := [table for table in data if table in kind.refused]:
+        raise ConfigError(kind.refused[vain[0]])
+    chosen = {"algorithm": algorithm} | {
+        table: _chosen(table, given[table].pop("name", None), [*kind.builders[table]], folders) for table in kind.own
     }
-    tables["algorithm"] = parts.resolved(tables["algorithm"])
+    known = {table: kind.options(table, chosen.get(table, "")) for table in _OPTIONS if table not in kind.refused}
+    tasks = check("tasks", given["tasks"], known["tasks"])
+    if "ways" in tasks and any(o.name == "ways" for o in known.get("model", ())):
+        given["model"].setdefault("ways", tasks["ways"])
+    tables = kind.resolved(
+        {
+            table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], options)
+            for table, options in known.items()
+        }
+    )
     tables |= {name: given[name] for name in _NOTES if name == "expected" or given[name]}
     return Recipe(data.get("name", name), data.get("description", ""), tables)
 
 
-def _chosen(kind: str, name: Any, folders: Sequence[Path]) -> str:
-    builders = BUILDERS[kind]
-    if kind in _OWN and code.is_code(name):
+def _kind_of(algorithm: str) -> type[Experiment]:
+    return next(kind for kind in KINDS if algorithm in kind.builders["algorithm"])
+
+
+def _chosen(table: str, name: Any, known: Sequence[str], folders: Sequence[Path] = ()) -> str:
+    if table in _OWN and code.is_code(name):
         return code.located(name, folders)
-    if kind in _OWN and isinstance(name, str) and name.endswith(".py"):
-        raise ConfigError(f"`name` in [{kind}]: {name} is a file alone; expected {code.NAMED}, as in {name}:NAME.")
+    if table in _OWN and isinstance(name, str) and name.endswith(".py"):
+        raise ConfigError(f"`name` in [{table}]: {name} is a file alone; expected {code.NAMED}, as in {name}:NAME.")
     if name is None:
-        own = "" if kind == "algorithm" else f", or {code.NAMED} of your own"
-        raise ConfigError(f"missing key `name` in [{kind}]; expected one of: {', '.join(builders)}{own}.")
-    if not isinstance(name, str) or name not in builders:
-        raise ConfigError(f"unknown {kind} `{name}` in [{kind}]{nearest(str(name), builders)}")
+        own = f", or {code.NAMED} of your own" if table in _OWN else ""
+        raise ConfigError(f"missing key `name` in [{table}]; expected one of: {', '.join(known)}{own}.")
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"unknown {table} `{name}` in [{table}]{nearest(str(name), known)}")
     return name

@@ -87,7 +87,7 @@ def spell(kind: Any) -> str:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(json.dumps(a) for a in args)
-    if origin is Union:
+    if origin in (Union, UnionType):
         return " or ".join(spell(a) for a in args)
     if origin is list:
         return f"a list, each item {spell(args[0])}"
@@ -115,7 +115,7 @@ def toml_type(hint: Any) -> Any:
         return Union[(*kinds, *(a for a in args if a is NoneType))] if kinds else None
     if origin in (list, tuple, Sequence) and (item := toml_type(args[0])):
         return GenericAlias(list, item)
-    if origin in (dict, Mapping):
+    if origin in (dict, Mapping) and (args[1] is Any or toml_type(args[1])):
         return dict[str, Any]
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ from metaoptim.runs.checkpoint import BEST, START, Checkpoint, newest
 from metaoptim.runs.store import load_checkpoint
 
 
+class Best(NamedTuple):
+    """The best validation of a run: the metric ("accuracy", of which more is better, or "loss"), its score, the outer step."""
+
+    metric: str
+    score: float
+    step: int
+
+    def beaten(self, score: float) -> bool:
+        """Whether another score is better."""
+        return score > self.score if self.metric == "accuracy" else score < self.score
+
+
 @dataclass(frozen=True)
 class Run:
     """What `train` and `load` return.
@@ -30,7 +42,8 @@ class Run:
     method holds the initial φ, phi is the current one; inherited is what a rule's state carries into a new task, by name; step
     counts outer steps; selection says how this φ was chosen ("best" on the validation split, or "last"); batching is how the
     engine mapped tasks; path is the run directory, if there is one; trained is what is known of the tasks and of the training,
-    in words ({}: nothing); axes counts those of each tensor of a support set in training (none: not known).
+    in words ({}: nothing); axes counts those of each tensor of a support set in training (none: not known); best is the best
+    validation so far (None: nothing was validated).
     """
 
     method: MetaOptimizer
@@ -43,6 +56,7 @@ class Run:
     path: Path | None = None
     trained: Mapping[str, Any] = field(default_factory=dict, repr=False)
     axes: tuple[int, ...] = field(default=(), repr=False)
+    best: Best | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for part in self.phi for p in part.values())
@@ -143,7 +157,8 @@ def loaded(path: str | Path, method: MetaOptimizer, checkpoint: Checkpoint, whic
     axes = tuple(checkpoint.state.get("axes", ()))
     method = _begun(Path(path), method)
     seed = checkpoint.field("seed")
-    return Run(method, phi, inherited, checkpoint.step, selection, seed, batching, Path(path), known, axes)
+    found = Best(**best) if best else None
+    return Run(method, phi, inherited, checkpoint.step, selection, seed, batching, Path(path), known, axes, found)
 
 
 def _begun(path: Path, method: MetaOptimizer) -> MetaOptimizer:

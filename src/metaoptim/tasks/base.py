@@ -84,11 +84,15 @@ def episodes_hash(family: TaskFamily, split: str, *, seed: int, start: int, coun
     """The sha256 of the tensors of episodes start … start+count−1, whatever the size of the chunks they are sampled in."""
     digest = hashlib.sha256()
     for first in range(start, start + count, chunk):
-        task = family.sample(split, seed=seed, start=first, count=min(chunk, start + count - first))
-        for episode in zip(*trees.flatten(task), strict=True):
-            for tensor in episode:
-                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                # Copied: a row of one number may keep a stride that no view as bytes takes.
-                flat = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
-                digest.update(flat.view(torch.uint8).numpy(force=True).tobytes())
+        digest_episodes(digest, family.sample(split, seed=seed, start=first, count=min(chunk, start + count - first)))
     return digest.hexdigest()
+
+
+def digest_episodes(digest: Any, batch: Task) -> None:
+    """Feeds the tensors of a batch of episodes into a digest of hashlib's, one episode after the other."""
+    for episode in zip(*trees.flatten(batch), strict=True):
+        for tensor in episode:
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            # Copied: a row of one number may keep a stride that no view as bytes takes.
+            flat = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+            digest.update(flat.view(torch.uint8).numpy(force=True).tobytes())

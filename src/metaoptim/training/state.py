@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from metaoptim.learners import network_of
 from metaoptim.runs import identity
 from metaoptim.runs.adapted import quiet
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
-from metaoptim.runs.run import Run, pack, part, unpack
+from metaoptim.runs.run import Best, Run, pack, part, unpack
 from metaoptim.runs.store import RunDirectory, told_state
 from metaoptim.tasks import TaskFamily
 from metaoptim.training.callbacks import AT_ONCE
@@ -37,14 +37,6 @@ CURE = "Lower the inner or the outer step size, or set clip, and train again."
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says where it stood and what to do."""
-
-
-class Best(NamedTuple):
-    """The best validation score so far."""
-
-    metric: str
-    score: float
-    step: int
 
 
 class Training:
@@ -140,10 +132,7 @@ class Training:
     def improved(self, scores: Mapping[str, float]) -> bool:
         """Whether these are the best scores so far; remembers them if so."""
         metric = "accuracy" if "accuracy" in scores else "loss"
-        better = math.isfinite(scores[metric]) and (
-            self.best is None
-            or (scores[metric] > self.best.score if metric == "accuracy" else scores[metric] < self.best.score)
-        )
+        better = math.isfinite(scores[metric]) and (self.best is None or self.best.beaten(scores[metric]))
         self.vain = 0 if better else self.vain + 1
         if better:
             self.best = Best(metric, scores[metric], self.step)
@@ -235,7 +224,7 @@ class Training:
         step = self.best.step if self.best else self.step
         known = {part: self.identity[part] for part in ("tasks", "train")}
         batching, axes = self.choice.batching, self.axes
-        return Run(self.method, phi, inherited, step, selection, self.seed, batching, trained=known, axes=axes)
+        return Run(self.method, phi, inherited, step, selection, self.seed, batching, trained=known, axes=axes, best=self.best)
 
 
 def _kept(directory: RunDirectory | None) -> str:

@@ -1,0 +1,126 @@
+"""Recipes of meta-learners, which adapt a model to a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import torch
+from torch import nn
+
+from metaoptim import evaluation, training
+from metaoptim import runs as stored
+from metaoptim.algorithms import ALGORITHMS, compose
+from metaoptim.core.checks import check_counts
+from metaoptim.core.losses import LOSSES
+from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.nn import MODELS
+from metaoptim.recipes import code, parts
+from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, engine_options
+from metaoptim.recipes.schema import REQUIRED, Option, options
+from metaoptim.runs import Run
+from metaoptim.tasks import TASKS, TaskFamily
+from metaoptim.tasks.base import check_seed
+from metaoptim.training.size import check_batch
+
+if TYPE_CHECKING:
+    from metaoptim.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """An algorithm, a model and tasks; see `Experiment`."""
+
+    recipe: Recipe
+    builders: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {
+        "algorithm": ALGORITHMS | {"compose": compose},
+        "model": MODELS,
+        "tasks": TASKS,
+    }
+    own: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "model": (nn.Module, "a torch.nn.Module"),
+        "tasks": (("splits", "sample", "describe"), "a task family, such as mo.tasks.from_function makes"),
+    }
+    refused: ClassVar[Mapping[str, str]] = {
+        "export": "export takes runs of learned optimizers, and this one adapts a model: mo.load(RUN, method).adapt(support) "
+        "returns the module, which torch saves."
+    }
+
+    @classmethod
+    def options(cls, table: str, name: str) -> list[Option]:
+        if table == "algorithm":
+            loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
+            known = options(cls.builders[table][name], keyword_only=True)
+            if name != "compose":
+                return [loss, *known]
+            return [loss, *parts.OPTIONS, *(o for o in known if o.name not in ("name", *parts.PARTS))]
+        if table in cls.builders:
+            return code.options_of(name) if code.is_code(name) else options(cls.builders[table][name])
+        if table == "engine":
+            return engine_options()
+        known = options(training.train if table == "train" else evaluation.evaluate, keyword_only=True)
+        return [o for o in known if o.name not in NOT_IN_RECIPES]
+
+    @classmethod
+    def resolved(cls, tables: Tables) -> Tables:
+        return tables | {"algorithm": parts.resolved(tables["algorithm"])}
+
+    @cached_property
+    def method(self) -> MetaOptimizer:
+        """The meta-optimizer, without a look at any data; the same φ, whatever torch has drawn before."""
+        tables = self.recipe.tables
+        keys = parts.built(tables["algorithm"])
+        build, loss = self.builders["algorithm"][keys.pop("name")], LOSSES[keys.pop("loss")]
+        check_seed(tables["train"]["seed"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(tables["train"]["seed"])
+            method: MetaOptimizer = build(self._built("model"), loss, **keys)
+            return method
+
+    @cached_property
+    def tasks(self) -> TaskFamily:
+        family: TaskFamily = self._built("tasks")
+        return family
+
+    def _built(self, table: str) -> Any:
+        keys = dict(self.recipe.tables[table])
+        name = keys.pop("name")
+        return code.build(name, keys, *self.own[table]) if code.is_code(name) else self.builders[table][name](**keys)
+
+    @property
+    def count(self) -> int:
+        return cast(int, self.recipe.tables["train"]["tasks_per_step"])
+
+    @property
+    def modules(self) -> Sequence[str]:
+        algorithm, tasks = self.recipe.tables["algorithm"], self.recipe.tables["tasks"]["name"]
+        found = [self.builders["algorithm"][algorithm["name"]].__module__]
+        found += [parts.__name__, *parts.modules(algorithm)] if algorithm["name"] == "compose" else []
+        return [*found, TASKS[tasks].__module__] if tasks in TASKS else found
+
+    def batch(self) -> Task:
+        seed = self.recipe.tables["train"]["seed"]
+        check_counts(tasks_per_step=self.count)
+        check_batch(self.tasks, seed, self.count)
+        return self.tasks.sample("train", seed=seed, start=0, count=self.count)
+
+    def train(self, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
+        tables, tasks = self.recipe.tables, self.tasks
+        return training.train(
+            self.method, tasks, **tables["train"], out=out, resume=resume, engine=tables["engine"], recipe=self.recipe.text(),
+            progress=progress,
+        )  # fmt: skip
+
+    def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
+        return stored.load(path, self.method, which)
+
+    def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> evaluation.Result:
+        return evaluation.evaluate(list(runs), self.tasks, **self.recipe.tables["evaluate"], progress=progress)
+
+    def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
+        from metaoptim.report import draw  # here, because matplotlib is slow to load
+
+        draw(cast(evaluation.Result, found), runs[0], self.tasks, path)

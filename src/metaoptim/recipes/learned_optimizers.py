@@ -1,0 +1,154 @@
+"""Recipes of learned optimizers: an update rule, and the training problems that it learns on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from metaoptim import lopt, training
+from metaoptim import runs as stored
+from metaoptim.core.checks import check_counts
+from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.lopt.data import load
+from metaoptim.lopt.families import FAMILIES
+from metaoptim.lopt.mixture import Family
+from metaoptim.lopt.training import joined, learned_optimizer, streams
+from metaoptim.recipes import code, parts
+from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, engine_options
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
+from metaoptim.runs import Run
+from metaoptim.tasks.base import check_seed
+
+if TYPE_CHECKING:
+    from metaoptim.recipes.recipe import Recipe
+
+RULES = "what is learnt: lstm, small_fc, celo2, or another rule that has something to learn; a list is a chain."
+ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estimator'])}."
+MEMBERS = "tables like [tasks], of which each names a family; all with the same steps."
+PES = {"name": "pes", "window": 10, "sigma": 0.01}
+IN_ALGORITHM = ("estimator", "window", "sigma", "pairs")
+
+
+@dataclass(frozen=True)
+class LearnedOptimizers:
+    """A rule, an estimator and families of training problems; see `Experiment`."""
+
+    recipe: Recipe
+    builders: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {
+        "algorithm": {"learned_optimizer": learned_optimizer},
+        "tasks": {**FAMILIES, "mixture": lopt.mixture},
+    }
+    own: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "tasks": (("stretch", "training", "judged"), "a family of training problems, such as mo.lopt.quadratics makes"),
+    }
+    refused: ClassVar[Mapping[str, str]] = {
+        "model": "a learned optimizer has no [model], for the networks that it trains are those of [tasks]; leave [model] out.",
+        "adapt": "adapt takes few-shot runs, and this one is of a learned optimizer: export it, and train with it.",
+        "diagnose": "diagnose looks into few-shot runs, and this one is of a learned optimizer: evaluate it.",
+    }
+
+    @classmethod
+    def options(cls, table: str, name: str) -> list[Option]:
+        if table == "algorithm":
+            rules = Option("rule", parts.WRITTEN | list[parts.WRITTEN], REQUIRED, RULES)
+            return [rules, Option("estimator", parts.WRITTEN, dict(PES), ESTIMATORS)]
+        if table == "tasks":
+            return _family_options(name)
+        if table == "engine":
+            return engine_options()
+        if table == "evaluate":
+            known = options(lopt.evaluate, keyword_only=True)
+        else:
+            trained = {o.name: o for o in options(training.train, keyword_only=True) if o.name != "tasks_per_step"}
+            here = {o.name: o for o in options(lopt.meta_train, keyword_only=True) if o.name not in IN_ALGORITHM}
+            known = list((here | {n: o for n, o in trained.items() if n not in here}).values())
+        return [o for o in known if o.name not in NOT_IN_RECIPES]
+
+    @classmethod
+    def resolved(cls, tables: Tables) -> Tables:
+        tasks = dict(tables["tasks"])
+        if tasks["name"] == "mixture":
+            tasks["families"] = [_resolved_family(table) for table in tasks["families"]]
+        return tables | {"algorithm": parts.resolved(tables["algorithm"]), "tasks": tasks}
+
+    @cached_property
+    def method(self) -> MetaOptimizer:
+        keys, seed = parts.built(self.recipe.tables["algorithm"]), self.recipe.tables["train"]["seed"]
+        check_seed(seed)
+        return learned_optimizer(keys["rule"], self.tasks, keys["estimator"], seed)
+
+    @cached_property
+    def tasks(self) -> Family:
+        return self._family(self.recipe.tables["tasks"])
+
+    def _family(self, table: Mapping[str, Any]) -> Family:
+        keys = dict(table)
+        name = keys.pop("name")
+        if code.is_code(name):
+            return cast(Family, code.build(name, keys, *self.own["tasks"]))
+        if name == "mixture":
+            return lopt.mixture(*(self._family(one) for one in keys["families"]))
+        build = FAMILIES[name]
+        if "data" in keys:
+            keys["data"] = load(keys["data"], keys.pop("size"), keys.pop("root"))
+        taken = signature(build).parameters
+        family = joined(build(**{n: x for n, x in keys.items() if n in taken}))
+        return family.with_(**{n: x for n, x in keys.items() if n not in taken})
+
+    @property
+    def count(self) -> int:
+        return cast(int, self.recipe.tables["train"]["problems_per_step"])
+
+    @property
+    def modules(self) -> Sequence[str]:
+        return ["metaoptim.lopt.training", "metaoptim.lopt.judge", *parts.modules(self.recipe.tables["algorithm"])]
+
+    def batch(self) -> Task:
+        options = self.recipe.tables["train"]
+        check_counts(problems_per_step=self.count)
+        return streams(self.method, options["seed"], self.count, options["horizons"])(0, self.method.phi)
+
+    def train(self, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
+        tables, tasks = self.recipe.tables, self.tasks
+        keys = parts.built(tables["algorithm"])
+        return lopt.meta_train(
+            keys["rule"], tasks, estimator=keys["estimator"], **tables["train"], out=out, resume=resume,
+            engine=tables["engine"], recipe=self.recipe.text(), progress=progress,
+        )  # fmt: skip
+
+    def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
+        return stored.load(path, self.method, which)
+
+    def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> lopt.Judgement:
+        return lopt.evaluate(runs, **self.recipe.tables["evaluate"], progress=progress)
+
+    def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
+        cast(lopt.Judgement, found).draw(path)
+
+
+def _family_options(name: str) -> list[Option]:
+    """What a family is built with: its data, the arguments of its builder, and what any family can be changed to."""
+    if code.is_code(name):
+        return code.options_of(name)
+    if name == "mixture":
+        return [Option("families", list[dict[str, Any]], REQUIRED, MEMBERS)]
+    build = FAMILIES[name]
+    data = [o._replace(name="data") if o.name == "name" else o for o in options(load)]
+    own = [*(data if "data" in signature(build).parameters else []), *options(build)]
+    names = {o.name for o in own}
+    return [*own, *(o for o in options(lopt.Problems) if o.name in ("steps", "rescaled") and o.name not in names)]
+
+
+def _resolved_family(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A member of a mixture with all its options."""
+    keys = dict(table)
+    name = keys.pop("name", None)
+    if name is None:
+        raise ConfigError(f"missing key `name` in [[tasks.families]]; expected one of: {', '.join(FAMILIES)}.")
+    if not isinstance(name, str) or not (name in FAMILIES or code.is_code(name)):
+        raise ConfigError(f"unknown family `{name}` in [[tasks.families]]{nearest(str(name), FAMILIES)}")
+    return {"name": name, **check("tasks.families", keys, _family_options(name))}
