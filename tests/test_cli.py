@@ -117,7 +117,9 @@ def test_list_of_one_kind_is_one_line_each(cli: Cli) -> None:
     code, out, _ = cli("list", "algorithms")
     assert code == 0 and "omniglot-maml" not in out
     rows = [line for line in out.splitlines() if line.startswith("  ") and line.strip()]
-    assert [row.split()[0] for row in rows] == [*ALGORITHMS, "compose"] and all(len(row) <= 120 for row in rows)
+    assert [row.split()[0] for row in rows] == [*ALGORITHMS, "compose", "learned_optimizer"] and all(
+        len(row) <= 120 for row in rows
+    )
 
 
 def test_list_shows_what_a_recipe_was_measured_to_reach() -> None:

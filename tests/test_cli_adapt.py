@@ -120,7 +120,7 @@ def test_photos_are_told_apart(images: Cli) -> None:
     head, *lines = table("predictions.csv")
     assert head == ["file", "prediction", "p(cat)", "p(dog)"] and [line[0] for line in lines] == ["0.png", "1.png", "2.png"]
 
-    run = stored.load("run", config.load("run/recipe.toml").method())
+    run = stored.load("run", config.load("run/recipe.toml").experiment().method)
     files = reader(run.trained["tasks"])
     support, names = files.support(Path("new/known"))
     expected = run.adapt(support, 2)(files.queries(Path("new/unknown"))[0]).softmax(1)
@@ -136,7 +136,7 @@ def test_rows_are_predicted_in_their_own_units(rows: Cli) -> None:
     assert head == ["bottle", "sugar", "age", "prediction"]
     assert [line[:3] for line in lines] == [["red", "1", "3"], ["white", "2", "6"]]
 
-    run = stored.load("run", config.load("run/recipe.toml").method())
+    run = stored.load("run", config.load("run/recipe.toml").experiment().method)
     options = run.trained["tasks"]["options"]
     center, spread = torch.tensor(options["center"]), torch.tensor(options["spread"])
     x = (torch.tensor([[1.0, 2.0], [2.0, 0.0], [5.0, 1.0], [4.0, 4.0]]) - center) / spread

@@ -13,8 +13,8 @@ import torch
 from metaoptim import evaluation, training
 from metaoptim.algorithms import ALGORITHMS, maml
 from metaoptim.core.trees import flatten
-from metaoptim.nn import MODELS
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.experiment import Experiment
 from metaoptim.recipes.schema import REQUIRED, ConfigError, check, nearest, options, spell
 from metaoptim.tasks import TASKS
 
@@ -286,8 +286,8 @@ def test_options_are_what_toml_can_spell_of_a_signature() -> None:
 
 
 @pytest.mark.parametrize("table", ["algorithm", "model", "tasks", "train", "evaluate", "engine"])
-def test_every_option_says_what_it_means(table: str) -> None:
-    builders: dict[str, list[str]] = {"algorithm": [*ALGORITHMS], "model": [*MODELS], "tasks": [*TASKS]}
-    for name in builders.get(table, [""]):
-        for option in config.table_options(table, name):
+@pytest.mark.parametrize("kind", config.KINDS)
+def test_every_option_says_what_it_means(kind: type[Experiment], table: str) -> None:
+    for name in kind.builders.get(table, [""] if table not in kind.refused else []):
+        for option in kind.options(table, name):
             assert option.meaning, f"[{table}] {name}: `{option.name}` isn't explained in the docstring's Args"

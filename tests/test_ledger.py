@@ -15,9 +15,10 @@ import pytest
 import metaoptim as mo
 from metaoptim.algorithms.example import INPUT, example_net
 from metaoptim.cli.main import main
+from metaoptim.evaluation import Result
 from metaoptim.ledger import reproduce, source, store
 from metaoptim.ledger.cost import cost
-from metaoptim.ledger.entry import Entry, content, judged, protocol
+from metaoptim.ledger.entry import Entry, content, judged
 from metaoptim.ledger.page import grouped, page
 from metaoptim.recipes import recipe as config
 
@@ -263,10 +264,9 @@ def test_the_page_of_this_repository_is_its_ledgers() -> None:
 def test_a_protocol_says_how_it_was_measured() -> None:
     facts = {"tasks": {"family": "omniglot", "options": {"ways": 5, "rotations": True, "train_shots": None, "center": [1.0]}},
              "split": "test", "normalisation": "transductive", "steps": 3, "episodes": 600, "episode_seed": 0}  # fmt: skip
-    assert protocol(facts) == {
-        "name": "omniglot (rotations, ways=5), split test, transductive normalisation, 3 inner steps, 600 episodes of seed 0",
-        "version": 1,
-    }
+    assert Result((), facts).protocol == (
+        "omniglot (rotations, ways=5), split test, transductive normalisation, 3 inner steps, 600 episodes of seed 0"
+    )
 
 
 @pytest.mark.parametrize("name", ["maml", "reptile", "protonet"])

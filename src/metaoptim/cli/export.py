@@ -37,7 +37,7 @@ def export(
     use(data)
     recipe = config.load(recipe_of(run), set_ or ())
     trained = recipe.experiment("export").load(run, checkpoint)
-    factory = optim.from_run(trained, {"command": _command(recipe)})
+    factory = optim.from_run(trained, {"command": command(recipe)})
     file.parent.mkdir(parents=True, exist_ok=True)
     factory.save(file)
     scored = "the scores of its last evaluation" if factory.header["scores"] else "no scores, for it wasn't evaluated yet"
@@ -45,7 +45,7 @@ def export(
     typer.echo(f"In Python: optimizer = metaoptim.optim.load({str(file)!r})(model.named_parameters())")
 
 
-def _command(recipe: Recipe) -> str:
+def command(recipe: Recipe) -> str:
     """How such a run is trained again."""
     from metaoptim.recipes import recipe as config
 

@@ -70,7 +70,7 @@ def load(name: Name, size: int = 8, root: str | None = None) -> Data:
     not offered, damaged or out of reach.
 
     Args:
-        name: of the set.
+        name: which set.
         size: pixels of a side.
         root: the folder that holds the files of `mnist` and `cifar`.
     """

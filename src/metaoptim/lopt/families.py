@@ -72,7 +72,7 @@ def logistic(data: Data, batch: int = 64, steps: int = 100) -> Problems:
 
 
 def mlp(data: Data, hidden: Sequence[int] = (32,), activation: str = "relu", batch: int = 64, steps: int = 100) -> Problems:
-    """A multi-layer perceptron.
+    """Classification by a multi-layer perceptron.
 
     Args:
         data: labelled examples.
@@ -109,7 +109,7 @@ def mlps(data: Data, count: int, seed: int = 0, batch: int = 64, steps: int = 10
 
 
 def convnet(data: Data, channels: Sequence[int] = (16, 32), batch: int = 64, steps: int = 100) -> Problems:
-    """3×3 convolutions with stride 2, ReLU between them, the mean over positions, a linear head.
+    """Classification by 3×3 convolutions with stride 2, ReLU between them, the mean over positions, a linear head.
 
     Args:
         data: labelled examples.

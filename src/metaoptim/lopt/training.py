@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Rule
 from metaoptim.estimators import Guarded, Truncated, nres, pes, truncated_es, unguarded
 from metaoptim.lopt.learner import Optimizee
@@ -90,6 +91,7 @@ def meta_train(
     Raises:
         ValueError: settings that can't be used; and what `train` raises.
     """
+    check_counts(problems_per_step=problems_per_step)
     family, chosen = joined(problems), named(estimator, window, sigma, pairs)
     method = learned_optimizer(rule, family, chosen, seed)
     source = streams(method, seed, problems_per_step, horizons)

@@ -95,6 +95,7 @@ class LearnedOptimizers:
         build = FAMILIES[name]
         if "data" in keys:
             keys["data"] = load(keys["data"], keys.pop("size"), keys.pop("root"))
+        keys["rescaled"] = tuple(keys["rescaled"])
         taken = signature(build).parameters
         family = joined(build(**{n: x for n, x in keys.items() if n in taken}))
         return family.with_(**{n: x for n, x in keys.items() if n not in taken})
