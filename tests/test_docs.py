@@ -172,7 +172,7 @@ def test_make_targets_and_toml_exist(page: Path) -> None:
             assert wanted <= targets, f"{name_of(page)}:{block.line}"
         if block.language == "toml":
             tables = tomllib.loads(block.text)
-            if {"algorithm", "model", "tasks"} <= tables.keys():
+            if {"algorithm", "tasks"} <= tables.keys():
                 config.parse(block.text, "a page's recipe")
 
 

@@ -191,8 +191,8 @@ def test_wrong_members_of_a_mixture_are_told(families: str, words: str) -> None:
     ("train.seed=-1", "The seed is -1"),
 ])  # fmt: skip
 def test_numbers_that_cannot_be_used_are_told(cli: Cli, override: str, words: str) -> None:
-    for command in ("train", "plan"):
-        code, out, err = cli(command, "tiny.toml", "--set", override)
+    for name in ("train", "plan"):
+        code, out, err = cli(name, "tiny.toml", "--set", override)
         assert (code, out) == (2, "") and words in err and err.count("\n") == 1, err
     assert not Path("runs").exists()
 

@@ -51,7 +51,9 @@ def compose(
             or of your own, beside an estimator that leaves it open, as Unroll does; none: the estimator's own.
         estimator: how the meta-gradient is obtained.
         head: the submodule that reads the features; by default the one called `head`, else the last linear layer.
-        batch_size, prox, start: see `GradientLearner`.
+        batch_size: examples of the support set in each step, in turn (see `GradientLearner`); none: all of them.
+        prox: λ of ½λ‖x − θ‖² added to the inner loss.
+        start: values that a task's support set gives to some weights before the first step (see `GradientLearner`).
         per_step: names of weights that have a version for each of the states s_0 … s_K (see `Network`).
         normalisation: whose statistics batch norms use on the query set.
         reduction: how the tasks of a batch are put together.
