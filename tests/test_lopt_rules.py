@@ -19,7 +19,7 @@ from metaoptim.lopt import LSTM, Celo2, SmallFC
 from metaoptim.lopt.celo2 import directions
 from metaoptim.lopt.features import start_of_moments
 from metaoptim.lopt.layout import from_hwio, to_hwio
-from metaoptim.lopt.small_fc import moves
+from metaoptim.lopt.small_fc import moves, network_at
 from metaoptim.rules.newton_schulz import orthogonalise
 
 pytestmark = pytest.mark.usefixtures("doubles")
@@ -377,13 +377,14 @@ def test_a_map_is_a_loop(name: str, over: str) -> None:
 def test_weights_of_one_shape_can_be_moved_at_once() -> None:
     """What is computed for a weight takes batches of weights, on leading axes."""
     for shape in ((5, 4, 3, 2), (4, 4), (5,)):
-        x, g = (to_hwio(torch.randn(2, 3, *shape), len(shape)).unsqueeze(-1) for _ in range(2))
+        x, g = (to_hwio(torch.randn(2, 3, *shape), len(shape)).unsqueeze(0) for _ in range(2))
         dim, k = len(shape), torch.tensor(5)
-        seen = trees.map_tensors(lambda zero: torch.rand(zero.shape), start_of_moments(x.squeeze(-1), dim))
+        seen = trees.map_tensors(lambda zero: torch.rand(zero.shape), start_of_moments(x.squeeze(0), dim))
         small, celo = (drawn(rule, {"x": x}) for rule in (SmallFC(), Celo2()))
-        alone = [trees.index(trees.index((x, g, seen), i), j) for i in range(2) for j in range(3)]
-        together = moves(small, x, g, seen, k, dim), directions(celo, x, g, seen, dim, orthogonal=True)
-        one = torch.stack([moves(small, *part, k, dim) for part in alone])
+        network = network_at(small, k, x)
+        alone = [trees.map_tensors(lambda t: t[:, i, j], (x, g, seen)) for i in range(2) for j in range(3)]  # noqa: B023
+        together = moves(network, x, g, seen, dim), directions(celo, x, g, seen, dim, orthogonal=True)
+        one = torch.stack([moves(network, *part, dim) for part in alone])
         another = torch.stack([directions(celo, *part, dim, orthogonal=True) for part in alone])
         torch.testing.assert_close(together[0].flatten(0, 1), one)
         torch.testing.assert_close(together[1].flatten(0, 1), another)

@@ -44,10 +44,9 @@ APART = 1 << 30  # stages of noise that no inner step has
 
 
 class Particles(NamedTuple):
-    """P pairs in the middle of their runs: the states of either sign (leading axis P), ξ like φ (leading axis P), and k."""
+    """P pairs in the middle of their runs: the states of both signs (leading axes P, 2), ξ like φ (leading axis P), and k."""
 
-    plus: State
-    minus: State
+    states: State
     perturbation: MetaParams
     k: Tensor
 
@@ -83,12 +82,10 @@ class EvolutionStrategy(Plain):
         return learner.steps // self.window
 
     def init(self, learner: Learner, phi: MetaParams, task: Task, key: Tensor) -> Particles:
-        def copies(x: Tensor) -> Tensor:
-            return x.expand(self.pairs, *x.shape).clone()
-
-        state, none = learner.init(phi, task.support), trees.map_tensors(torch.zeros_like, phi)
-        plus, minus, none = (trees.map_tensors(copies, tree) for tree in (state, state, none))
-        return Particles(plus, minus, none, torch.zeros_like(key))
+        start = learner.init(phi, task.support)
+        states = trees.map_tensors(lambda x: x.expand(self.pairs, 2, *x.shape).clone(), start)
+        none = trees.map_tensors(lambda x: x.new_zeros(self.pairs, *x.shape), phi)
+        return Particles(states, none, torch.zeros_like(key))
 
     def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Particles, clock: Clock) -> Estimate:
         drawn, begins = self.draw(phi, clock.key), carry.k == 0
@@ -98,17 +95,21 @@ class EvolutionStrategy(Plain):
         if self.noise == "persistent":
             seen = trees.zip_tensors(lambda new, sofar: torch.where(begins, new, sofar + new), drawn, carry.perturbation)
 
-        def pair(eps: MetaParams, xi: MetaParams, plus: State, minus: State) -> tuple[Tensor, MetaParams, State, State, Info]:
-            up, plus, info = self.run(learner, phi, task, Running(plus, carry.k), eps, 1.0)
-            down, minus, other = self.run(learner, phi, task, Running(minus, carry.k), eps, -1.0)
-            slope = (up - down) / (2 * self.sigma**2)
-            mean = {name: (x + other[name]) / 2 for name, x in info.items()}
-            return (up + down) / 2, trees.map_tensors(lambda x: slope * x, xi), plus, minus, mean
+        def pair(eps: MetaParams, xi: MetaParams, states: State) -> tuple[Tensor, MetaParams, State, Info]:
+            def run(sign: Tensor, state: State) -> tuple[Tensor, State, Info]:
+                moved = trees.zip_tensors(lambda p, e: p + sign.to(p.dtype) * e, phi, eps)
+                return run_window(learner, moved, task, Running(state, carry.k), self.window, held)
+
+            signs = torch.tensor((1.0, -1.0), device=phi.device)
+            losses, states, info = vmap(run, randomness="same")(signs, states)
+            slope = (losses[0] - losses[1]) / (2 * self.sigma**2)
+            loss, info = trees.map_tensors(lambda x: x.mean(0), (losses, info))
+            return loss, trees.map_tensors(lambda x: slope * x, xi), states, info
 
         with autograd(False):
-            loss, gradient, plus, minus, info = vmap(pair, randomness="different")(drawn, seen, carry.plus, carry.minus)
+            loss, gradient, states, info = vmap(pair, randomness="different")(drawn, seen, carry.states)
         loss, gradient, info = trees.map_tensors(lambda x: x.mean(0), (loss, gradient, info))
-        return Estimate(loss, gradient, Particles(plus, minus, seen, after(carry.k, self.window, learner, task)), info)
+        return Estimate(loss, gradient, Particles(states, seen, after(carry.k, self.window, learner, task)), info)
 
     def draw(self, phi: MetaParams, key: Tensor) -> MetaParams:
         """ε for every pair: a function of the key."""
@@ -116,13 +117,6 @@ class EvolutionStrategy(Plain):
         found = [self.sigma * normal(key, (self.pairs, *x.shape), x.dtype, APART + i) for i, x in enumerate(leaves)]
         perturbation: MetaParams = trees.unflatten(found, phi)
         return perturbation
-
-    def run(
-        self, learner: Learner, phi: MetaParams, task: Task, running: Running, eps: MetaParams, sign: float
-    ) -> tuple[Tensor, State, Info]:
-        """A window at φ + sign · ε."""
-        moved = trees.zip_tensors(lambda p, e: p + sign * e, phi, eps)
-        return run_window(learner, moved, task, running, self.window, held)
 
 
 def truncated_es(window: int, sigma: float, pairs: int = 1) -> EvolutionStrategy:

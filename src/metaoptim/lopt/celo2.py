@@ -86,7 +86,7 @@ class Celo2:
         celo = {}
         for n, g in others.items():
             dim = max(g.ndim, 1)
-            here, g = (to_hwio(t, g.ndim).unsqueeze(-1) for t in (x[n], g))
+            here, g = (to_hwio(t, g.ndim).unsqueeze(0) for t in (x[n], g))
             s, celo[n] = direct(psi, here, g, state["celo"][n], dim, self.orthogonal)
             updates[n] = -self.lr * (from_hwio(s, weights[n].ndim) + self.decay * x[n])
         return {n: updates[n].to(w.dtype) for n, w in weights.items() if n in updates}, {"adam": adam, "celo": celo}
@@ -102,18 +102,18 @@ class Celo2:
 
 
 def plain(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
-    """s (*shape) of weights x (*shape, 1) with gradients g, and their moments."""
+    """s (*shape) of weights x (1, *shape) with gradients g, and their moments."""
     seen = after(old, g, _decays(g), dim)
     return directions(psi, x, g, seen, dim, orthogonal), seen
 
 
 def in_pieces(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
     """The same piece by piece, where that is quicker."""
-    if dim < 2 or x.shape[-3] * x.shape[-2] < pieces.LEAST:
+    if dim < 2 or x.shape[-2] * x.shape[-1] < pieces.LEAST:
         return plain(psi, x, g, old, dim, orthogonal)
     x, g = pieces.dense(x), pieces.dense(g)
     seen = pieces.moments_after(old, g, _decays(g))
-    s = pieces.perceptron_of(psi, x.squeeze(-1), g.squeeze(-1), seen, TINY)
+    s = pieces.perceptron_of(psi, x.squeeze(0), g.squeeze(0), seen, TINY)
     return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
 
 
@@ -122,20 +122,20 @@ def as_sums(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogona
     if dim < 2 or x.numel() < fused.LEAST:
         return plain(psi, x, g, old, dim, orthogonal)
     seen = Moments(*map(pieces.dense, after(Moments(*map(pieces.dense, old)), g, _decays(g), dim)))
-    s = fused.perceptron_of(psi, x.squeeze(-1), g.squeeze(-1), seen, TINY)
+    s = fused.perceptron_of(psi, x.squeeze(0), g.squeeze(0), seen, TINY)
     return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
 
 
 def directions(psi: Params, x: Tensor, g: Tensor, seen: Moments, dim: int, orthogonal: bool) -> Tensor:
-    """s (…, *shape) of weights x with gradients g (…, *shape, 1), of which there may be batches."""
+    """s (…, *shape) of weights x with gradients g (1, …, *shape), of which there may be batches."""
     m, v, row, col = seen
     inverse = (v + 1e-8).rsqrt()
     features = [g, g.clamp(-0.1, 0.1), x, m, v, m * inverse, inverse, g * factor(seen, dim), g * inverse]
     if dim > 1:
         features += [row, col, (row + 1e-8).rsqrt(), (col + 1e-8).rsqrt(), m * factor(seen, dim)]
     axes = (-2, -1)[-dim:]
-    inputs = normalised(together(features, g), [axis - 1 for axis in axes], TINY)
-    s = perceptron(psi | {"w0": psi["w0"][: inputs.shape[-1]]}, inputs)[..., 0]
+    inputs = normalised(together(features, g), axes, TINY)
+    s = perceptron(psi | {"w0": psi["w0"][: len(inputs)]}, inputs.flatten(1))[0].view(g.shape[1:])
     return normalised(orthogonalise(s) if orthogonal and dim > 1 else s, axes, TINY)
 
 

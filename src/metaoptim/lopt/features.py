@@ -1,7 +1,7 @@
 """What learned rules see of a weight: moments of its gradients, over several horizons, and their ratios.
 
-Everything here is for tensors (…, *shape, D): batches of weights, a weight's own axes in HWIO order (see `layout`), `dim` of
-them and at least one, and D decays or features.
+Everything here is for tensors (D, …, *shape): D decays or features, batches of weights, and a weight's own axes in HWIO order
+(see `layout`), `dim` of them and at least one. D comes first, so that a feature lies in memory as one piece.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def raised(params: Params) -> Params:
 
 def largest(x: Tensor, dim: int) -> tuple[int, int]:
     """The largest axis of a weight and the second largest, from the end; of equal ones the later counts as larger."""
-    *_, second, first = sorted(range(-dim - 1, -1), key=lambda axis: x.shape[axis])
+    *_, second, first = sorted(range(-dim, 0), key=lambda axis: x.shape[axis])
     return first, second
 
 
@@ -58,17 +58,18 @@ def over_axes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def start_of_moments(x: Tensor, dim: int) -> Moments:
     """Zeros, for a weight x (…, *shape)."""
-    m = torch.stack([torch.zeros_like(x)] * len(HORIZONS), -1)
+    m = torch.stack([torch.zeros_like(x)] * len(HORIZONS))
     row, col = (torch.zeros_like(mean) for mean in over_axes(m, dim))
-    return Moments(m, torch.zeros_like(x).unsqueeze(-1), row, col)
+    return Moments(m, torch.zeros_like(x).unsqueeze(0), row, col)
 
 
 def after(old: Moments, g: Tensor, decays: Decays, dim: int) -> Moments:
-    """The moments after a gradient g (…, *shape, 1)."""
+    """The moments after a gradient g (1, …, *shape)."""
     square = g.square()
-    m = decays.m * old.m + (1 - decays.m) * g
-    v = decays.v * old.v + (1 - decays.v) * square
-    d, (over_first, over_second) = decays.factored, over_axes(square + 1e-30, dim)
+    of_m, of_v, d = (x.reshape(-1, *[1] * (g.ndim - 1)) for x in decays)
+    m = of_m * old.m + (1 - of_m) * g
+    v = of_v * old.v + (1 - of_v) * square
+    over_first, over_second = over_axes(square + 1e-30, dim)
     return Moments(m, v, d * old.row + (1 - d) * over_first, d * old.col + (1 - d) * over_second)
 
 
@@ -81,8 +82,8 @@ def factor(moments: Moments, dim: int) -> Tensor:
 
 
 def together(features: Sequence[Tensor], g: Tensor) -> Tensor:
-    """One tensor (…, *shape, all D) of features, of which some have size 1 where g (…, *shape, 1) has more."""
-    return torch.cat([x.expand(*g.shape[:-1], x.shape[-1]) for x in features], -1)
+    """One tensor (all D, …, *shape) of features, of which some have size 1 where g (1, …, *shape) has more."""
+    return torch.cat([x.expand(-1, *g.shape[1:]) for x in features])
 
 
 def normalised(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:

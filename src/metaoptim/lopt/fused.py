@@ -23,8 +23,8 @@ LEAST = 2**14  # elements of a weight below which a graph of products is compile
 def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) -> Tensor:
     """The perceptron's first output (*shape) of weights x (*shape) with gradients g, of two or more dimensions (HWIO)."""
     w = {n: t.to(x.dtype) for n, t in psi.items()}
-    m, row, col, f, c = (t.unbind(-1) for t in (seen.m, seen.row, seen.col, *factors(seen, x.ndim)))
-    v = seen.v[..., 0]
+    m, row, col, f, c = (t.unbind() for t in (seen.m, seen.row, seen.col, *factors(seen, x.ndim)))
+    v = seen.v[0]
     inverse, factor = (v + 1e-8).rsqrt(), [a * b for a, b in zip(f, c, strict=True)]
     full = [g, g.clamp(-0.1, 0.1), x, *m, v, *(t * inverse for t in m), inverse, *(g * t for t in factor), g * inverse]
     full += [t * h for t, h in zip(m, factor, strict=True)]

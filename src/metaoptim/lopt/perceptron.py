@@ -30,9 +30,9 @@ def start_of_perceptron(sizes: Sequence[int], like: Tensor, generator: torch.Gen
 
 
 def perceptron(psi: Params, x: Tensor) -> Tensor:
-    """(…, in) -> (…, out), with ReLUs in between."""
+    """(…, in, N) -> (…, out, N) for N weights, with ReLUs in between."""
     depth = sum(name.startswith("w") for name in psi)
     for i in range(depth):
-        x = x @ psi[f"w{i}"].to(x.dtype) + psi[f"b{i}"].to(x.dtype)
+        x = psi[f"w{i}"].to(x.dtype).mT @ x + psi[f"b{i}"].to(x.dtype).unsqueeze(-1)
         x = x.relu() if i < depth - 1 else x
     return x

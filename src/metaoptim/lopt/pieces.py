@@ -22,19 +22,19 @@ FULL = (*range(15), 27, 28, 29)  # features that differ from weight to weight; 1
 
 
 def dense(x: Tensor) -> Tensor:
-    """The same tensor (*kernel, in, out, D), in memory as (D, *kernel, out, in), which for a matrix is torch's own order."""
-    return x.movedim(-1, 0).mT.contiguous().mT.movedim(0, -1)
+    """The same tensor (D, *kernel, in, out), in memory as (D, *kernel, out, in), which for a matrix is torch's own order."""
+    return x.mT.contiguous().mT
 
 
 def moments_after(old: Moments, g: Tensor, decays: Decays) -> Moments:
     """As `features.after`, for a weight of two or more dimensions."""
     dim, square = g.ndim - 1, g.square()
-    m, v = dense(old.m) * decays.m, dense(old.v) * decays.v
+    of_m, d = (x.reshape(-1, *[1] * dim) for x in (decays.m, decays.factored))
+    m, v = dense(old.m) * of_m, dense(old.v) * decays.v.item()
     for i, left in enumerate((1 - decays.m).tolist()):
-        m[..., i].add_(g[..., 0], alpha=left)
+        m[i].add_(g[0], alpha=left)
     v.add_(square, alpha=(1 - decays.v).item())
     over_first, over_second = over_axes(square.add_(1e-30), dim)
-    d = decays.factored
     return Moments(m, v, d * old.row + (1 - d) * over_first, d * old.col + (1 - d) * over_second)
 
 
@@ -46,7 +46,7 @@ def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) 
     f, c = _matrices(f, kernel), _matrices(c, kernel)
     w = {n: t.to(x.dtype) for n, t in psi.items()}
     shares = [_share(torch.cat([t, (t + 1e-8).rsqrt()]), w["w0"], at, eps) for t, at in ((row, 15), (col, 18))]
-    x, g, m, v = (_matrices(t, kernel) for t in (x.unsqueeze(-1), g.unsqueeze(-1), seen.m, seen.v))
+    x, g, m, v = (_matrices(t, kernel) for t in (x.unsqueeze(0), g.unsqueeze(0), seen.m, seen.v))
     out = torch.empty_like(x[0])
     first = w["w0"][list(FULL)]
     second = torch.cat([w["w1"].T, w["b1"][:, None]], 1)  # the bias belongs to an input that is always 1
@@ -113,8 +113,8 @@ def factors(seen: Moments, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _matrices(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """(*kernel, in, out, D) as (D, taps, out, in), where `in` and `out` may be 1."""
-    x = x.movedim(-1, 0).mT
+    """(D, *kernel, in, out) as (D, taps, out, in), where `in` and `out` may be 1."""
+    x = x.mT
     return x.expand(len(x), *kernel, -1, -1).reshape(len(x), -1, *x.shape[-2:])
 
 

@@ -44,11 +44,14 @@ class SmallFC:
 
     def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
         updates, new = {}, {}
-        for n, g in raised(grads).items():
+        seen_in = raised(grads)
+        like = next(iter(seen_in.values()))
+        own, network = decays(psi, like), network_at(psi, step.k, like)
+        for n, g in seen_in.items():
             dim = g.ndim
-            x, g = (to_hwio(t.to(g.dtype), dim).unsqueeze(-1) for t in (weights[n], g.clamp(-LARGEST, LARGEST)))
-            new[n] = after(state[n], g, decays(psi, g), max(dim, 1))
-            u = moves(psi, x, g, new[n], step.k, max(dim, 1))
+            x, g = (to_hwio(t.to(g.dtype), dim).unsqueeze(0) for t in (weights[n], g.clamp(-LARGEST, LARGEST)))
+            new[n] = after(state[n], g, own, max(dim, 1))
+            u = moves(network, x, g, new[n], max(dim, 1))
             updates[n] = from_hwio(u, dim).to(weights[n].dtype)
         return updates, new
 
@@ -63,18 +66,22 @@ def decays(psi: Params, like: Tensor) -> Decays:
     return Decays(decay("m", *HORIZONS), decay("v", 0.999), decay("factored", *HORIZONS))
 
 
-def moves(psi: Params, x: Tensor, g: Tensor, seen: Moments, k: Tensor, dim: int) -> Tensor:
-    """Updates (…, *shape) of weights x with gradients g (…, *shape, 1), of which there may be batches."""
+def network_at(psi: Params, k: Tensor, like: Tensor) -> Params:
+    """The perceptron of 28 features at step k: what it sees of time is the same for all weights, and stands in its bias."""
+    times = (k / torch.tensor(TIMES, dtype=like.dtype, device=like.device) - 1).tanh()
+    of_weights, of_time = torch.tensor_split(psi["w0"].to(like.dtype), (28,))
+    network = {n: p for n, p in psi.items() if not n.startswith("decay.")}
+    return network | {"w0": of_weights, "b0": psi["b0"].to(like.dtype) + times @ of_time}
+
+
+def moves(network: Params, x: Tensor, g: Tensor, seen: Moments, dim: int) -> Tensor:
+    """Updates (…, *shape) of weights x with gradients g (1, …, *shape), of which there may be batches."""
     m, v, row, col = seen
     inverse = (v + 1e-6).rsqrt()
     of_m = (row + 1e-6).rsqrt() if dim < 2 else factor(seen, dim)
     features = [g, x, m, v, m * inverse, inverse, g * factor(seen, dim), row, col]
     features += [(row + 1e-8).rsqrt(), (col + 1e-8).rsqrt(), m * of_m]
-    seen_here = normalised(together(features, g), range(-dim - 1, -1), 1e-5)
-    times = (k / torch.tensor(TIMES, dtype=g.dtype, device=g.device) - 1).tanh()
-    direction, magnitude = perceptron(_network(psi), together([seen_here, times], g)).unbind(-1)
-    return -0.001 * direction * (0.001 * magnitude).exp()
-
-
-def _network(psi: Params) -> Params:
-    return {n: x for n, x in psi.items() if not n.startswith("decay.")}
+    seen_here = normalised(together(features, g), range(-dim, 0), 1e-5)
+    direction, magnitude = perceptron(network, seen_here.flatten(1)).view(2, *g.shape[1:])
+    u: Tensor = -0.001 * direction * (0.001 * magnitude).exp()
+    return u
