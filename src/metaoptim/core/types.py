@@ -62,6 +62,13 @@ class MetaParams(NamedTuple):
     weights: Params
     rule: Params
 
+    def __repr__(self) -> str:
+        parts = {"weights": self.weights, "rule": self.rule}
+        told = [
+            f"{n}: {sum(x.numel() for x in part.values()):,} numbers in {', '.join(part)}" for n, part in parts.items() if part
+        ]
+        return f"MetaParams({'; '.join(told)})"
+
     @property
     def device(self) -> torch.device:
         """Where φ is."""

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.types import MetaOptimizer
+from metaoptim.estimators import EvolutionStrategy, unguarded
 from metaoptim.learners import modules, network_of
 from metaoptim.nn import blame
 
 _VALUE = re.compile(r"value out of a tracing tensor|data.dependent|_local_scalar_dense|\.item\(\) on a Tensor|data_ptr", re.I)
 _FORWARD = re.compile(r"ZeroTensors are immutable|forward AD|forward-mode AD|implement the jvp")
 _TWICE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(once_differentiable)")
-_INTO = re.compile(r"mutating a non-functional|mutate a captured Tensor|inplace arithmetic|match the broadcast shape")
+_INTO = re.compile(
+    r"mutating a non-functional|mutate a captured Tensor|inplace arithmetic|match the broadcast shape|updated in place"
+)
 _MAP = re.compile(r"vmap|batching rule|BatchedTensor", re.I)
 _CHECKPOINT = re.compile(r"computes values again in the backward pass")
 _DATA = re.compile(
@@ -27,26 +31,32 @@ _DATA = re.compile(
 _FLOATS = re.compile(r"dtype|scalar type|Input type|desired output type")
 _CALL = re.compile(r"forward\(\) .*(?:argument|keyword)")
 
-_SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], str]], ...] = (
-    (_CHECKPOINT, lambda who, found: found.string),
-    (_VALUE, lambda who, found: (
+_LOOP = ', or batching="loop" with runtime="eager" (in training: engine={"batching": "loop", "runtime": "eager"})'
+_NO_STRATEGY = (
+    ', or, in place of evolution strategies, which map the runs of a pair, estimator="truncated" with engine={"batching": '
+    '"loop", "runtime": "eager"}'
+)
+
+_SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str], str], str]], ...] = (
+    (_CHECKPOINT, lambda who, found, way: found.string),
+    (_VALUE, lambda who, found, way: (
         f"{who} branches on a value (an `if` on a tensor, int(), .item()), which neither vmap nor a graph can hold: use "
-        'torch.where or indexing there, or batching="loop" with runtime="eager"'
+        f"torch.where or indexing there{way}"
     )),
-    (_FORWARD, lambda who, found: (
+    (_FORWARD, lambda who, found, way: (
         f'{who} uses a function that has no forward mode in torch, which memory="mixed" needs: use memory="steps", with the '
         "same numbers"
     )),
-    (_TWICE, lambda who, found: (
+    (_TWICE, lambda who, found, way: (
         f"{who} uses `{found[1] or found[2]}`, which torch can't differentiate twice, as a gradient through inner steps must: "
         "use another function there, or a first-order method, such as fomaml"
     )),
-    (_INTO, lambda who, found: (
+    (_INTO, lambda who, found, way: (
         f"{who} writes into a tensor in place ({found[0]}), such as a buffer that it counts in, which neither vmap nor a graph "
-        'can do: leave that to your loop, or use batching="loop" with runtime="eager"'
+        f"can do: leave that to your loop (mo.nn.convert makes batch norms that count nothing){way}"
     )),
-    (_MAP, lambda who, found: (
-        f'{who} does what vmap can\'t map ({_line(found.string)}): use batching="loop", which needs no map'
+    (_MAP, lambda who, found, way: (
+        f"{who} does what vmap can't map ({_line(found.string)}): use other operations there{way}"
     )),
 )  # fmt: skip
 
@@ -75,7 +85,7 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
     who = layers[0] if layers else "the model, the loss or the rule"
     for sign, told in _SENTENCES:
         if found := sign.search(text):
-            return told(who, found)
+            return told(who, found, _way(owner))
     if isinstance(error, TypeError):
         return (
             f"the model is called with the inputs of a batch as one argument, but {_line(text)}; wrap it in one that takes them"
@@ -92,6 +102,13 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
     )
 
 
+def _way(owner: Any) -> str:
+    """The settings that need neither vmap nor a graph, where the owner is run by an engine."""
+    if not isinstance(owner, MetaOptimizer):
+        return ""
+    return _NO_STRATEGY if isinstance(unguarded(owner.estimator), EvolutionStrategy) else _LOOP
+
+
 def _blamed(error: Exception, module: nn.Module, owner: Any) -> str | None:
     """The layer that an error came from; a module that is the loss is called so."""
     name = blame(error, module)
@@ -101,7 +118,7 @@ def _blamed(error: Exception, module: nn.Module, owner: Any) -> str | None:
 
 def _expected(text: str, tensors: list[Tensor]) -> str:
     """What to give, as far as what torch says tells it."""
-    if "target dtype" in text or "expected scalar type Long" in text:
+    if re.search(r"target dtype|expected scalar type Long|int64 for index", text):
         return "expected class numbers as targets: y.long()"
     if "desired output type" in text:
         return "expected floats as targets: y.float()"

@@ -12,9 +12,9 @@ from torch import nn
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
 from metaoptim.core.gradients import inspected
-from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Task
+from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Rule, Step, Task
 from metaoptim.engine.executor import Executor
-from metaoptim.learners import Network, network_of
+from metaoptim.learners import Inner, Network, network_of
 from metaoptim.nn import alone
 
 LONG = 5  # inner steps beyond which the graph of a whole run could be too large
@@ -31,13 +31,19 @@ def inspect(
     memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
     parts: what the user calls the two parts of a task.
 
-    Raises a ValueError for functions that can be differentiated once alone, where a meta-gradient differentiates twice, for a
-    forward pass that writes into its weights or its data, and for a head that was guessed wrong.
+    Raises a ValueError for a rule whose updates don't fit the weights, for functions that can be differentiated once alone, where
+    a meta-gradient differentiates twice, for a forward pass that writes into its weights or its data, and for a head that was
+    guessed wrong.
     """
     sparing = "steps" in method.estimator.memories and (method.learner.steps > LONG or memory in ("steps", "mixed"))
     kept = "steps" if sparing else method.estimator.memories[0]
     one, carried = trees.map_tensors(torch.clone, trees.index((batch, carry), slice(1)))
     # What fails is told of where it is run.
+    rule, state = getattr(method.learner, "rule", None), None
+    with torch.random.fork_rng(devices=[]), suppress(Exception), torch.no_grad():
+        state = method.learner.init(phi, trees.index(one.support, 0))
+    if rule is not None and isinstance(state, Inner):
+        check_updates(rule, phi.rule, state.fast)
     with inspected() as found, untouched(phi, one, parts) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
@@ -58,6 +64,31 @@ def inspect(
         )
     elif found.looked and not found.reached and method.estimator.claim in ("exact", "first_order", "truncated"):
         warn(f"no weight influences {loss}: its meta-gradient is zero.")
+
+
+def check_updates(rule: Rule, psi: Params, weights: Params) -> None:
+    """A ValueError where the first update of a rule is not one for these weights."""
+    who, like = f"the rule {type(rule).__name__}", next(iter(weights.values()))
+    grads, own = (trees.map_tensors(torch.clone, weights) for _ in range(2))
+    step = Step(torch.tensor(0, device=like.device), like.new_ones(()))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            found: Any = rule.update(psi, grads, rule.init(psi, weights), own, step)
+        except KeyError as error:
+            raise ValueError(
+                f"{who} finds no {error} where it looks for it: what it knows by the names of other weights can't move these; "
+                "start it on these, or let it know none by name."
+            ) from error
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], dict):
+        raise ValueError(f"`update` of {who} returned {type(found).__name__}; it must return (updates by name, state).")
+    for name, w in weights.items():
+        shape = getattr(found[0].get(name), "shape", None)
+        if shape != w.shape:
+            told = "no update" if shape is None else f"an update of shape {tuple(shape)}"
+            raise ValueError(
+                f"`update` of {who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of the "
+                "same shape for every weight, zeros where one is to stay."
+            )
 
 
 def _sets_apart(method: MetaOptimizer, network: Network) -> bool:

@@ -86,6 +86,8 @@ def evaluate(
         raise ValueError(f"evaluate takes runs; found {type(given[0]).__name__}: mo.Run(method, phi) makes one of any φ.")
     if not runs:
         raise ValueError("evaluate needs a run; the list is empty.")
+    if hasattr(tasks, "stretch") or hasattr(runs[0].method.learner, "problems"):
+        raise ValueError("evaluate scores few-shot learning; learned optimizers are judged by mo.lopt.evaluate(run).")
     check_counts(episodes=episodes, pretrain_iterations=pretrain_iterations)
     check_counts(0, steps=steps)
     check_seed(seed)

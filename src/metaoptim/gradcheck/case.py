@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -56,6 +57,26 @@ def recast(x: Any, dtype: torch.dtype) -> Any:
 def unguarded(method: MetaOptimizer) -> MetaOptimizer:
     """The same without a guard, which changes gradients that are not finite or long, and those alone."""
     return replace(method, estimator=estimators.unguarded(method.estimator))
+
+
+class Mixed(ValueError):
+    """Something stays in other floats."""
+
+
+@contextmanager
+def in_doubles() -> Iterator[None]:
+    """Says what is at fault where floats of two kinds meet, though all that could be found was recast."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        said = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
+        if not re.search(r"float\b.*\bdouble|double\b.*\bfloat", said, re.I):
+            raise
+        raise Mixed(
+            f"a check computes in float64, and the model, the loss or the rule holds a float32 tensor where it can't be seen "
+            f"({said}): make it a buffer of the module or a part of the batch, or convert it where it is used, as in "
+            "t.to(output.dtype)."
+        ) from error
 
 
 class Overwritten(ValueError):

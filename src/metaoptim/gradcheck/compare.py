@@ -18,7 +18,7 @@ from metaoptim.core.checks import check_counts, check_method, check_positive
 from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import Estimator, MetaOptimizer, Task
 from metaoptim.estimators import Truncated, Unroll, nres, pes, truncated_es
-from metaoptim.gradcheck.case import Case, recast, unguarded
+from metaoptim.gradcheck.case import Case, in_doubles, recast, unguarded
 from metaoptim.gradcheck.claims import over_a_run
 from metaoptim.gradcheck.samples import TASKS, sample
 from metaoptim.tasks import TaskFamily
@@ -43,6 +43,14 @@ class Estimated:
     spread: float
     seconds: float
 
+    @property
+    def told(self) -> str:
+        """The bias in words: one that noise could have made is told by its bound alone."""
+        bound = 2 * self.error
+        if not bound:
+            return f"{self.bias:.1%}"
+        return f"below {bound:.0%}" if self.bias <= bound else f"{self.bias:.1%} ± {self.error:.1%}"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -56,14 +64,16 @@ class Comparison:
         """A row for each estimator."""
         facts = self.facts
         title = f"{self.name}: estimators over runs of {facts['steps']} inner steps, {facts['repeats']} repetitions, float64"
-        caption = "bias and spread relative to the norm of the exact meta-gradient of the mean loss of a run"
+        caption = (
+            "bias and spread relative to the norm of the exact meta-gradient of the mean loss of a run; below: a bias of less than "
+            "two standard errors, which noise alone can make"
+        )
         table = Table("estimator", title=title, caption=caption)
         for head in ("bias", "spread of one estimate", "seconds", "of exact"):
             table.add_column(head, justify="right", no_wrap=True)
         whole = self.rows[0].seconds
         for row in self.rows:
-            bias = f"{row.bias:.1%} ± {row.error:.1%}" if row.spread else f"{row.bias:.1%}"
-            table.add_row(row.name, bias, f"{row.spread:.0%}", f"{row.seconds:.2g}", f"{row.seconds / whole:.2g} ×")
+            table.add_row(row.name, row.told, f"{row.spread:.0%}", f"{row.seconds:.2g}", f"{row.seconds / whole:.2g} ×")
         return table
 
     def __str__(self) -> str:
@@ -123,7 +133,8 @@ def compare_estimators(
         estimator.check(method.learner, learnt)
     batch = trees.map_tensors(lambda x: x[:TASKS], sample(method, tasks, None))
     case = Case(recast(method, torch.float64), recast(batch, torch.float64))
-    return measured(case, given, repeats)
+    with in_doubles():
+        return measured(case, given, repeats)
 
 
 def measured(case: Case, estimators: Mapping[str, Estimator], repeats: int) -> Comparison:

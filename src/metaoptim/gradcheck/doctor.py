@@ -17,7 +17,7 @@ from metaoptim.core.finite import in_the_data
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
 from metaoptim.engine.options import check_settings
-from metaoptim.gradcheck.case import Case, How, Mapped, prepare, unguarded
+from metaoptim.gradcheck.case import Case, How, Mapped, Mixed, in_doubles, prepare, unguarded
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
 from metaoptim.gradcheck.compare import measured
 from metaoptim.gradcheck.differences import EXACT, distance, probe
@@ -149,11 +149,12 @@ def _modes(case: Case, modes: Literal["quick", "all"] | Sequence[How], say: Say)
             continue
         try:
             if first is None:
-                first = judge(case, how)
+                with in_doubles():
+                    first = judge(case, how)
                 rows.append(Row(name, first.error, limit=first.limit))
             else:
                 rows.append(_compare(name, case, how, first))
-        except NoMinimum:  # which no other mode has either
+        except (NoMinimum, Mixed):  # which no other mode has either
             raise
         except Exception as error:  # whatever torch and a user's code can say
             rows.append(Row(name, None, refused=said(error)))

@@ -5,6 +5,7 @@ A learned rule is a `Rule`, like those of `metaoptim.rules`, with the weights of
 
 from metaoptim.lopt.baselines import BASELINES, Baseline
 from metaoptim.lopt.celo2 import Celo2
+from metaoptim.lopt.data import Data
 from metaoptim.lopt.families import (
     convnet,
     held_out,
@@ -20,6 +21,7 @@ from metaoptim.lopt.judgement import Judgement
 from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.lstm import LSTM
 from metaoptim.lopt.mixture import Mixture, mixture
+from metaoptim.lopt.module import from_module
 from metaoptim.lopt.problem import Problems
 from metaoptim.lopt.small_fc import SmallFC
 from metaoptim.lopt.streams import Streams
@@ -30,6 +32,7 @@ __all__ = [
     "LSTM",
     "Baseline",
     "Celo2",
+    "Data",
     "Judgement",
     "Mixture",
     "Optimizee",
@@ -38,6 +41,7 @@ __all__ = [
     "Streams",
     "convnet",
     "evaluate",
+    "from_module",
     "held_out",
     "learned_optimizer",
     "logistic",

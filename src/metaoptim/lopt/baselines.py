@@ -16,6 +16,8 @@ from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import MetaParams, Params, Rule, Task
+from metaoptim.engine.bound import Bound
+from metaoptim.engine.faults import explained
 from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.problem import CEILING
@@ -42,10 +44,10 @@ class Baseline:
         check_positive(low=self.low, high=self.high)
 
     def step_sizes(self, count: int) -> list[float]:
-        """`count` step sizes from low to high, in equal ratios."""
+        """`count` step sizes from low to high, in equal ratios, to six digits."""
         check_counts(step_sizes=count)
         ratio = math.log(self.high / self.low) / max(count - 1, 1)
-        return [self.low * math.exp(ratio * i) for i in range(count)]
+        return [float(f"{self.low * math.exp(ratio * i):.6g}") for i in range(count)]
 
 
 BASELINES: Mapping[str, Baseline] = {
@@ -72,12 +74,14 @@ def curves(family: Family, rule: Rule, psi: Params, tasks: Task) -> tuple[Tensor
     """Judged losses of whole runs of T problems after 0 … K steps, and where a run counts as diverged; each (T, K+1)."""
     learner, phi = Optimizee(family, rule), MetaParams({}, psi)
 
-    def one(task: Task) -> tuple[Tensor, Tensor]:
-        found = [learner.loss(phi, s, task.support, task.query, k) for k, s in inner_loop(learner, phi, task.support, held)]
+    def one(task: Task, key: Tensor) -> tuple[Tensor, Tensor]:
+        own = Bound(learner, {}, key)
+        found = [own.loss(phi, s, task.support, task.query, k) for k, s in inner_loop(own, phi, task.support, held)]
         return torch.stack([loss for loss, _ in found]), torch.stack([info["diverged"] for _, info in found])
 
-    with torch.no_grad():
-        losses, diverged = vmap(one, randomness="different")(tasks)
+    first = tasks.support["first"]
+    with explained(tasks, learner), torch.no_grad():
+        losses, diverged = vmap(one, randomness="different")(tasks, torch.arange(len(first), device=first.device))
     return losses, diverged
 
 

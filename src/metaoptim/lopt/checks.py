@@ -1,4 +1,4 @@
-"""What is given as a rule, as its ψ or as training problems: a check says nothing, or raises a ValueError of one sentence."""
+"""What is given as a rule or as its ψ: a check says nothing, or raises a ValueError of one sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.types import MetaParams, Params, Rule
-from metaoptim.lopt.mixture import Family
 
 
 def check_rule(rule: Any, taker: str) -> None:
@@ -41,12 +40,3 @@ def check_psi(rule: Rule, psi: Any, what: str, weights: Params | None = None) ->
     raise ValueError(
         f"{what}: {odd!r} is {found}, where {type(rule).__name__} has it {expected}{here}; give the ψ of this rule."
     )
-
-
-def check_family(problems: Any, taker: str) -> None:
-    """A family of training problems, and neither its name nor a task family."""
-    if not isinstance(problems, Family):
-        raise ValueError(
-            f"{taker} takes families of training problems, such as mo.lopt.quadratics() or mo.lopt.from_module(net, loss, "
-            f"data); found {brief(problems)}."
-        )

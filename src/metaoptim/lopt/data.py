@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaoptim.core import trees
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch
 from metaoptim.tasks import cache, cifar_fs, draw_letters
@@ -39,7 +40,7 @@ class Data:
 
     Args:
         name: of the set, for records.
-        x, y: inputs [N, …], floating-point numbers or codes, and class numbers [N] or [N, …].
+        x, y: inputs [N, …], floating-point numbers or codes, and class numbers [N] or [N, …], int64.
         classes: how many there are.
     """
 
@@ -48,11 +49,40 @@ class Data:
     y: Tensor
     classes: int
 
+    def __post_init__(self) -> None:
+        check_examples(self.x, self.y)
+        check_counts(2, classes=self.classes)
+        if self.y.dtype != torch.int64:
+            raise ValueError(f"y is {self.y.dtype}: it must be class numbers in int64, as y.long() gives them.")
+        low, high = int(self.y.min()), int(self.y.max())
+        if low < 0 or high >= self.classes:
+            raise ValueError(
+                f"y goes from {low} to {high}; with classes={self.classes} it must be from 0 to {self.classes - 1}."
+            )
+
     def batches(self, size: int, seed: int, stream: str, first: int, count: int) -> Batch:
         """Minibatches number first … first+count−1 of a stream, drawn with replacement: x [count, size, …], y alike."""
-        rows = torch.from_numpy((raw(seed, stream, first, count, size) % np.uint64(len(self.x))).astype(np.int64))
-        x = self.x[rows]
-        return x.to(torch.get_default_dtype()) if x.is_floating_point() else x, self.y[rows]
+        x, y = minibatches((self.x, self.y), size, seed, stream, first, count)
+        return x.to(torch.get_default_dtype()) if x.is_floating_point() else x, y
+
+
+def minibatches(examples: Batch, size: int, seed: int, stream: str, first: int, count: int) -> Batch:
+    """Minibatches number first … first+count−1 of a stream, drawn with replacement: [count, size, …] of each tensor [N, …]."""
+    total = len(trees.flatten(examples)[0])
+    rows = torch.from_numpy((raw(seed, stream, first, count, size) % np.uint64(total)).astype(np.int64))
+    return trees.map_tensors(lambda x: x[rows], examples)
+
+
+def check_examples(x: Any, y: Any) -> None:
+    """Inputs and targets of the same examples, as tensors (or trees of them)."""
+    leaves = trees.flatten((x, y))
+    if odd := [part for part in leaves if not isinstance(part, Tensor)]:
+        kind = type(odd[0]).__name__
+        advice = ", as torch.from_numpy gives them" if isinstance(odd[0], np.ndarray) else ""
+        raise ValueError(f"x and y must be tensors{advice}; found {kind}.")
+    if len({part.shape[:1] for part in leaves}) != 1 or not leaves[0].ndim or not len(leaves[0]):
+        shapes = " and ".join(str(tuple(part.shape)) for part in leaves)
+        raise ValueError(f"x and y have shapes {shapes}; the first axis of both must count the same examples, one or more.")
 
 
 def load(name: Name, size: int = 8, root: str | None = None) -> Data:

@@ -22,13 +22,15 @@ from metaoptim.core.checks import check_counts, check_flags
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import MetaParams, Params, Rule, Task
+from metaoptim.engine.inspect import check_updates
 from metaoptim.evaluation.evaluate import check_seeds, on_device
 from metaoptim.learners import device_called
 from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, final, tune
+from metaoptim.lopt.checks import check_psi
 from metaoptim.lopt.families import held_out
 from metaoptim.lopt.judgement import Judgement, Row
 from metaoptim.lopt.learner import Optimizee
-from metaoptim.lopt.mixture import Family, members
+from metaoptim.lopt.mixture import Family, check_family, members
 from metaoptim.runs import Run
 from metaoptim.runs.progress import tracked
 from metaoptim.tasks.base import check_seed, digest_episodes
@@ -40,7 +42,7 @@ def evaluate(
     learned: Run | Sequence[Run] | Rule,
     psi: Params | None = None,
     *,
-    families: Literal["own", "held_out", "both"] | Mapping[str, Family] | Sequence[Family] | None = None,
+    families: Literal["own", "held_out", "both"] | Family | Mapping[str, Family] | Sequence[Family] | None = None,
     baselines: Sequence[str] | Mapping[str, Baseline] | None = None,
     problems: int = 10,
     seeds: int = 3,
@@ -58,11 +60,12 @@ def evaluate(
 
     Args:
         learned: a run of `meta_train`, or runs that differ in their seed (losses are averaged over them, problem by problem),
-            or a rule.
-        psi: ψ of that rule; of a run, its own.
+            or a rule, or what `mo.optim.load` gives.
+        psi: ψ of that rule; of a run, its own; none is needed of a rule that has none.
         families: what is trained: "own" (the families of the run's meta-training, without their `rescaled`), "held_out" or
-            "both"; or families, by name. Not given: both, and of a rule the held-out ones.
-        baselines: what it is compared with: names among those of `BASELINES`, or rules by name; not given: all of these.
+            "both"; or a family, or several, by name. Not given: both, and of a rule the held-out ones, of which some need data
+            (see `load`), and download them where there are none.
+        baselines: what it is compared with: names among those of `BASELINES`, or a `Baseline` by name; not given: all of these.
         problems: T, fresh problems for each seed, side by side; and as many to tune on.
         seeds: how many times so many.
         steps: K, the steps of a run, as of a run beyond the horizon of meta-training; the family's own where not given.
@@ -84,6 +87,7 @@ def evaluate(
     if tuned and "lr" not in getattr(numbers, "__dataclass_fields__", {}):
         raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
     judged = {n: f if steps is None else f.with_(steps=steps) for n, f in _families(families, own).items()}
+    _check(rule, psis, judged, seed)
     name = f"learned {type(rule).__name__}"
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
     place = psis[0][min(psis[0])].device if psis[0] else None
@@ -112,11 +116,17 @@ def _learned(
     """A rule, its ψ (one for each run), the families and the steps of the runs that it was meta-trained on."""
     runs = list(learned) if isinstance(learned, list | tuple) else [learned]
     if not all(isinstance(run, Run) for run in runs) or not runs:
-        if isinstance(learned, list | tuple) or not hasattr(learned, "update"):
-            raise ValueError(f"lopt.evaluate takes a run of lopt.meta_train, runs, or a rule; found {brief(learned)}.")
+        if hasattr(learned, "rule") and hasattr(learned, "psi"):  # what makes optimizers of a rule
+            learned, psi = learned.rule, learned.psi if psi is None else psi
+        if isinstance(learned, type | list | tuple) or not hasattr(learned, "update"):
+            raise ValueError(
+                "lopt.evaluate takes a run of lopt.meta_train (mo.load gives that of a folder), runs, a rule, or what "
+                f"mo.optim.load gives; found {brief(learned)}."
+            )
         if psi is None:
-            raise ValueError("psi is missing: give ψ of the rule, as of run.phi.rule, or the run itself.")
-        return learned, [psi if device is None else trees.to(psi, device_called(device))], {}, None
+            check_psi(learned, psi, "psi")
+        own_psi = {} if psi is None else psi
+        return learned, [own_psi if device is None else trees.to(own_psi, device_called(device))], {}, None
     learner = runs[0].method.learner
     if not isinstance(learner, Optimizee):
         raise ValueError(f"lopt.evaluate takes a run of lopt.meta_train, or a rule; found a run of {runs[0].method.name}.")
@@ -126,12 +136,23 @@ def _learned(
     return learner.rule, [run.phi.rule if psi is None else psi for run in placed], own, learner.steps
 
 
+def _check(rule: Rule, psis: Sequence[Params], families: Mapping[str, Family], seed: int) -> None:
+    """A ValueError for a ψ of another rule, or one that doesn't fit the weights of a family."""
+    for family in families.values():
+        begun = family.stretch("val", seed, [0], [0], [family.steps], 1).support["start"]
+        weights: Params = trees.map_tensors(lambda x: x[0, 0], begun)
+        for psi in psis:
+            check_psi(rule, psi, "psi", weights)
+        here: Params = trees.to(weights, psis[0][min(psis[0])].device) if psis[0] else weights
+        check_updates(rule, psis[0], here)
+
+
 def _families(given: Any, own: Mapping[str, Family]) -> dict[str, Family]:
     """What is trained, by name."""
     if given is None:
         given = "both" if own else "held_out"
     if not isinstance(given, str):
-        found = dict(given) if isinstance(given, Mapping) else {f.name: f for f in given}
+        found = dict(given) if isinstance(given, Mapping) else _by_name(given)
     elif given not in ("own", "held_out", "both"):
         raise ValueError(f"families={given!r}: it must be own, held_out, both, or families.")
     elif given != "held_out" and not own:
@@ -140,7 +161,22 @@ def _families(given: Any, own: Mapping[str, Family]) -> dict[str, Family]:
         found = (dict(own) if given != "held_out" else {}) | (held_out() if given != "own" else {})
     if not found:
         raise ValueError("families is empty; give one at least.")
+    for family in found.values():
+        check_family(family)
     return found
+
+
+def _by_name(given: Any) -> dict[str, Family]:
+    """A family, or several of different names."""
+    families = list(given) if isinstance(given, list | tuple) else [given]
+    for family in families:
+        check_family(family)
+    names = [f.name for f in families]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise ValueError(
+            f"families: {len(twice)} are called `{twice[0]}`; name them, as in families={{'one': a, 'another': b}}."
+        )
+    return dict(zip(names, families, strict=True))
 
 
 def _baselines(given: Any) -> dict[str, Baseline]:
@@ -149,6 +185,11 @@ def _baselines(given: Any) -> dict[str, Baseline]:
     if not known:
         raise ValueError("baselines is empty; give one at least, for losses are told relative to the best one.")
     if isinstance(known, Mapping):
+        if odd := [(n, b) for n, b in known.items() if not isinstance(b, Baseline)]:
+            raise ValueError(
+                f"baselines: {odd[0][0]!r} is {brief(odd[0][1])}; its step size is tuned, so give how it is built of one, as in "
+                "mo.lopt.Baseline(lambda lr, warmup: mo.rules.SGD(lr), 0.01, 1.0)."
+            )
         return dict(known)
     if isinstance(known, str) or (odd := [name for name in known if name not in BASELINES]):
         shown = known if isinstance(known, str) else odd[0]

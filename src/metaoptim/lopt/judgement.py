@@ -152,9 +152,10 @@ class Judgement:
     def table(self, width: int = WIDTH) -> Table:
         """A row for each rule on each family."""
         runs, facts, trained = len(self.rows[0].losses), self.facts, len(self.rows[0].by_run)
+        tried = f"{facts['step_sizes']} step size{'' if facts['step_sizes'] == 1 else 's'}"
         caption = (
             f"{runs} runs on fresh problems; losses in units of knowing nothing, in brackets over the best baseline's; "
-            f"baselines tuned over {facts['step_sizes']} step sizes on other problems (*: the best was the first or the last "
+            f"baselines tuned over {tried} on other problems (*: the best was the first or the last "
             "one); steps and seconds until the best baseline's final loss"
             + (f"; the mean over {trained} runs of meta-training" if trained > 1 else "")
         )
@@ -179,6 +180,8 @@ class Judgement:
         console = Console(file=io.StringIO(), width=WIDTH)
         console.print(self.table())
         return cast(io.StringIO, console.file).getvalue().rstrip()
+
+    __repr__ = __str__
 
     def json(self) -> dict[str, Any]:
         """All of it in JSON's types: what was measured, the final loss of each run, and quantiles of the curves."""

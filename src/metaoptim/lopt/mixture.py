@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaoptim.core.brief import brief
 from metaoptim.core.types import Batch, Info, Params, Task
 from metaoptim.lopt.problem import SPLITS, Problems
 
@@ -23,10 +24,13 @@ class Mixture:
     members: tuple[Family, ...]
 
     def __post_init__(self) -> None:
+        for member in self.members:
+            check_family(member)
         if len({m.steps for m in self.members}) != 1 or len({m.name for m in self.members}) < len(self.members):
             found = ", ".join(f"{m.name} (steps={m.steps})" for m in self.members) or "none"
             raise ValueError(
-                f"mixture: the members are {found}; give one or more, all different and with the same steps (.with_(steps=…))."
+                f"mixture: the members are {found}; give one or more, all different by name and with the same steps "
+                "(.with_(name=…, steps=…))."
             )
 
     @property
@@ -91,6 +95,15 @@ class Mixture:
 
 Family = Problems | Mixture
 """What an update rule is meta-trained on."""
+
+
+def check_family(problems: Any) -> None:
+    """Training problems, and neither their name nor another kind of tasks."""
+    if not isinstance(problems, Family):
+        raise ValueError(
+            "training problems are families such as mo.lopt.quadratics() or mo.lopt.from_module(net, loss, data); found "
+            f"{brief(problems)}."
+        )
 
 
 def mixture(*families: Family) -> Mixture:

@@ -17,17 +17,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.checks import check_counts
+from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Batch, Info, Params, Task
+from metaoptim.lopt.look import check_functions, look
 from metaoptim.tasks.base import check_split, raw, uniforms
 
 SPLITS = ("train", "val", "test")
 CEILING = 3.0  # of a judged loss, in units of what knowing nothing costs
+_SEEN: WeakSet[Problems] = WeakSet()  # families that have been looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +38,10 @@ class Problems:
     """A family of training problems.
 
     Every number is a function of (seed, split, problem, step) alone: whoever trains on problem i of a seed has the same start
-    and the same minibatches.
+    and the same minibatches. What the functions give is looked at once, when the first problem is drawn.
 
     Args:
-        name: of the family, for records.
+        name: of the family, for records; its random numbers depend on it.
         start: seed -> the weights of one problem at its start.
         batches: (seed, stream, first, count) -> the minibatches of steps first … first+count−1 of one problem, stacked:
             [count, B, …] each, or [1, …] where all are the same; those of the stream "support" are trained on, those of
@@ -62,12 +65,14 @@ class Problems:
     splits: tuple[str, ...] = field(default=SPLITS, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_functions(name=self.name, start=self.start, batches=self.batches, loss=self.loss)
         check_counts(steps=self.steps)
+        check_positive(unit=self.unit)
         if len(self.rescaled) != 2 or not 0 < self.rescaled[0] <= self.rescaled[1] < math.inf:
             raise ValueError(f"rescaled={self.rescaled}: it must be two positive numbers, the smaller one first.")
 
     def with_(self, **changes: Any) -> Problems:
-        """The same family with other steps, or another range of scales."""
+        """The same family with other steps, another range of scales, or another name."""
         return replace(self, **changes)
 
     def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
@@ -83,18 +88,27 @@ class Problems:
         found = []
         for number, first, horizon in zip(problems, firsts, horizons, strict=True):
             own = int(raw(seed, f"{self.name}/{split}", number, 1, 1)[0, 0])
+            if self not in _SEEN:
+                look(self, own)
+                _SEEN.add(self)
             scale = math.exp(low + (high - low) * uniforms(seed, f"{self.name}/{split}/scale", number, 1, 1)[0, 0])
             weights = self.start(own)
             dtype = next(iter(weights.values())).dtype
             support = {
-                "start": {n: w / scale for n, w in weights.items()},
+                "start": {n: w.detach() / scale for n, w in weights.items()},
                 "batches": self.batches(own, "support", first, width),
                 "first": torch.tensor(first),
                 "horizon": torch.tensor(horizon),
                 "scale": torch.tensor(scale, dtype=dtype),
             }
             found.append(Task(support, {"batches": self.batches(own, "query", first, width + 1)}))
-        tasks: Task = trees.map_tensors(lambda x: x.unsqueeze(1), trees.stack(found))
+        try:
+            tasks: Task = trees.map_tensors(lambda x: x.unsqueeze(1), trees.stack(found))
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"the problems of the family `{self.name}` have different shapes ({error}); all must have the same, to be "
+                "trained side by side: make several families of them."
+            ) from error
         return tasks
 
     def describe(self, split: str) -> dict[str, Any]:

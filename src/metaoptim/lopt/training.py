@@ -18,9 +18,11 @@ from typing import Any, cast
 import torch
 
 from metaoptim.core import trees
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts
-from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Rule
+from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Params, Rule
 from metaoptim.estimators import Guarded, Truncated, nres, pes, truncated_es, unguarded
+from metaoptim.lopt.checks import check_psi, check_rule
 from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.mixture import Family, mixture
 from metaoptim.lopt.streams import Streams
@@ -30,16 +32,35 @@ from metaoptim.training import train
 ESTIMATORS = {"pes": pes, "nres": nres, "truncated_es": truncated_es}
 
 
-def learned_optimizer(rule: Rule, problems: Family, estimator: Estimator, seed: int = 0) -> MetaOptimizer:
+def learned_optimizer(
+    rule: Rule,
+    problems: Family | Sequence[Family],
+    estimator: str | Estimator = "pes",
+    seed: int = 0,
+    *,
+    window: int | None = None,
+    sigma: float = 0.01,
+    pairs: int = 1,
+    psi: Params | None = None,
+) -> MetaOptimizer:
     """A rule whose ψ is learnt by training problems with it: an optimizer that learns how to optimize.
 
-    ψ at its start is drawn by the seed. An estimator that isn't `Guarded` is guarded.
+    The arguments are those of `meta_train`. An estimator that isn't `Guarded` is guarded.
     """
-    weights = trees.map_tensors(lambda x: x[0, 0], problems.sample("train", seed=seed, start=0, count=1).support["start"])
-    phi = MetaParams({}, rule.start(weights, torch.Generator().manual_seed(seed)))
+    check_rule(rule, "learning an optimizer")
+    family, chosen = joined(problems), named(estimator, window, sigma, pairs)
+    weights = trees.map_tensors(lambda x: x[0, 0], family.sample("train", seed=seed, start=0, count=1).support["start"])
+    drawn = rule.start(weights, torch.Generator().manual_seed(seed))
+    if not drawn:
+        raise ValueError(
+            f"{brief(rule)} has no ψ, so nothing of it can be learnt; give a rule that has, such as mo.lopt.Celo2()."
+        )
+    if psi is not None:
+        check_psi(rule, psi, "psi", weights)
+        drawn = {n: psi[n].detach().clone() for n in drawn}
     name, outer = f"learned {type(rule).__name__}", Outer("AdamW", 3e-4)
-    guarded = estimator if isinstance(estimator, Guarded) else Guarded(estimator)
-    return MetaOptimizer(Optimizee(problems, rule), guarded, phi, outer=outer, name=name)
+    guarded = chosen if isinstance(chosen, Guarded) else Guarded(chosen)
+    return MetaOptimizer(Optimizee(family, rule), guarded, MetaParams({}, drawn), outer=outer, name=name)
 
 
 def meta_train(
@@ -51,6 +72,7 @@ def meta_train(
     window: int | None = None,
     sigma: float = 0.01,
     pairs: int = 1,
+    psi: Params | None = None,
     horizons: Sequence[int] | None = None,
     problems_per_step: int = 8,
     clip: float | None = 1.0,
@@ -69,14 +91,16 @@ def meta_train(
     "val" for as many steps as the family has.
 
     Args:
-        rule: what is learnt, such as `Celo2()`; ψ starts from `rule.start`, drawn by the seed.
+        rule: what is learnt, such as `Celo2()`.
         problems: a family, or several, of which a step trains T problems each (see `mixture`).
         iterations: outer steps, altogether.
-        estimator: of ∇ψ: "pes", "nres", "truncated_es", "truncated" (backpropagation through a window), or an estimator.
+        estimator: of ∇ψ: "pes", "nres", "truncated_es", "truncated" (backpropagation through a window), or an estimator, which
+            may judge something else: `Unroll()` the last step alone.
         window: W, the inner steps of an outer step, which must divide the family's steps; 10 where it is not given. An
             estimator that is given has its own, and one that has none goes through whole runs.
         sigma: σ of the evolution strategies named above.
         pairs: their antithetic pairs for each problem.
+        psi: ψ at the start, such as that of an earlier run; drawn by the seed if not given.
         horizons: the shortest and the longest run, multiples of the window, log-uniform between; the family's steps if not
             given.
         problems_per_step: slots T.
@@ -92,12 +116,11 @@ def meta_train(
         ValueError: settings that can't be used; and what `train` raises.
     """
     check_counts(problems_per_step=problems_per_step)
-    family, chosen = joined(problems), named(estimator, window, sigma, pairs)
-    method = learned_optimizer(rule, family, chosen, seed)
+    method = learned_optimizer(rule, problems, estimator, seed, window=window, sigma=sigma, pairs=pairs, psi=psi)
     source = streams(method, seed, problems_per_step, horizons)
     return train(
-        method, family, source=source, iterations=iterations, tasks_per_step=problems_per_step, clip=clip, seed=seed, out=out,
-        validate_every=validate_every, validate_episodes=validate_episodes, **options,
+        method, source.problems, source=source, iterations=iterations, tasks_per_step=problems_per_step, clip=clip, seed=seed,
+        out=out, validate_every=validate_every, validate_episodes=validate_episodes, **options,
     )  # fmt: skip
 
 
@@ -116,7 +139,9 @@ def streams(method: MetaOptimizer, seed: int, problems_per_step: int, horizons: 
 
 def joined(problems: Family | Sequence[Family]) -> Family:
     """One family, or a mixture of several."""
-    return problems if isinstance(problems, Family) else mixture(*problems)
+    if isinstance(problems, Family):
+        return problems
+    return mixture(*(problems if isinstance(problems, list | tuple) else [problems]))
 
 
 def named(estimator: str | Estimator, window: int | None, sigma: float, pairs: int) -> Estimator:
@@ -127,7 +152,11 @@ def named(estimator: str | Estimator, window: int | None, sigma: float, pairs: i
             return Truncated(width)
         if estimator in ESTIMATORS:
             return ESTIMATORS[estimator](width, sigma, pairs)
-        raise ValueError(f"estimator={estimator!r}: it must be one of {', '.join(ESTIMATORS)}, truncated, or an estimator.")
+    if isinstance(estimator, str | type) or not hasattr(estimator, "claim"):
+        raise ValueError(
+            f"estimator={brief(estimator)}: it must be one of {', '.join(ESTIMATORS)}, truncated, or an estimator, such as "
+            "mo.estimators.pes(window=10, sigma=0.01)."
+        )
     own = getattr(unguarded(estimator), "window", None)
     if window not in (None, own):
         raise ValueError(

@@ -77,6 +77,9 @@ class BatchNorm(nn.Module):
         register: Any = self.register_load_state_dict_post_hook
         register(_as_saved)
 
+    def reset_parameters(self) -> None:
+        _begin(self)
+
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
         frozen, rows = _STATISTICS.get() or _Statistics(frozen=self.stored and not self.recording)
@@ -114,6 +117,9 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(self.shape)) if affine else None
         self.bias = nn.Parameter(torch.zeros(self.shape)) if affine and bias else None
 
+    def reset_parameters(self) -> None:
+        _begin(self)
+
     def forward(self, x: Tensor) -> Tensor:
         if by_autograd():
             return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
@@ -124,6 +130,13 @@ class LayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.shape}, eps={self.eps}, affine={self.weight is not None}"
+
+
+def _begin(layer: BatchNorm | LayerNorm) -> None:
+    """As the identity."""
+    for own, value in ((layer.weight, 1.0), (layer.bias, 0.0)):
+        if own is not None:
+            nn.init.constant_(own, value)
 
 
 def batch_norm(

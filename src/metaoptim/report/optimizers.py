@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from metaoptim.report.style import COLOURS, save, sheet
 
@@ -27,7 +28,9 @@ def draw(judgement: Judgement, path: Path) -> None:
         for i, row in enumerate(rows):
             low, middle, high = (x.numpy(force=True) for x in row.quantiles)
             steps, colour = np.arange(len(middle)), MORE[i % len(MORE)]
-            axes.plot(steps, middle, color=colour, label=row.name, linewidth=2.2 if row.name == judgement.name else 1.2)
+            width = 2.2 if row.name == judgement.name else 1.2
+            style = "--" if i % 2 else "-"  # of two that agree, both are seen
+            axes.plot(steps, middle, style, color=colour, label=row.name, linewidth=width)
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
         trained = judgement.facts.get("trained_steps")
         if trained and trained < len(rows[0].losses[0]) - 1:
@@ -35,6 +38,7 @@ def draw(judgement: Judgement, path: Path) -> None:
         axes.set_title(family)
         axes.set_yscale("log")
         axes.set_xlabel("steps")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("loss, in units of knowing nothing")
         axes.grid(alpha=0.3)
     for axes in panels[len(families) :]:

@@ -131,7 +131,7 @@ def load(path: str | Path, method: MetaOptimizer | None = None, which: Literal["
     if method is None:
         raise ValueError(
             f"load({str(path)!r}) needs the meta-optimizer that the run was trained with, built anew, as its second argument: "
-            "such as mo.maml(net, loss)."
+            "such as mo.maml(net, loss), or mo.lopt.learned_optimizer(rule, problems, estimator)."
         )
     check_method(method, "load")
     checkpoint = load_checkpoint(path, which)

@@ -62,7 +62,7 @@ class FunctionTasks:
                     f"for episode {start}; all tasks of a family must have the same shapes."
                 )
         if split not in self.repeated:
-            with _other_generators():
+            with other_generators():
                 again = self._drawn(int(seeds[0]), split)
             self._check_same(episodes[0], again, f"episode {start} of split {split!r}")
             self.repeated.add(split)
@@ -107,7 +107,7 @@ class FunctionTasks:
 
 
 @contextmanager
-def _other_generators() -> Iterator[None]:
+def other_generators() -> Iterator[None]:
     """Inside, the generators that a sampler must not draw from give other numbers; outside, they are as before."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
