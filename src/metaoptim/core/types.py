@@ -63,11 +63,8 @@ class MetaParams(NamedTuple):
     rule: Params
 
     def __repr__(self) -> str:
-        parts = {"weights": self.weights, "rule": self.rule}
-        told = [
-            f"{n}: {sum(x.numel() for x in part.values()):,} numbers in {', '.join(part)}" for n, part in parts.items() if part
-        ]
-        return f"MetaParams({'; '.join(told)})"
+        counts = {name: sum(x.numel() for x in part.values()) for name, part in zip(self._fields, self, strict=True)}
+        return f"MetaParams({', '.join(f'{count:,} numbers in {name}' for name, count in counts.items() if count)})"
 
     @property
     def device(self) -> torch.device:

@@ -31,9 +31,9 @@ def inspect(
     memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
     parts: what the user calls the two parts of a task.
 
-    Raises a ValueError for a rule whose updates don't fit the weights, for functions that can be differentiated once alone, where
-    a meta-gradient differentiates twice, for a forward pass that writes into its weights or its data, and for a head that was
-    guessed wrong.
+    Raises a ValueError for a rule whose updates don't fit the weights, for functions that can be differentiated once alone,
+    where a meta-gradient differentiates twice, for a forward pass that writes into its weights or its data, and for a head that
+    was guessed wrong.
     """
     sparing = "steps" in method.estimator.memories and (method.learner.steps > LONG or memory in ("steps", "mixed"))
     kept = "steps" if sparing else method.estimator.memories[0]
@@ -86,8 +86,8 @@ def check_updates(rule: Rule, psi: Params, weights: Params) -> None:
         if shape != w.shape:
             told = "no update" if shape is None else f"an update of shape {tuple(shape)}"
             raise ValueError(
-                f"`update` of {who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of the "
-                "same shape for every weight, zeros where one is to stay."
+                f"`update` of {who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of "
+                "the same shape for every weight, zeros where one is to stay."
             )
 
 

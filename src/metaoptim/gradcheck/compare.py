@@ -65,8 +65,8 @@ class Comparison:
         facts = self.facts
         title = f"{self.name}: estimators over runs of {facts['steps']} inner steps, {facts['repeats']} repetitions, float64"
         caption = (
-            "bias and spread relative to the norm of the exact meta-gradient of the mean loss of a run; below: a bias of less than "
-            "two standard errors, which noise alone can make"
+            "bias and spread relative to the norm of the exact meta-gradient of the mean loss of a run; below: a bias of less "
+            "than two standard errors, which noise alone can make"
         )
         table = Table("estimator", title=title, caption=caption)
         for head in ("bias", "spread of one estimate", "seconds", "of exact"):

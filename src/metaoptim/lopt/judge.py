@@ -187,8 +187,8 @@ def _baselines(given: Any) -> dict[str, Baseline]:
     if isinstance(known, Mapping):
         if odd := [(n, b) for n, b in known.items() if not isinstance(b, Baseline)]:
             raise ValueError(
-                f"baselines: {odd[0][0]!r} is {brief(odd[0][1])}; its step size is tuned, so give how it is built of one, as in "
-                "mo.lopt.Baseline(lambda lr, warmup: mo.rules.SGD(lr), 0.01, 1.0)."
+                f"baselines: {odd[0][0]!r} is {brief(odd[0][1])}; its step size is tuned, so give how it is built of one, as "
+                "in mo.lopt.Baseline(lambda lr, warmup: mo.rules.SGD(lr), 0.01, 1.0)."
             )
         return dict(known)
     if isinstance(known, str) or (odd := [name for name in known if name not in BASELINES]):
