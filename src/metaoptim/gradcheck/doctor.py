@@ -16,6 +16,7 @@ from metaoptim.core.checks import check_method
 from metaoptim.core.finite import in_the_data
 from metaoptim.core.types import Claim, Estimate, MetaOptimizer, Task
 from metaoptim.engine import offered
+from metaoptim.engine.inspect import check_updates
 from metaoptim.engine.options import check_settings
 from metaoptim.gradcheck.case import Case, How, Mapped, Mixed, in_doubles, prepare, unguarded
 from metaoptim.gradcheck.claims import Verdict, by_design, each_tensor, judge
@@ -109,6 +110,8 @@ def _examine(
     modes: Literal["quick", "all"] | Sequence[How],
     say: Say,
 ) -> Report:
+    if isinstance(method.learner, GradientLearner) and method.adapting:
+        check_updates(method.learner.rule, method.phi.rule, trees.select(method.phi.weights, method.learner.adapts))
     case = prepare(method, method.phi, batch, TASKS)
     try:
         rows, first = _modes(case, modes, say) if gradient is None else _own(case, gradient)

@@ -32,8 +32,8 @@ def check_functions(name: Any, **functions: Any) -> None:
             raise ValueError(f"{what}={brief(function)}: it must be a function, {FUNCTIONS[what]}.")
 
 
-def look(family: Problems, seed: int) -> float:
-    """The loss of a problem at its start; a ValueError for a start, minibatches or a loss that nothing can be trained with."""
+def look(family: Problems, seed: int) -> None:
+    """A ValueError for a start, minibatches or a loss that nothing can be trained with."""
     who = f"the family `{family.name}`"
     start, batch = family.start(seed), family.batches(seed, "query", 0, 2)
     _check_start(start, who)
@@ -53,7 +53,7 @@ def look(family: Problems, seed: int) -> float:
         weights, minibatch = trees.map_tensors(torch.clone, (start, trees.index(batch, 0)))
         given = {**{f"`{n}`": w for n, w in weights.items()}, "the minibatch": minibatch}
         with explained(given, family), torch.no_grad():
-            return _loss(family.loss(weights, minibatch), who)
+            _check_loss(family.loss(weights, minibatch), who)
 
 
 def _check_start(start: Any, who: str) -> None:
@@ -78,7 +78,7 @@ def _check_batches(batch: Any, count: int, who: str) -> None:
         )
 
 
-def _loss(found: Any, who: str) -> float:
+def _check_loss(found: Any, who: str) -> None:
     loss, reports = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
     if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point() or not isinstance(reports, dict):
         raise ValueError(
@@ -92,7 +92,6 @@ def _loss(found: Any, who: str) -> float:
             f"the loss of {who} is {loss.item()} at the start of a problem, where nothing can be trained; mend its data, its "
             "start or its loss."
         )
-    return loss.item()
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaoptim.core import trees
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.random import forked
@@ -20,6 +22,8 @@ from metaoptim.lopt.data import Data, check_examples, minibatches
 from metaoptim.lopt.look import look
 from metaoptim.lopt.problem import Problems
 from metaoptim.nn.layers import BATCH_NORMS, named
+
+STARTS = 8  # whose mean loss is a unit
 
 
 def from_module(
@@ -42,7 +46,7 @@ def from_module(
         data: inputs and targets (x, y) [N, …], or `Data`.
         batch: examples B of a minibatch.
         steps: inner steps K of a run.
-        unit: the loss of knowing nothing, by which judged losses are divided; none: the loss of a start, to two digits.
+        unit: the loss of knowing nothing, by which judged losses are divided; none: the mean loss of a few starts.
         name: of the family; none: the module's class and the data's name.
 
     Raises:
@@ -53,8 +57,7 @@ def from_module(
     start = partial(_redrawn, net) if isinstance(net, nn.Module) else partial(_built, net)
     own = net if isinstance(net, nn.Module) else _module(net, 0)
     _check_layers(own, redrawn=own is net)
-    known = isinstance(data, Data)
-    if not known and not (isinstance(data, tuple | list) and len(data) == 2):
+    if not isinstance(data, Data) and not (isinstance(data, tuple | list) and len(data) == 2):
         raise ValueError(f"data must be a pair of tensors (x, y), or mo.lopt.Data; found {brief(data)}.")
     examples = (data.x, data.y) if isinstance(data, Data) else tuple(data)
     check_examples(*examples)
@@ -62,10 +65,13 @@ def from_module(
     drawn = partial(data.batches if isinstance(data, Data) else partial(minibatches, examples), batch)
     options = {"batch": batch, "examples": len(examples[1])} | ({"data": data.name} if isinstance(data, Data) else {})
     family = Problems(called, start, drawn, LossOf(Network(own, loss)), unit or 1.0, steps, options=options)
-    found = look(family, 0)
-    if unit is None and found <= 0:
+    look(family, 0)
+    if unit is not None:
+        return family
+    found = sum(_begun(family, seed) for seed in range(STARTS)) / STARTS
+    if not 0 < found < math.inf:
         raise ValueError(f"the loss at a start is {found:.3g}, which is no unit to divide by: give unit=, a positive number.")
-    return family if unit is not None else family.with_(unit=float(f"{found:.2g}"))
+    return family.with_(unit=float(f"{found:.2g}"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,12 @@ class LossOf:
     def __call__(self, weights: Params, minibatch: Batch) -> tuple[Tensor, Info]:
         x, y = minibatch
         return self.network.mean_loss(self.network.output(weights, x, None), y), {}
+
+
+def _begun(family: Problems, seed: int) -> float:
+    """The loss of a problem at its start."""
+    with forked(torch.get_default_device(), seed), torch.no_grad():
+        return family.loss(family.start(seed), trees.index(family.batches(seed, "query", 0, 1), 0))[0].item()
 
 
 def _redrawn(net: nn.Module, seed: int) -> Params:
@@ -95,8 +107,11 @@ def _built(build: Callable[[], nn.Module], seed: int) -> Params:
 
 def _module(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """What a function builds under that seed."""
-    with forked(torch.get_default_device(), seed):
-        found: Any = build() if callable(build) else build
+    try:
+        with forked(torch.get_default_device(), seed):
+            found: Any = build() if callable(build) else build
+    except TypeError as error:
+        raise ValueError(f"net={brief(build)} can't be called without arguments ({error}): give lambda: Net(…).") from error
     if not isinstance(found, nn.Module):
         raise ValueError(f"net={brief(found)}: it must be a module, or a function without arguments that builds one.")
     return found

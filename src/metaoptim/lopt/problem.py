@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Batch, Info, Params, Task
 from metaoptim.lopt.look import check_functions, look
@@ -55,14 +56,16 @@ class Problems:
     """
 
     name: str
-    start: Callable[[int], Params]
-    batches: Callable[[int, str, int, int], Batch]
-    loss: Callable[[Params, Batch], tuple[Tensor, Info]]
+    start: Callable[[int], Params] = field(repr=False)
+    batches: Callable[[int, str, int, int], Batch] = field(repr=False)
+    loss: Callable[[Params, Batch], tuple[Tensor, Info]] = field(repr=False)
     unit: float = 1.0
     steps: int = 100
     rescaled: tuple[float, float] = (1.0, 1.0)
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     splits: tuple[str, ...] = field(default=SPLITS, init=False, repr=False)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_functions(name=self.name, start=self.start, batches=self.batches, loss=self.loss)
