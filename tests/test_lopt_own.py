@@ -210,7 +210,7 @@ LOOP = r', or batching="loop" with runtime="eager" \(in training: engine='
 
 def test_advice_says_what_helps_where_it_is_given() -> None:
     branching, writing = own(lambda: Branches(4, 2)), replace(own(), loss=counting)
-    engine = {"batching": "vmap", "runtime": "eager"}
+    engine = {"batching": "vmap", "memory": "graph", "runtime": "eager"}
     with pytest.raises(ValueError, match=rf"\(Branches\) branches on a value.*{STRATEGIES}"):
         learn(branching)
     with pytest.raises(ValueError, match=rf"writes into a tensor in place.*mo.nn.convert.*{STRATEGIES}"):
