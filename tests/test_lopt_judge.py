@@ -126,6 +126,11 @@ def test_baselines_are_chosen_for_what_they_reach_and_diverged_runs_are_counted(
     assert found.best("toy") is baseline
 
 
+def test_losses_are_told_as_they_are_whatever_was_learnt() -> None:
+    plain, learnt = (judged(SGD(0.3), families={"toy": family(logarithm=on)}) for on in (False, True))
+    assert all(torch.equal(a.losses, b.losses) for a, b in zip(plain.rows, learnt.rows, strict=True))
+
+
 def test_runs_may_be_longer_than_those_of_meta_training() -> None:
     run = lopt.meta_train(lopt.SmallFC(), family(), iterations=1, estimator="truncated", window=4, problems_per_step=2,
                           validate_every=0, progress=False, engine={"runtime": "eager"})  # fmt: skip

@@ -186,6 +186,19 @@ def test_rescaled_problems_are_the_same_with_other_gradients(name: str, doubles:
         torch.testing.assert_close(g, scales[2] * gradients[0][n])
 
 
+def test_the_meta_loss_can_be_a_logarithm_of_what_is_trained_on(doubles: None) -> None:
+    plain = SMALL["quadratics"]()
+    family = plain.with_(logarithm=True)
+    task = alone(plain.sample("train", seed=0, start=0, count=1))
+    start = trees.index(task.support["start"], 0)
+    loss, info = judged(plain, start, task)
+    other, same = judged(family, start, task)
+    assert other.item() == pytest.approx(math.log(loss.item() + 0.001)) and same == info
+    far = {n: w + 1e3 for n, w in start.items()}
+    assert judged(family, far, task)[0].item() == pytest.approx(math.log(3.001)), "diverged runs count as 3"
+    assert all(torch.equal(g, slope(plain, start, task)[n]) for n, g in slope(family, start, task).items())
+
+
 @pytest.mark.parametrize("name", [n for n in SMALL if n not in ("mixture", "quadratics", "uniform")])
 def test_the_unit_is_the_loss_of_knowing_nothing(name: str, doubles: None) -> None:
     family = SMALL[name]()

@@ -86,7 +86,8 @@ def evaluate(
     numbers: Any = rule  # whose fields a Rule doesn't promise
     if tuned and "lr" not in getattr(numbers, "__dataclass_fields__", {}):
         raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
-    judged = {n: f if steps is None else f.with_(steps=steps) for n, f in _families(families, own).items()}
+    others: dict[str, Any] = {"logarithm": False} | ({} if steps is None else {"steps": steps})
+    judged = {n: f.with_(**others) for n, f in _families(families, own).items()}
     _check(rule, psis, judged, seed)
     name = f"learned {type(rule).__name__}"
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known

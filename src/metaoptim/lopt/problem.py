@@ -31,6 +31,7 @@ from metaoptim.tasks.base import check_split, raw, uniforms
 
 SPLITS = ("train", "val", "test")
 CEILING = 3.0  # of a judged loss, in units of what knowing nothing costs
+FLOOR = 1e-3  # what is added to it under a logarithm
 _SEEN: WeakSet[Problems] = WeakSet()  # families that have been looked at
 
 
@@ -52,6 +53,8 @@ class Problems:
         steps: inner steps K of a run.
         rescaled: the rule sees weights divided by a factor that is log-uniform in this range, one for each problem
             (augmentation by re-parametrisation, Moudgil et al. 2025, https://arxiv.org/abs/2501.12670); 1 and 1: none.
+        logarithm: whether the meta-loss is the logarithm of the loss (and 0.001): then a tenth less counts as much at the end
+            of a run, where losses are small, as at its beginning.
         options: what else makes the family what it is, for records, in JSON types.
     """
 
@@ -62,6 +65,7 @@ class Problems:
     unit: float = 1.0
     steps: int = 100
     rescaled: tuple[float, float] = (1.0, 1.0)
+    logarithm: bool = False
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     splits: tuple[str, ...] = field(default=SPLITS, init=False, repr=False)
 
@@ -75,7 +79,7 @@ class Problems:
             raise ValueError(f"rescaled={self.rescaled}: it must be two positive numbers, the smaller one first.")
 
     def with_(self, **changes: Any) -> Problems:
-        """The same family with other steps, another range of scales, or another name."""
+        """The same family with other steps, another range of scales, another name, or the meta-loss as a logarithm."""
         return replace(self, **changes)
 
     def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
@@ -117,8 +121,8 @@ class Problems:
     def describe(self, split: str) -> dict[str, Any]:
         """Family and split, as far as JSON can tell."""
         check_split(split, self.splits)
-        known = {"steps": self.steps, "rescaled": list(self.rescaled), "unit": self.unit, **self.options}
-        return {"family": self.name, "options": known, "split": split}
+        known = {"steps": self.steps, "rescaled": list(self.rescaled), "logarithm": self.logarithm, "unit": self.unit}
+        return {"family": self.name, "options": known | self.options, "split": split}
 
     def training(self, weights: Params, scale: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """The loss that is trained on, as a function of the weights that the rule sees."""
@@ -129,4 +133,5 @@ class Problems:
         loss, info = self.training(weights, scale, batch)
         loss = loss / self.unit
         diverged = ~(loss < CEILING)  # true where it is not a number
-        return torch.where(diverged, CEILING, loss), {**info, "diverged": diverged.to(loss.dtype)}
+        loss = torch.where(diverged, CEILING, loss)
+        return (loss + FLOOR).log() if self.logarithm else loss, {**info, "diverged": diverged.to(loss.dtype)}

@@ -30,6 +30,7 @@ RULES = "what is learnt: lstm, small_fc, celo2, or another rule that has somethi
 ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estimator'])}."
 MEMBERS = "tables like [tasks], of which each names a family; all with the same steps."
 PES = {"name": "pes", "window": 10, "sigma": 0.01}
+CHANGES = ("steps", "rescaled", "logarithm")  # which any family can have
 IN_ALGORITHM = ("estimator", "window", "sigma", "pairs")
 
 
@@ -141,7 +142,7 @@ def _family_options(name: str) -> list[Option]:
     data = [o._replace(name="data") if o.name == "name" else o for o in options(load)]
     own = [*(data if "data" in signature(build).parameters else []), *options(build)]
     names = {o.name for o in own}
-    return [*own, *(o for o in options(lopt.Problems) if o.name in ("steps", "rescaled") and o.name not in names)]
+    return [*own, *(o for o in options(lopt.Problems) if o.name in CHANGES and o.name not in names)]
 
 
 def _resolved_family(table: Mapping[str, Any]) -> dict[str, Any]:
