@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
+from metaoptim.gradcheck.compare import Estimated
 
 FEW: Any = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
 
@@ -168,3 +170,39 @@ def test_an_implicit_gradient_without_a_minimum_is_not_checked(net: Any) -> None
     assert len(report.faults) == 1 and "no minimum near the run's end (its gradient is" in report.faults[0]
     assert "damping beyond that curvature" in report.faults[0]
     assert "not checked" in report.json() and "not checked" in str(report)
+
+
+HELD = torch.eye(2)
+
+
+def test_floats_that_a_check_can_not_recast_are_told() -> None:
+    method = small(loss=lambda output, y: mo.losses.mse(output @ HELD, y))
+    batch = mo.Task((X, X[..., :2]), (X, X[..., :2]))
+    mo.MetaModule(method).backward(batch)
+    for call in (mo.check, mo.compare_estimators):
+        with pytest.raises(ValueError, match=r"in float64, and .* holds a float32 tensor.*as in t\.to\(output\.dtype\)"):
+            call(method, batch)
+
+
+@dataclass(frozen=True)
+class Summed:
+    def start(self, weights: Any, generator: Any) -> Any:
+        return {}
+
+    def init(self, psi: Any, weights: Any) -> Any:
+        return {}
+
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        return {n: -0.1 * g.sum() for n, g in grads.items()}, state
+
+
+def test_updates_of_another_shape_are_refused() -> None:
+    method = mo.compose(nn.Linear(3, 2), mo.losses.mse, rule=Summed(), steps=1)
+    for call in (lambda: mo.MetaModule(method).backward(mo.Task((X, X[..., :2]), (X, X[..., :2]))), lambda: mo.check(method)):
+        with pytest.raises(ValueError, match=r"the rule Summed returns an update of shape \(\) for the weight `weight`"):
+            call()
+
+
+def test_a_bias_that_is_not_seen_is_told_by_its_bound() -> None:
+    told = [Estimated("", bias, error, 1.0, 1.0).told for bias, error in ((0.0, 22.06), (0.5, 0.1), (0.381, 0.0))]
+    assert told == ["below 4412%", "50.0% ± 10.0%", "38.1%"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import metaoptim as mo
 from metaoptim import lopt
 from metaoptim.core import trees
 from metaoptim.core.types import Params, Rule
@@ -19,7 +20,8 @@ from metaoptim.estimators import Truncated
 from metaoptim.lopt.baselines import Baseline, curves, final, tune
 from metaoptim.lopt.data import Data
 from metaoptim.lopt.judgement import Judgement, Row
-from metaoptim.rules import SGD, Adam, Momentum, ScheduleFreeAdamW
+from metaoptim.report import optimizers
+from metaoptim.rules import SGD, Adam, LayerStepSizes, Momentum, ScheduleFreeAdamW
 
 pytestmark = pytest.mark.slow
 
@@ -180,12 +182,82 @@ def test_a_judgement_is_a_table_a_dictionary_and_a_picture(tmp_path: Path) -> No
         ({"seeds": 0}, "seeds=0"),
         ({"step_sizes": 0}, "step_sizes=0"),
         ({"steps": 0}, "steps=0"),
+        ({"families": []}, "families is empty"),
+        ({"families": [family(), family(steps=4)]}, "2 are called `logistic-toy`; name them"),
+        ({"families": [mo.tasks.sinusoid()]}, r"training problems are families such as .*; found Sinusoid\("),
+        ({"families": {"a": "quadratics"}}, "training problems are families such as .*; found 'quadratics'"),
+        ({"baselines": {"x": SGD(0.1)}}, r"baselines: 'x' is SGD\(lr=0.1\).*in mo.lopt.Baseline"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         judged(SGD(0.1), **changes)
-    with pytest.raises(ValueError, match="psi is missing"):
-        lopt.evaluate(SGD(0.1))
     with pytest.raises(ValueError, match="no step size `lr` of its own"):
         judged(lopt.LSTM(), tuned=True)
+
+
+FEW: dict[str, Any] = {
+    "families": family(),
+    "baselines": ["Adam"],
+    "problems": 2,
+    "seeds": 1,
+    "step_sizes": 1,
+    "progress": False,
+}
+RULE = lopt.SmallFC()
+PSI = RULE.start({"w": torch.zeros(2, 2)}, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("learned", "psi", "sentence"),
+    [
+        (lopt.Celo2(), PSI, r"psi: 'b0' is of shape \(4,\), where Celo2 has it of shape \(8,\)"),
+        (RULE, {n: x for n, x in PSI.items() if n != "b0"}, "psi: 'b0' is missing"),
+        (RULE, torch.zeros(190), "psi must be a dictionary of tensors by name, such as run.phi.rule; found Tensor"),
+        (RULE, "psi.pt", "found 'psi.pt'"),
+        (RULE, mo.MetaParams({}, PSI), "found a φ, of which it is the .rule"),
+        (RULE, None, r"psi is missing: SmallFC\(\) has one of 197 numbers"),
+        (mo.optim.from_rule(RULE), None, "psi is missing"),
+        (
+            LayerStepSizes(0.1, STEPS),
+            {"w": torch.zeros(STEPS)},
+            "psi: .* is missing, where LayerStepSizes .* for these weights",
+        ),
+        ("runs/pes", None, r"takes a run of lopt.meta_train \(mo.load gives that of a folder\).*found 'runs/pes'"),
+        (SGD, None, "found SGD"),
+    ],
+)
+def test_what_is_not_a_rule_with_its_psi_is_refused(learned: Any, psi: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        lopt.evaluate(learned, psi, **FEW)
+
+
+def test_what_makes_optimizers_is_judged_and_a_rule_without_psi() -> None:
+    found = lopt.evaluate(mo.optim.from_rule(RULE, PSI), **FEW)
+    assert torch.equal(found.rows[0].losses, lopt.evaluate(RULE, PSI, **FEW).rows[0].losses)
+    assert lopt.evaluate(SGD(0.1), **FEW).rows[0].final < 3
+
+
+def test_a_judgement_is_printed_as_its_table_and_drawn_at_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lopt.evaluate(SGD(0.1), **FEW)
+    assert repr(found) == str(found) and "over 1 step size on other" in " ".join(repr(found).split())
+    figures: list[Any] = []
+    monkeypatch.setattr(optimizers, "save", lambda figure, path: figures.append(figure))
+    found.draw("nowhere.png")
+    axes = figures[0].axes[0]
+    assert all(x == round(x) for x in axes.get_xticks())
+    assert [line.get_linestyle() for line in axes.get_lines()] == ["-", "--"]
+
+
+def test_step_sizes_are_round_where_they_can_be() -> None:
+    assert Baseline(lambda lr, warmup: SGD(lr), 1e-3, 10.0).step_sizes(5) == [1e-3, 1e-2, 0.1, 1.0, 10.0]
+
+
+def test_few_shot_evaluation_names_the_one_of_learned_optimizers() -> None:
+    run = lopt.meta_train(RULE, family(), iterations=1, estimator="truncated", window=4, validate_every=0, progress=False,
+                          engine={"runtime": "eager"})  # fmt: skip
+    for tasks in (family(), mo.tasks.sinusoid()):
+        with pytest.raises(ValueError, match=r"judged by mo.lopt.evaluate\(run\)"):
+            mo.evaluate(run, tasks)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"or mo\.lopt\.learned_optimizer"):
+        mo.load("runs/x")

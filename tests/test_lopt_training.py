@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import metaoptim as mo
 from metaoptim import lopt
 from metaoptim.core import trees
 from metaoptim.core.types import MetaParams, Params
 from metaoptim.estimators import Guarded, Truncated, Unroll, pes
-from metaoptim.rules import ScheduleFreeAdamW, chain
+from metaoptim.rules import SGD, ScheduleFreeAdamW, chain
 from metaoptim.rules.momentum import Momentum
 from metaoptim.rules.schedule import Schedule
 from metaoptim.runs.store import load_checkpoint
@@ -127,6 +129,31 @@ def test_a_guard_of_ones_own_keeps_its_clip() -> None:
     assert seen[0]["clipped"] == 1 and seen[0]["grad_norm"] <= 1.001e-9
 
 
+@dataclass(frozen=True)
+class Own:
+    """A rule that does one thing wrong."""
+
+    fault: str
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {"a": torch.zeros(1)}
+
+    def init(self, psi: Params, weights: Params) -> Any:
+        return {}
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> Any:
+        wrong = {"sum": {n: g.sum() for n, g in grads.items()}, "forget": {}, "none": None}
+        found = {n: g * psi[f"a.{n}"] for n, g in grads.items()} if self.fault == "key" else wrong[self.fault]
+        return None if found is None else (found, state)
+
+
+def test_the_estimator_is_named_and_psi_given_as_in_meta_training() -> None:
+    start = learn(iterations=2, validate_every=0).phi.rule
+    method = lopt.learned_optimizer(RULE, [family()], "truncated", window=WINDOW, psi=start)
+    assert log_lr(method.phi.rule) == log_lr(start) and "Truncated(window=4)" in repr(method)
+    assert log_lr(learn(iterations=1, lr=1e-9, psi=start).phi.rule) == pytest.approx(log_lr(start))
+
+
 CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(horizons=(4, 10)), r"horizons=\(4, 10\).*multiples of the window, which is 4"),
     (lambda: learn(horizons=(8, 4)), "the smaller one first"),
@@ -136,7 +163,19 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(estimator=Truncated(4), window=2), "window=2 was given beside"),
     (lambda: learn(estimator=Unroll(), window=None), r"horizons=\(4, 12\): Unroll goes through whole runs, of 8 steps"),
     (lambda: learn(problems=[]), "the members are none"),
-    (lambda: learn(problems_per_step=0), "count=0|problems_per_step=0"),
+    (lambda: learn(problems_per_step=0), "problems_per_step=0"),
+    (lambda: learn(rule="celo2"), "takes a rule, such as .*; found 'celo2'"),
+    (lambda: learn(rule=Momentum), "found the class Momentum, which is to be called"),
+    (lambda: learn(rule=SGD(0.1)), r"SGD\(lr=0.1\) has no ψ, so nothing"),
+    (lambda: learn(problems=mo.tasks.sinusoid()), r"training problems are families such as .*; found Sinusoid\("),
+    (lambda: learn(problems=[family(), "quadratics"]), "found 'quadratics'"),
+    (lambda: learn(estimator=pes, window=None), "estimator=pes: it must be one of .*, or an estimator, such as"),
+    (lambda: learn(estimator=Unroll, window=None), "estimator=Unroll: it must be one of"),
+    (lambda: learn(psi={"a": torch.zeros(1)}), "psi: '1.log_lr.all' is missing, where Chain"),
+    (lambda: learn(rule=Own("sum")), r"`update` of the rule Own returns an update of shape \(\) for the weight `theta`"),
+    (lambda: learn(rule=Own("forget")), "returns no update for the weight `theta`"),
+    (lambda: learn(rule=Own("none")), "returned NoneType; it must return"),
+    (lambda: learn(rule=Own("key")), "the rule Own finds no 'a.theta' where it looks for it"),
 ]
 
 
