@@ -75,7 +75,7 @@ def minibatches(examples: Batch, size: int, seed: int, stream: str, first: int, 
 
 def check_examples(x: Any, y: Any) -> None:
     """Inputs and targets of the same examples, as tensors (or trees of them)."""
-    leaves = trees.flatten((x, y))
+    leaves: list[Any] = trees.flatten((x, y))  # by somebody whose type checker is off
     if odd := [part for part in leaves if not isinstance(part, Tensor)]:
         kind = type(odd[0]).__name__
         advice = ", as torch.from_numpy gives them" if isinstance(odd[0], np.ndarray) else ""
