@@ -95,7 +95,14 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
         "rule": {"name": "small_fc"},
         "estimator": {"name": "pes", "window": 2, "sigma": 0.01, "pairs": 1},
     }
-    assert tables["tasks"] == {"name": "quadratics", "dim": 2, "uniform": False, "steps": 4, "rescaled": [0.5, 2.0], "logarithm": False}
+    assert tables["tasks"] == {
+        "name": "quadratics",
+        "dim": 2,
+        "uniform": False,
+        "steps": 4,
+        "rescaled": [0.5, 2.0],
+        "logarithm": False,
+    }
     assert tables["train"]["clip"] == 1.0 and tables["train"]["optimizer"] is None and tables["train"]["log_every"] == 10
     assert not {"window", "sigma", "estimator", "tasks_per_step", "out", "resume"} & tables["train"].keys()
     assert tables["evaluate"]["tuned"] is False and "progress" not in tables["evaluate"] and "model" not in tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from metaoptim import lopt
 from metaoptim.core import trees
 from metaoptim.core.types import MetaParams, Params
 from metaoptim.estimators import Guarded, Truncated, Unroll, pes
+from metaoptim.lopt.data import Data
 from metaoptim.rules import SGD, ScheduleFreeAdamW, chain
 from metaoptim.rules.momentum import Momentum
 from metaoptim.rules.schedule import Schedule
@@ -43,6 +45,24 @@ def learn(**changes: Any) -> Any:
 
 def log_lr(psi: Params) -> float:
     return psi["1.log_lr.all"].item()
+
+
+def test_one_graph_serves_all_outer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the states of a matrix lie in memory otherwise after a step than at the start."""
+    built: list[int] = []
+
+    def trace(function: Any, inputs: Any) -> Any:
+        built.append(len(inputs))
+        return traced(function, inputs)
+
+    graphs = import_module("metaoptim.engine.graphs.graphs")
+    traced = graphs.trace
+    monkeypatch.setattr(graphs, "trace", trace)
+    toy = Data("toy", torch.randn(20, 1, 2, 2), torch.arange(20) % 2, 2)
+    problems = lopt.mlp(toy, (3,), batch=4, steps=8)
+    engine = {"runtime": "trace", "batching": "vmap", "memory": "graph"}
+    learn(rule=lopt.SmallFC(), problems=problems, iterations=3, validate_every=0, engine=engine)
+    assert len(built) == 1
 
 
 class Stopped(Exception):

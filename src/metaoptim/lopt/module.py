@@ -57,17 +57,13 @@ def from_module(
     start = partial(_redrawn, net) if isinstance(net, nn.Module) else partial(_built, net)
     own = net if isinstance(net, nn.Module) else _module(net, 0)
     _check_layers(own, redrawn=own is net)
-    if not isinstance(data, Data) and not (isinstance(data, tuple | list) and len(data) == 2):
-        raise ValueError(f"data must be a pair of tensors (x, y), or mo.lopt.Data; found {brief(data)}.")
-    examples = (data.x, data.y) if isinstance(data, Data) else tuple(data)
-    check_examples(*examples)
-    called = name or type(own).__name__ + (f"-{data.name}" if isinstance(data, Data) else "")
-    drawn = partial(data.batches if isinstance(data, Data) else partial(minibatches, examples), batch)
-    options = {"batch": batch, "examples": len(examples[1])} | ({"data": data.name} if isinstance(data, Data) else {})
-    family = Problems(called, start, drawn, LossOf(Network(own, loss)), unit or 1.0, steps, options=options)
+    drawn, known = _drawn(data)
+    called = "-".join([type(own).__name__, *([known["data"]] if "data" in known else [])])
+    options = {"batch": batch, **known}
+    family = Problems(name or called, start, partial(drawn, batch), LossOf(Network(own, loss)), steps=steps, options=options)
     look(family, 0)
     if unit is not None:
-        return family
+        return family.with_(unit=unit)
     found = sum(_begun(family, seed) for seed in range(STARTS)) / STARTS
     if not 0 < found < math.inf:
         raise ValueError(f"the loss at a start is {found:.3g}, which is no unit to divide by: give unit=, a positive number.")
@@ -83,6 +79,16 @@ class LossOf:
     def __call__(self, weights: Params, minibatch: Batch) -> tuple[Tensor, Info]:
         x, y = minibatch
         return self.network.mean_loss(self.network.output(weights, x, None), y), {}
+
+
+def _drawn(data: Any) -> tuple[Callable[..., Batch], dict[str, Any]]:
+    """How minibatches of a size are drawn, and what is known of the examples."""
+    if isinstance(data, Data):
+        return data.batches, {"examples": len(data.x), "data": data.name}
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"data must be a pair of tensors (x, y), or mo.lopt.Data; found {brief(data)}.")
+    check_examples(*data)
+    return partial(minibatches, tuple(data)), {"examples": len(trees.flatten(data)[0])}
 
 
 def _begun(family: Problems, seed: int) -> float:

@@ -56,8 +56,9 @@ class Graphs:
         with self.scratch.lent(graph.kinds) as pieces:
             with torch.inference_mode():
                 outputs = graph.run(*inputs, *pieces)
-            # Ordinary tensors again, not inference tensors; in their own memory, because the next graph writes into the pieces.
-            return [x.clone() for x in outputs], graph.beside
+            # Ordinary tensors again, not inference tensors; in their own memory, because the next graph writes into the pieces;
+            # and in one layout, because they may come back as inputs, and a graph is specific to strides.
+            return [x.clone(memory_format=torch.contiguous_format) for x in outputs], graph.beside
 
     def look(self) -> None:
         """Sees what state the code is in; raises Unsteady where no graph can be kept for it."""
