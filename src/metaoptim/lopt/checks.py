@@ -1,0 +1,52 @@
+"""What is given as a rule, as its ψ or as training problems: a check says nothing, or raises a ValueError of one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaoptim.core.brief import brief
+from metaoptim.core.types import MetaParams, Params, Rule
+from metaoptim.lopt.mixture import Family
+
+
+def check_rule(rule: Any, taker: str) -> None:
+    """A rule, and neither its class nor its name."""
+    if isinstance(rule, type) or not all(callable(getattr(rule, n, None)) for n in ("start", "init", "update")):
+        found = f"the class {rule.__name__}, which is to be called" if isinstance(rule, type) else brief(rule)
+        raise ValueError(f"{taker} takes a rule, such as mo.lopt.Celo2() or mo.rules.Muon(0.02); found {found}.")
+
+
+def check_psi(rule: Rule, psi: Any, what: str, weights: Params | None = None) -> None:
+    """ψ has the names and shapes that belong to the rule (none is needed where it has none), for these weights.
+
+    what: how a sentence calls it. weights: none given, whatever they are called.
+    """
+    given = {} if psi is None else psi
+    if not isinstance(given, Mapping) or not all(isinstance(x, Tensor) for x in given.values()):
+        found = "a φ, of which it is the .rule" if isinstance(given, MetaParams) else brief(given)
+        raise ValueError(f"{what} must be a dictionary of tensors by name, such as run.phi.rule; found {found}.")
+    like: dict[str, Tensor] = rule.start(weights or {"w": torch.zeros(2, 2)}, torch.Generator())
+    if {n: x.shape for n, x in given.items()} == {n: x.shape for n, x in like.items()}:
+        return
+    if not given:
+        numbers = sum(x.numel() for x in like.values())
+        raise ValueError(f"{what} is missing: {brief(rule)} has one of {numbers:,} numbers; give it, such as run.phi.rule.")
+    odd = min(n for n in given.keys() | like.keys() if n not in given or n not in like or given[n].shape != like[n].shape)
+    found, expected = (f"of shape {tuple(x[odd].shape)}" if odd in x else "missing" for x in (given, like))
+    here = " for these weights" if weights else ""
+    raise ValueError(
+        f"{what}: {odd!r} is {found}, where {type(rule).__name__} has it {expected}{here}; give the ψ of this rule."
+    )
+
+
+def check_family(problems: Any, taker: str) -> None:
+    """A family of training problems, and neither its name nor a task family."""
+    if not isinstance(problems, Family):
+        raise ValueError(
+            f"{taker} takes families of training problems, such as mo.lopt.quadratics() or mo.lopt.from_module(net, loss, "
+            f"data); found {brief(problems)}."
+        )
