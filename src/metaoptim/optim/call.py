@@ -25,7 +25,7 @@ class Unjudged(Step):
     """A step of which nobody has told the loss."""
 
     @property
-    def loss(self) -> Tensor:  # type: ignore[override]
+    def loss(self) -> Tensor:
         raise ValueError(
             "The rule reads the loss, which a closure alone tells: call optimizer.step(closure) with one that computes "
             "gradients and returns the loss."
