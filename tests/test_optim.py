@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +40,7 @@ from metaoptim.rules import (
     RMSprop,
     Schedule,
     ScheduleFreeAdamW,
+    adam_hd,
     chain,
     sgd_hd,
 )  # fmt: skip
@@ -141,7 +145,10 @@ def test_muon_is_the_one_of_torch() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(6, 4, bias=False), nn.Linear(6, 4, bias=False)
     theirs.load_state_dict(ours.state_dict())
-    opts = from_rule(Muon(0.02, decay=0.1))(ours.parameters()), torch.optim.Muon(theirs.parameters(), 0.02, weight_decay=0.1)
+    opts = (
+        from_rule(Muon(0.02, decay=0.1))(ours.named_parameters()),
+        torch.optim.Muon(theirs.parameters(), 0.02, weight_decay=0.1),
+    )
     start = ours.weight.detach().clone()
     for k in range(50):
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(k))
@@ -418,28 +425,184 @@ def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.Monke
     ("go", "words"),
     [
         (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2, dtype=torch.complex64))]), "is torch.complex64: rules move"),
-        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2))], lr=-1.0), "lr=-1.0: it must be a number that is finite"),
-        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2))], weight_decay=0.1), "weight_decay=0.1: .* decays no"),
-        (lambda: from_rule(SGD(0.1))([nn.Parameter(torch.zeros(2))], compile="yes"), "compile='yes': it must be True or False"),
+        (lambda: made(SGD(0.1), lr=-1.0), "lr=-1.0: it must be a number that is finite"),
+        (lambda: made(SGD(0.1), weight_decay=0.1), "weight_decay=0.1: .* decays no"),
+        (lambda: made(SGD(0.1), compile="yes"), "compile='yes': it must be True or False"),
+        (lambda: made(SGD(0.1), lr=torch.tensor(0.1)), r"lr=tensor.*\(value.item\(\) gives it\)"),
+        (lambda: in_group(SGD(0.1), lr=torch.tensor(0.1)), r"lr=tensor.*\(value.item\(\) gives it\)"),
+        (lambda: in_group(SGD(0.1), lr="0.1"), "lr='0.1': it must be a number"),
+        (lambda: in_group(SGD(0.1), weight_decay=0.1), "weight_decay=0.1: SGD.* decays no weights; leave it out"),
+        (lambda: in_group(AdamW(0.1), weight_decay="x"), "weight_decay='x': it must be a number"),
+        (lambda: made(chain(SGD(0.5), Adam(0.1)), lr=0.1), "lr=0.1: several rules of .* have a step size; give it to the one"),
+        (lambda: made(chain(AdamW(1.0), AdamW(0.1)), weight_decay=0.1), "weight_decay=0.1: several rules of .* decay weights"),
+        (lambda: in_group(chain(Clip(norm=1.0), AdamW(0.1)), weight_decay=0.1), "Groups differ in weight_decay: .* all"),
+        (lambda: made(ScheduleFreeAdamW(0.01), lr=0.02), "averages .* give lr to the rule itself, and take no scheduler"),
+        (lambda: made(LayerStepSizes(0.1, 3)).add_param_group({"params": [("more.w", nn.Parameter(torch.zeros(2)))]}),
+         "psi: 'more.lr' is missing, where LayerStepSizes has it of shape"),
+        (lambda: from_rule(SGD(0.1))([*net().named_parameters(), *net().named_parameters()]),
+         "Two parameters are called 'scale': names must differ.* or parameters without names"),
+        (lambda: from_rule(SGD(0.1))([{"params": net().named_parameters()}, {"params": net().named_parameters()}]),
+         "Two parameters are called 'scale'"),
+        (lambda: from_rule(Celo2(), SmallFC().start({"w": torch.zeros(2, 2)}, torch.Generator())),
+         "psi: .* is .*, where Celo2 has it .*; give the ψ of this rule"),
+        (lambda: from_rule(Celo2(), {}), r"psi is missing: Celo2\(\) has one of 347 numbers"),
+        (lambda: from_rule(SmallFC(), torch.zeros(190)), "psi must be a dictionary of tensors by name, .*; found Tensor"),
+        (lambda: from_rule(SmallFC(), "psi.pt"), "psi must be a dictionary of tensors by name, .*; found 'psi.pt'"),
+        (lambda: made(LayerStepSizes(0.1, 3), psi={"body.lr": torch.zeros(3)}),
+         "psi: '0.0.lr' is missing, where LayerStepSizes has it of shape .* for these weights"),
+        (lambda: from_rule("muon"), "from_rule takes a rule, such as .*; found 'muon'"),
+        (lambda: from_rule(Muon), "from_rule takes a rule, such as .*; found the class Muon"),
+        (lambda: LearnedOptimizer([nn.Parameter(torch.zeros(2))], Muon), "an optimizer takes a rule, .*; found the class Muon"),
+        (lambda: Celo2(by_adam="*embed*"), r"by_adam='\*embed\*': it must be a function of a weight's name, such as mo"),
+        (lambda: Muon(0.1, hidden="body"), "hidden='body': it must be a function of a weight's name"),
+        (lambda: Named(["*embed*"]), r"Named takes patterns one by one, .*; found \['\*embed\*'\]"),
     ],
 )  # fmt: skip
 def test_what_optimizers_take(go: Callable[[], Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as found:
         go()
+    assert "\n" not in str(found.value)
 
 
-def test_sparse_gradients_and_states_of_another_rule_are_refused() -> None:
+def made(rule: Any, psi: Any = None, **options: Any) -> LearnedOptimizer:
+    return from_rule(rule, psi)(net().named_parameters(), **options)
+
+
+def in_group(rule: Any, **options: Any) -> LearnedOptimizer:
+    """The second of two groups."""
+    first, *rest = net().named_parameters()
+    return from_rule(rule)([{"params": [first]}, {"params": rest, **options}])
+
+
+def test_a_group_that_is_refused_is_not_added() -> None:
+    opt = made(chain(Clip(norm=1.0), SGD(0.1)))
+    late = {"params": [("late", nn.Parameter(torch.zeros(2)))]}
+    for group, words in ((dict(late, lr=-1.0), "lr=-1.0"), ({"params": [("scale", nn.Parameter(torch.zeros(2)))]}, "'scale'")):
+        with pytest.raises(ValueError, match=words):
+            opt.add_param_group(group)
+        assert len(opt.param_groups) == 1
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    with pytest.raises(ValueError, match=r"A group was added after the first step: .* give all parameters before"):
+        opt.add_param_group(late)
+    opt.step()
+
+
+CHAINED: dict[str, tuple[Rule, Rule]] = {
+    "sgd": (chain(Clip(norm=1e3), SGD(0.1)), SGD(0.05)),
+    "adamw": (chain(Clip(norm=1e3), AdamW(0.01)), AdamW(0.05, decay=0.3)),
+    "small": (chain(Clip(value=1e3), AdamW(0.01)), AdamW(0.05, decay=0.3)),
+    "nested": (chain(Clip(norm=1e3), chain(Clip(value=1e3), AdamW(0.01))), AdamW(0.05, decay=0.3)),
+    "scheduled": (chain(Momentum(1.0), Schedule(0.1)), Momentum(0.05)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINED)
+def test_step_size_and_decay_of_a_chain_are_those_of_the_rule_that_has_them(name: str) -> None:
+    """Given at the start, in a group, or by a scheduler."""
+    rule, plain = CHAINED[name]
+    decay: dict[str, Any] = {"weight_decay": 0.3} if "adamw" in str(plain).lower() else {}
+    expected = net(torch.float64)
+    train(expected, from_rule(plain)(expected.parameters()))
+    for way in ("argument", "group", "scheduler"):
+        model = net(torch.float64)
+        given = [{"params": list(model.parameters()), "lr": 0.05, **decay}] if way == "group" else model.parameters()
+        options = {} if way == "group" else decay | ({"lr": 0.05} if way == "argument" else {})
+        opt = from_rule(rule)(given, **options)
+        if way == "scheduler":
+            torch.optim.lr_scheduler.LambdaLR(opt, lambda k, own=opt.own_lr: 0.05 / own)
+        train(model, opt)
+        same(values(model), values(expected), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("rule", "named", "words"),
+    [
+        (Muon(0.02), False, r"Muon\(lr=0.02\) tells weights apart by their names, and these have none: give model.named_param"),
+        (chain(Clip(value=1.0), Celo2(by_adam=Named("*bias"))), False, "Celo2.* tells weights apart by their names"),
+        (LayerStepSizes(0.1, 3), False, "LayerStepSizes.* tells weights apart"),
+        (Celo2(by_adam=Named("*embed*", "*norm*")), True, r"has a name like \*embed\* or \*norm\*; .* such as 'scale'"),
+        (Celo2(by_adam=Named("*embed*", "*bias")), True, None), (Celo2(by_adam=Named()), False, None), (Celo2(), False, None),
+    ],
+)  # fmt: skip
+def test_rules_that_go_by_names_want_some(rule: Rule, named: bool, words: str | None) -> None:
+    model = net()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        from_rule(rule)(model.named_parameters() if named else model.parameters())
+    assert [str(w.message) for w in found if w.filename == __file__] == [str(w.message) for w in found]
+    assert len(found) == (0 if words is None else 1) and (words is None or re.search(words, str(found[0].message)))
+
+
+@dataclass(frozen=True)
+class Own(SGD):
+    """A rule whose update is made by a function of gradients and step."""
+
+    lr: float = 1.0
+    make: Callable[[Params, Step], Any] = lambda grads, step: (grads, {})
+    separable: bool = True
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Step) -> Any:
+        return self.make(grads, step)
+
+
+@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda grads, step: ({n: -g.sum() for n, g in grads.items()}, {}), r"an update of shape \(\) for the weight"),
+        (lambda grads, step: ({}, {}), "`update` of the rule Own returned no update for the weight"),
+        (lambda grads, step: None, r"returned NoneType; it must return \(updates by name, state\)"),
+        (lambda grads, step: ({n: step.loss * g for n, g in grads.items()}, {}), "reads the loss, which a closure alone tells"),
+    ],
+)  # fmt: skip
+def test_what_rules_return(make: Callable[..., Any], words: str, separable: bool) -> None:
+    model = nn.Sequential(net()[0])  # without a scalar
+    start, opt = values(model), from_rule(Own(make=make, separable=separable))(model.named_parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=words):
+        opt.step()
+    same(values(model), start)
+
+
+def test_sparse_gradients_are_refused() -> None:
     layer = nn.Embedding(5, 2, sparse=True)
     opt = from_rule(Adam(0.1))(layer.named_parameters())
     layer(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="The gradient of weight is sparse"):
         opt.step()
+
+
+@pytest.mark.parametrize(
+    ("saved", "rule", "words"),
+    [
+        (Adam(0.1), SmallFC(), "one of Adam, where this optimizer moves by SmallFC"), (Adam(0.1), AdamW(0.1), "one of Adam,"),
+        (ScheduleFreeAdamW(0.1), AdamW(0.1), "one of ScheduleFreeAdamW,"), (AdamW(0.1), Momentum(0.1), "one of AdamW,"),
+        (SGD(0.1), chain(Clip(norm=1.0), SGD(0.1)), r"one of SGD, where this optimizer moves by Chain\(Clip, SGD\)"),
+        (sgd_hd(0.1, 1e-3), adam_hd(0.1, 1e-3), r"HypergradientDescent\(SGD\), where .* by HypergradientDescent\(AdamW\)"),
+        (Celo2(), Celo2(by_adam=Named("*")), r"The state of scale is not one of Celo2|The state of 0\.0\.weight is not one"),
+        (None, AdamW(0.1), "The state of scale is not one of AdamW"), (None, SGD(0.1), "The state of scale is not one of SGD"),
+        (AdamW(0.1), AdamW(0.2, decay=0.0), None), (chain(Clip(norm=1.0), Adam(0.1)), chain(Clip(norm=9.0), Adam(0.2)), None),
+    ],
+)  # fmt: skip
+def test_a_state_belongs_to_a_rule_of_any_numbers(saved: Rule | None, rule: Rule, words: str | None) -> None:
+    """None: to AdamW of torch. What is refused leaves the optimizer as it was."""
     model = net()
-    adam, small = from_rule(Adam(0.1))(model.parameters()), from_rule(SmallFC())(model.parameters())
-    train(model, adam, range(1))
-    small.load_state_dict(adam.state_dict())
-    with pytest.raises(ValueError, match=r"The state of 0\.0 is not one of SmallFC"):
-        train(model, small, range(1))
+    theirs = torch.optim.AdamW(model.named_parameters()) if saved is None else from_rule(saved)(model.named_parameters())
+    train(model, theirs, range(1))
+    opt = from_rule(rule)(model.named_parameters())
+    train(model, opt, range(2))
+    before = copy.deepcopy(opt.state_dict())
+    if words is None:
+        opt.load_state_dict(theirs.state_dict())
+        assert {s["step"] for s in opt.state.values()} == {1}
+        return
+    with pytest.raises(ValueError, match=words):
+        opt.load_state_dict(theirs.state_dict())
+    assert str(opt.state_dict()) == str(before)
+    train(model, opt, range(1))
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------------
@@ -459,7 +622,7 @@ def test_a_rule_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     found = load(tmp_path / "rule.safetensors")
     assert found.rule == rule and found.psi is not None
     same(found.psi, psi)
-    assert found.header["scores"] == {"mlp": 0.5} and found.header["sha256"] == files.digest(psi)
+    assert found.header["scores"] == {"mlp": 0.5} and found.header["sha256"] == files.digest(psi, found.header)
     a, b = net(), net()
     train(a, found(a.named_parameters()))
     train(b, from_rule(rule, psi)(b.named_parameters()))
@@ -467,11 +630,12 @@ def test_a_rule_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     assert repr(found).startswith("Factory(") and f"{sum(x.numel() for x in psi.values()):,} numbers" in repr(found)
 
 
-def changed(data: bytes, **changes: Any) -> bytes:
-    """The file with other entries of its header."""
+def changed(data: bytes, honest: bool = True, **changes: Any) -> bytes:
+    """The file with other entries of its header; honest: and the sum of these."""
     length = int.from_bytes(data[:8], "little")
     head = json.loads(data[8 : 8 + length])
     told = json.loads(head["__metadata__"]["metaoptim"]) | changes
+    told |= {"sha256": files.digest(safetensors.torch.load(data), told)} if honest else {}
     text = json.dumps({**head, "__metadata__": {"metaoptim": json.dumps(told)}}).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
@@ -486,7 +650,12 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda d: b"", "is cut, or no file of a rule"),
     "others": (without, "holds tensors, and no rule"),
     "format": (lambda d: changed(d, format=7), "has format 7 and inputs 1, where this version reads 1 and 1"),
-    "bits": (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "is altered: its ψ has another sha256"),
+    "bits": (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "is altered: its ψ and its header have another sha256"),
+    "arguments changed": (
+        lambda d: changed(d, honest=False, rule={"name": "Celo2", "arguments": {"lr": 0.02}}),
+        "is altered: its ψ and its header have another sha256",
+    ),
+    "scores": (lambda d: changed(d, honest=False, scores={"mlp": 0.1}), "is altered: its ψ and its header"),
     "unknown": (
         lambda d: changed(d, rule={"name": "Velo", "arguments": {}}),
         "is of the rule Velo, which this version doesn't",
@@ -516,8 +685,20 @@ def test_what_can_be_kept(tmp_path: Path) -> None:
     path, psi = tmp_path / "x.safetensors", Celo2().start({"w": torch.zeros(2, 2)}, torch.Generator())
     with pytest.raises(ValueError, match=r"'<lambda>' can't be kept in a file; give Named"):
         save(path, Celo2(by_adam=lambda name: True), psi)
-    with pytest.raises(ValueError, match="ψ: 'b0' is missing, where Celo2 has it of shape"):
-        save(path, Celo2())
+    for go in (lambda: save(path, Celo2()), lambda: from_rule(Celo2()).save_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=r"ψ is missing: Celo2\(\) has one of 347 numbers; give it"):
+            go()
+    with pytest.raises(
+        ValueError, match=r"ψ must be a dictionary of tensors by name, .*; found a φ, of which it is the \.rule"
+    ):
+        save(path, Celo2(), mo.MetaParams({}, psi))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"save takes a rule, .*; found the class Celo2"):
+        save(path, Celo2, psi)  # type: ignore[arg-type]
+    for take in (from_rule, partial(save, path)):
+        with pytest.raises(ValueError, match=r"takes a rule; of a run, mo\.optim\.from_run\(run\) makes optimizers"):
+            take(object.__new__(mo.Run))  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"header must be a dictionary, such as .*; found \['a'\]"):
+        save(path, Celo2(), psi, ["a"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="header has the entry `rule`"):
         save(path, Celo2(), psi, {"rule": "mine"})
     with pytest.raises(ValueError, match="header can't be written as JSON"):
@@ -527,6 +708,8 @@ def test_what_can_be_kept(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(ValueError, match="There is no file 'no-such-rule'"):
         load("no-such-rule")
+    with pytest.raises(ValueError, match=r"is a folder, and load takes a file; mo\.optim\.from_pretrained takes folders"):
+        load(tmp_path)
 
 
 def test_rules_that_come_with_the_library_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,8 +755,12 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"'me/other' is no folder, and the hub has no rule\.safetensors of it to give: 404$"):
         from_pretrained("me/other")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"pip install 'metaoptim\[hub\]'"):
+    with pytest.raises(ValueError, match=r"'me/rule' is no folder, and the hub needs .*: pip install 'metaoptim\[hub\]'"):
         from_pretrained("me/rule")
+    with pytest.raises(ValueError, match=r"There is no folder '\./mine', nor can a repository of the hub be called so"):
+        from_pretrained("./mine")
+    with pytest.raises(ValueError, match=r"is a file, and from_pretrained takes a folder; mo\.optim\.load takes files"):
+        from_pretrained(tmp_path / "mine" / "rule.safetensors")
 
 
 # --- Training loops of others ---------------------------------------------------------------------------------------------
@@ -647,7 +834,7 @@ def test_states_are_where_the_parameters_are() -> None:
     """On the meta device as on any other: nothing is made elsewhere."""
     for name in ("celo2", "small_fc", "lstm", "adam", "muon"):
         w = [nn.Parameter(torch.zeros(4, 3, device="meta")) for _ in range(2)]
-        opt = from_rule(RULES[name])(w)
+        opt = from_rule(RULES[name])([(f"w{i}", p) for i, p in enumerate(w)])
         for p in w:
             p.grad = torch.zeros_like(p)
         opt.step()

@@ -65,6 +65,15 @@ def check_flags(**flags: Any) -> None:
             raise ValueError(f"{name}={value!r}: it must be True or False.")
 
 
+def check_by_name(**functions: Any) -> None:
+    """Functions of a weight's name."""
+    for name, function in functions.items():
+        if function is not None and (not callable(function) or isinstance(function, type)):
+            raise ValueError(
+                f"{name}={function!r}: it must be a function of a weight's name, such as mo.optim.Named('*embed*', '*bias')."
+            )
+
+
 def check_choice(choices: Sequence[str], **words: Any) -> None:
     """One of a few words."""
     for name, word in words.items():

@@ -99,9 +99,9 @@ class Rule(Protocol):
     """An update rule: a frozen dataclass of pure functions, with its meta-parameters ψ as an explicit argument.
 
     What it may have besides: `read_out` (see below); `separable`, true where each weight moves by itself and ψ knows none by
-    its name, so that weights of one shape can be moved at once; `decays_weights`, true where `decay` is that of the weights,
-    times the step size; `quick`, the same as `update` for those who differentiate nothing, with an argument more: whether it
-    becomes a graph that is compiled.
+    its name, so that weights of one shape can be moved at once; `by_name`, true where it tells weights apart by their names;
+    `decays_weights`, true where `decay` is that of the weights, times the step size; `quick`, the same as `update` for those
+    who differentiate nothing, with an argument more: whether it becomes a graph that is compiled.
     """
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core.brief import brief
-from metaoptim.core.checks import check_flags, check_numbers, check_positive
+from metaoptim.core.checks import check_by_name, check_flags, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
 from metaoptim.lopt import fused, pieces
 from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, normalised, raised, start_of_moments, together
@@ -58,6 +58,11 @@ class Celo2:
         check_positive(lr=self.lr, adam_ratio=self.adam_ratio)
         check_numbers(0, decay=self.decay)
         check_flags(orthogonal=self.orthogonal)
+        check_by_name(by_adam=self.by_adam)
+
+    @property
+    def by_name(self) -> bool:
+        return self.by_adam is not None
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         return start_of_perceptron((30, 8, 8, 3), next(iter(weights.values())), generator)

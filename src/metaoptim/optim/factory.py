@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,16 @@ from torch.optim.optimizer import ParamsT
 
 from metaoptim.core.types import Params, Rule
 from metaoptim.lopt import Optimizee
+from metaoptim.lopt.checks import check_psi
 from metaoptim.optim import files
 from metaoptim.optim.optimizer import LearnedOptimizer
+from metaoptim.optim.settings import separable
 from metaoptim.runs import Run
 from metaoptim.runs.store import RECIPE
 
 SHIPPED = Path(__file__).parent / "shipped"
 FILE = "rule.safetensors"
+REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 SCORES = ("final", "final_ratio", "area", "area_ratio", "diverged")
 
 
@@ -36,6 +40,11 @@ class Factory:
     rule: Rule
     psi: Params | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        files.check_given(self.rule, "from_rule")
+        if self.psi is not None and separable(self.rule):  # ψ of others can have the names of weights in it
+            check_psi(self.rule, self.psi, "psi")
 
     def __call__(
         self, params: ParamsT, *, lr: float | None = None, weight_decay: float | None = None, compile: bool = False
@@ -112,6 +121,8 @@ def load(source: str | Path) -> Factory:
     """Optimizers that move by a rule from a file, or by one of those that `available()` names."""
     if source in available():
         return Factory(*files.read(SHIPPED / f"{source}.safetensors"))
+    if Path(source).is_dir():
+        raise ValueError(f"{str(source)!r} is a folder, and load takes a file; mo.optim.from_pretrained takes folders.")
     if not Path(source).is_file():
         shipped = f"; rules that come with metaoptim: {', '.join(available())}" if available() else ""
         raise ValueError(f"There is no file {str(source)!r}, nor does a rule of that name come with metaoptim{shipped}.")
@@ -127,7 +138,11 @@ def from_pretrained(source: str | Path, revision: str | None = None) -> Factory:
     """Optimizers that move by a rule from a folder that `save_pretrained` wrote, or from a repository of the hub."""
     if Path(source).is_dir():
         return load(Path(source) / FILE)
-    hub = _hub()
+    if Path(source).is_file():
+        raise ValueError(f"{str(source)!r} is a file, and from_pretrained takes a folder; mo.optim.load takes files.")
+    if not REPOSITORY.fullmatch(str(source)):
+        raise ValueError(f"There is no folder {str(source)!r}, nor can a repository of the hub be called so, as 'me/rule' can.")
+    hub = _hub(f"{str(source)!r} is no folder, and the hub")
     try:
         path = hub.hf_hub_download(str(source), FILE, revision=revision)
     except (OSError, ValueError) as error:
@@ -136,9 +151,9 @@ def from_pretrained(source: str | Path, revision: str | None = None) -> Factory:
     return load(path)
 
 
-def _hub() -> Any:
+def _hub(what: str = "The hub") -> Any:
     try:
         import huggingface_hub  # an extra, and slow to import
     except ImportError as error:
-        raise ValueError("The hub needs huggingface_hub, which isn't installed: pip install 'metaoptim[hub]'.") from error
+        raise ValueError(f"{what} needs huggingface_hub, which isn't installed: pip install 'metaoptim[hub]'.") from error
     return huggingface_hub

@@ -5,7 +5,7 @@ The header stands in the file's metadata under the key `metaoptim`:
     format    a number, raised when what is stored changes
     inputs    a number, raised when what learned rules see of a gradient changes
     rule      name of the class and its arguments, among which there may be other rules
-    sha256    of ψ: names, shapes, floats and bytes
+    sha256    of all else in the header, and of ψ: names, shapes, floats and bytes
     version   of the library that wrote it
 
 and whatever the caller adds, such as a `recipe` and `scores`.
@@ -16,37 +16,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from fnmatch import fnmatchcase
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 import metaoptim
 from metaoptim import lopt, rules
+from metaoptim.core.brief import brief
 from metaoptim.core.types import Params, Rule
+from metaoptim.lopt.checks import check_psi, check_rule
+from metaoptim.optim.names import Named
+from metaoptim.runs import Run
 
 KEY, FORMAT, INPUTS = "metaoptim", 1, 1
-
-
-@dataclass(frozen=True)
-class Named:
-    """Whether a weight's name is like one of some patterns, as those of file names: `Celo2(by_adam=Named("*embed*", "*bias"))`.
-
-    Unlike a function, it can be kept in a file.
-    """
-
-    patterns: tuple[str, ...]
-
-    def __init__(self, *patterns: str) -> None:
-        object.__setattr__(self, "patterns", patterns)
-
-    def __call__(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
 _KINDS = (lopt.Celo2, lopt.LSTM, lopt.SmallFC, Named, *(kind for kind in vars(rules).values() if isinstance(kind, type)))
@@ -62,14 +47,18 @@ def save(path: str | Path, rule: Rule, psi: Params | None = None, header: Mappin
         psi: its ψ; none: that of a rule that has none.
         header: what else to say of it, in JSON types, such as {"recipe": …, "scores": …}.
     """
+    check_given(rule, "save")
+    check_psi(rule, psi, "ψ")
+    if not isinstance(header, Mapping | None):
+        raise ValueError(f"header must be a dictionary, such as {{'recipe': …, 'scores': …}}; found {brief(header)}.")
     tensors = {n: x.detach().contiguous() for n, x in (psi or {}).items()}
     told = dict(header or {})
     if taken := sorted({"format", "inputs", "rule", "sha256", "version"} & told.keys()):
         raise ValueError(f"header has the entry `{taken[0]}`, which save writes itself; choose another name.")
-    _check_psi(rule, tensors, "ψ")
-    own = {"format": FORMAT, "inputs": INPUTS, "rule": _told(rule), "sha256": digest(tensors), "version": metaoptim.__version__}
+    own = {"format": FORMAT, "inputs": INPUTS, "rule": _told(rule), "version": metaoptim.__version__}
     try:
-        text = json.dumps(own | told, allow_nan=False, ensure_ascii=False)
+        whole = json.loads(json.dumps(own | told, allow_nan=False))
+        text = json.dumps({**whole, "sha256": digest(tensors, whole)}, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"header can't be written as JSON ({error}); give it plain numbers, strings, lists and dicts."
@@ -98,16 +87,23 @@ def read(path: str | Path) -> tuple[Rule, Params, dict[str, Any]]:
             f"{path} has format {found[0]} and inputs {found[1]}, where this version reads {FORMAT} and {INPUTS}: use the "
             f"version that wrote it, {header.get('version')}."
         )
-    if digest(psi) != sha256:
-        raise ValueError(f"{path} is altered: its ψ has another sha256 than its header says; get the file again.")
+    if digest(psi, header) != sha256:
+        raise ValueError(f"{path} is altered: its ψ and its header have another sha256 than it says; get the file again.")
     rule = _built(told, path)
-    _check_psi(rule, psi, str(path))
+    check_psi(rule, psi, str(path))
     return rule, psi, header
 
 
-def digest(psi: Params) -> str:
-    """The SHA-256 of tensors with their names."""
-    found = hashlib.sha256()
+def check_given(rule: Any, taker: str) -> None:
+    """A rule; a run has one, with its ψ."""
+    if isinstance(rule, Run):
+        raise ValueError(f"{taker} takes a rule; of a run, mo.optim.from_run(run) makes optimizers, and has `save(path)`.")
+    check_rule(rule, taker)
+
+
+def digest(psi: Params, header: Mapping[str, Any]) -> str:
+    """The SHA-256 of a header, but for its own entry, and of tensors with their names."""
+    found = hashlib.sha256(json.dumps({n: x for n, x in header.items() if n != "sha256"}).encode())
     for n in sorted(psi):
         found.update(f"{n} {tuple(psi[n].shape)} {psi[n].dtype} ".encode())
         found.update(safetensors.torch.save({"x": psi[n].contiguous()}))
@@ -148,12 +144,3 @@ def _built(told: Any, path: str | Path) -> Any:
         return kind(*arguments["patterns"]) if kind is Named else kind(**arguments)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} has arguments that {told['name']} doesn't take: {error}") from error
-
-
-def _check_psi(rule: Rule, psi: Params, what: str) -> None:
-    """ψ has the names and shapes that belong to the rule, whatever the weights are called."""
-    like: dict[str, Tensor] = rule.start({"w": torch.zeros(2, 2)}, torch.Generator())
-    if {n: x.shape for n, x in psi.items()} != {n: x.shape for n, x in like.items()}:
-        odd = min(n for n in psi.keys() | like.keys() if n not in psi or n not in like or psi[n].shape != like[n].shape)
-        found, expected = (f"of shape {tuple(x[odd].shape)}" if odd in x else "missing" for x in (psi, like))
-        raise ValueError(f"{what}: {odd!r} is {found}, where {type(rule).__name__} has it {expected}; give the ψ of this rule.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from metaoptim.core import trees
-from metaoptim.core.checks import check_flags, check_numbers
+from metaoptim.core.checks import check_flags
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 from metaoptim.engine.graphs.graphs import Graphs
-from metaoptim.optim.call import Work, raised, update
+from metaoptim.lopt.checks import check_psi, check_rule
+from metaoptim.optim.call import Unjudged, Work, raised, update
+from metaoptim.optim.names import check_names, names_of, warn_of_names
+from metaoptim.optim.settings import check_added, check_together, kind, own_decay, own_lr, separable, with_decay
 
 SMALL = 2**16  # elements of a weight up to which calling torch costs more than putting such weights together
 
@@ -44,15 +46,16 @@ class LearnedOptimizer(Optimizer):
     moved at once. ψ is no part of `state_dict()`: it belongs to the rule, as it does in the file of one.
 
     A rule whose weights are not separable, such as one that clips a norm over all of them, wants gradients of the same
-    parameters in each step. What `Step.loss` tells a rule is what the closure of `step` returns; without one it is NaN.
+    parameters, and the same weight decay, in each step. What `Step.loss` tells a rule is what the closure of `step` returns;
+    without one, a rule that reads it is refused.
 
     Args:
-        params: as for any optimizer; names, as of `model.named_parameters()`, are given to the rule.
+        params: as for any optimizer; names, as of `model.named_parameters()`, are given to the rule, and must differ.
         rule: the rule.
         psi: its meta-parameters ψ; none: drawn at the start, with seed 0.
         lr: step size of a group, by which schedulers go too: updates are multiplied by lr ÷ the rule's own `lr`, all of them.
-            A rule without a step size has 1. None: the rule's own.
-        weight_decay: of a group, for rules that decay weights; none: the rule's own `decay`.
+            A rule without a step size has 1, and a chain that of the one rule in it that has another. None: the rule's own.
+        weight_decay: of a group, for rules that decay weights, or for the one in a chain; none: the rule's own `decay`.
         compile: whether a step is compiled by Inductor, when it is first taken; where that fails, a graph of torch's
             operators runs instead, with a warning.
     """
@@ -67,17 +70,17 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        check_numbers(0, lr=lr, weight_decay=weight_decay)
+        check_rule(rule, "an optimizer")
         check_flags(compile=compile)
         self.rule, self.compile = rule, compile
-        defaults: dict[str, Any] = {"lr": self.own_lr if lr is None else lr}
-        if getattr(rule, "decays_weights", False):
-            defaults["weight_decay"] = getattr(rule, "decay", 0.0) if weight_decay is None else weight_decay
-        elif weight_decay is not None:
-            raise ValueError(f"weight_decay={weight_decay}: {rule} decays no weights; leave it out.")
+        decay = own_decay(rule) if weight_decay is None else weight_decay
+        defaults = {"lr": self.own_lr if lr is None else lr} | ({} if decay is None else {"weight_decay": decay})
         Optimizer.__init__(self, params, defaults)
         start = {n: p.detach() for p, n in self._names().items()}
+        if psi is not None:
+            check_psi(rule, psi, "psi", start)
         self.psi = rule.start(start, torch.Generator().manual_seed(0)) if psi is None else dict(psi)
+        warn_of_names(rule, self.param_groups)
         self._begin()
 
     def _begin(self) -> None:
@@ -95,22 +98,41 @@ class LearnedOptimizer(Optimizer):
     @property
     def own_lr(self) -> float:
         """The rule's step size; 1 where it has none."""
-        return float(getattr(self.rule, "lr", 1.0))
+        return own_lr(self.rule)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         Optimizer.add_param_group(self, param_group)
-        for i, param in enumerate(self.param_groups[-1]["params"]):
-            if not param.is_floating_point():
-                self.param_groups.pop()
-                raise ValueError(f"Parameter {i} of the group is {param.dtype}: rules move weights that are real numbers.")
+        try:
+            check_added(self.rule, self.param_groups[-1], any(map(self._steps, self._names())))
+            check_together(self.rule, self.param_groups)
+            check_names(self._names())
+            if hasattr(self, "psi"):
+                check_psi(self.rule, self.psi, "psi", {n: p.detach() for p, n in self._names().items()})
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**Optimizer.state_dict(self), "rule": kind(self.rule)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        found, own = state_dict.get("rule", kind(self.rule)), kind(self.rule)
+        if found != own:
+            raise ValueError(f"The state is one of {found}, where this optimizer moves by {own}; load that of the same rule.")
+        before = self.state, self.param_groups
         Optimizer.load_state_dict(self, state_dict)
         # As they were saved: torch has rounded them to the floats of their parameters.
         numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, param in zip(numbers, self._names(), strict=True):
             for key, x in state_dict["state"].get(i, {}).items():
                 self.state[param][key] = x.to(param.device, copy=True) if isinstance(x, Tensor) else x
+        try:
+            for unit in self._units():
+                self._structure(unit)
+        except ValueError:
+            self.state, self.param_groups = before
+            self._begin()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -119,7 +141,7 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_step_sizes()
+        check_together(self.rule, self.param_groups)
         bundles = self._bundles()
         for bundle, (updates, state) in zip(bundles, self._moved(bundles, loss), strict=True):
             self._take(bundle, updates, state)
@@ -128,10 +150,8 @@ class LearnedOptimizer(Optimizer):
     @torch.no_grad()
     def read_out(self) -> Params:
         """By name, the weights at which a run is to be judged: other ones than the parameters if the rule has a `read_out`."""
-        names = self._names()
-        moved = [Member(p, n, {}) for p, n in names.items() if self._steps(p)]
-        found = {n: p.detach().clone() for p, n in names.items()}
-        for unit in ([m] for m in moved) if self._separable else [moved] if moved else []:
+        found = {n: p.detach().clone() for p, n in self._names().items()}
+        for unit in self._units():
             weights = {m.name: raised(m.param) for m in unit}
             judged = read_out(
                 self.rule, self._psi_at(unit), trees.put(self._structure(unit), iter(self._leaves(unit))), weights
@@ -139,17 +159,13 @@ class LearnedOptimizer(Optimizer):
             found |= {m.name: judged[m.name].to(m.param.dtype, copy=True) for m in unit}
         return found
 
-    @property
-    def _separable(self) -> bool:
-        return bool(getattr(self.rule, "separable", False))
-
     def _names(self) -> dict[Tensor, str]:
-        """Every parameter and its name: its place, where nobody gave it another."""
-        found: dict[Tensor, str] = {}
-        for g, group in enumerate(self.param_groups):
-            params = group["params"]
-            found |= dict(zip(params, group.get("param_names") or [f"{g}.{i}" for i in range(len(params))], strict=True))
-        return found
+        return names_of(self.param_groups)
+
+    def _units(self) -> list[list[Member]]:
+        """Parameters that have a state, put together as they share one."""
+        begun = [Member(p, n, {}) for p, n in self._names().items() if self.state.get(p)]
+        return [[m] for m in begun] if separable(self.rule) else [begun] if begun else []
 
     def _bundles(self) -> list[Bundle]:
         """What is moved in this step, in as few calls of the rule as may be."""
@@ -158,23 +174,20 @@ class LearnedOptimizer(Optimizer):
         members = [Member(p, names[p], group) for p, group in groups if p.grad is not None]
         if sparse := [m.name for m in members if m.param.grad is not None and m.param.grad.layout != torch.strided]:
             raise ValueError(f"The gradient of {sparse[0]} is sparse: rules take dense ones; use Embedding(…, sparse=False).")
-        if not self._separable:
+        if not separable(self.rule):
             self._check_same(members)
-            return [Bundle(self.rule, members, False)] if members else []
+            return [Bundle(self._rule_of(members[0].group), members, False)] if members else []
         found: dict[Any, list[Member]] = {}
         for m in members:
             p = m.param
-            kind = _without(m.name, self._structure([m])) if p.numel() <= SMALL else p
-            key = (p.shape, p.dtype, p.device, m.group.get("weight_decay"), self._steps(p), kind)
+            form = _without(m.name, self._structure([m])) if p.numel() <= SMALL else p
+            key = (p.shape, p.dtype, p.device, m.group.get("weight_decay"), self._steps(p), form)
             found.setdefault(key, []).append(m)
         return [Bundle(self._rule_of(same[0].group), same, len(same) > 1) for same in found.values()]
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
-        if "weight_decay" not in group or group["weight_decay"] == getattr(self.rule, "decay", None):
-            return self.rule
-        changed: Any = self.rule
-        rule: Rule = replace(changed, decay=group["weight_decay"])
-        return rule
+        decay, own = group.get("weight_decay"), own_decay(self.rule)
+        return self.rule if decay in (None, own) or own is None else with_decay(self.rule, decay)
 
     def _check_same(self, members: list[Member]) -> None:
         """A rule that reads all weights together can't go on with others than it began with."""
@@ -186,11 +199,6 @@ class LearnedOptimizer(Optimizer):
                 f"{odd} {what}: {self.rule} reads all weights together, which must be the same in each step; freeze parameters "
                 "before the first one."
             )
-
-    def _check_step_sizes(self) -> None:
-        averages = any(hasattr(rule, "read_out") for rule in getattr(self.rule, "rules", (self.rule,)))
-        if averages and any(group["lr"] != self.own_lr for group in self.param_groups):
-            raise ValueError(f"{self.rule} averages weights, which scaled updates would break: give lr to the rule itself.")
 
     def _steps(self, param: Tensor) -> int:
         """How many steps this parameter has made."""
@@ -208,7 +216,7 @@ class LearnedOptimizer(Optimizer):
             structure, kept = trees.take(state, leaves), self.state[unit[0]]
             if not kept:
                 kept |= {"step": 0, **_numbered(leaves)}
-            elif [getattr(kept.get(n), "shape", None) for n in _numbered(leaves)] != [x.shape for x in leaves]:
+            elif {n: x for n, x in _shapes(kept).items() if n != "step"} != _shapes(_numbered(leaves)):
                 raise ValueError(f"The state of {members[0].name} is not one of {self.rule}; load that of the same optimizer.")
             self._structures[unit] = structure, len(leaves)
         return self._structures[unit][0]
@@ -242,7 +250,7 @@ class LearnedOptimizer(Optimizer):
         grads = {m.name: raised(m.param.grad, weights[m.name].dtype) for m in members}
         like = weights[first.name]
         lost = torch.as_tensor(float("nan") if loss is None else loss, dtype=like.dtype, device=like.device).detach()
-        step = Step(torch.tensor(self._steps(first.param), device=like.device), lost)
+        step = (Unjudged if loss is None else Step)(torch.tensor(self._steps(first.param), device=like.device), lost)
         units = [[m] for m in members] if bundle.stacked else [members]
         structure, *_ = [self._structure(unit) for unit in units]
         leaves = [self._leaves(unit) for unit in units]
@@ -254,6 +262,7 @@ class LearnedOptimizer(Optimizer):
     def _take(self, bundle: Bundle, updates: Params, state: State) -> None:
         """Moves the parameters and keeps their states."""
         units = [[m] for m in bundle.members] if bundle.stacked else [bundle.members]
+        own = self.own_lr
         for i, unit in enumerate(units):
             leaves: list[Tensor] = []
             trees.take(trees.index(state, i) if bundle.stacked else state, leaves)
@@ -266,11 +275,15 @@ class LearnedOptimizer(Optimizer):
             for m in unit:
                 self.state[m.param]["step"] = steps
                 u = updates[bundle.members[0].name][i] if bundle.stacked else updates[m.name]
-                m.param.add_(u, alpha=float(m.group["lr"]) / self.own_lr)
+                m.param.add_(u, alpha=float(m.group["lr"]) / own)
 
 
 def _numbered(leaves: Sequence[Tensor]) -> dict[str, Tensor]:
     return {str(i): x for i, x in enumerate(leaves)}
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, Any]:
+    return {n: getattr(x, "shape", None) for n, x in state.items()}
 
 
 def _without(name: str, structure: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class LayerStepSizes:
 
     lr: float
     steps: int
+    by_name: ClassVar[bool] = True
 
     __repr__ = brief
 

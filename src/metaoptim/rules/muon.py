@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from metaoptim.core.brief import brief
-from metaoptim.core.checks import check_counts, check_fractions, check_numbers, check_positive
+from metaoptim.core.checks import check_by_name, check_counts, check_fractions, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
 from metaoptim.rules.adamw import AdamW
 from metaoptim.rules.newton_schulz import orthogonalise
@@ -57,6 +57,7 @@ class Muon:
     hidden: Callable[[str], bool] = no_head_or_embedding
     separable: ClassVar[bool] = True
     decays_weights: ClassVar[bool] = True
+    by_name: ClassVar[bool] = True
 
     __repr__ = brief
 
@@ -65,6 +66,7 @@ class Muon:
         check_fractions(momentum=self.momentum, b1=self.b1, b2=self.b2)
         check_numbers(0, decay=self.decay)
         check_counts(iterations=self.iterations)
+        check_by_name(hidden=self.hidden)
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         return {}

@@ -44,6 +44,10 @@ class Schedule:
     def separable(self) -> bool:
         return self.group is all_weights
 
+    @property
+    def by_name(self) -> bool:
+        return self.group is not all_weights
+
     def start(self, weights: Params, generator: torch.Generator) -> Params:
         like = {self.group(n): w for n, w in weights.items()}
         return {f"log_lr.{g}": w.new_full((self.steps,), self.lr).log() for g, w in like.items()}
