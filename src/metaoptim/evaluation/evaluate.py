@@ -18,7 +18,7 @@ from metaoptim.core.checks import check_counts, check_memory, check_time
 from metaoptim.core.finite import odd_tasks
 from metaoptim.core.random import forked
 from metaoptim.core.types import Normalisation, Task
-from metaoptim.engine import rollout
+from metaoptim.engine import doubts, rollout
 from metaoptim.evaluation import baselines as base
 from metaoptim.evaluation.result import Result, Row
 from metaoptim.learners import placed, with_network
@@ -188,6 +188,8 @@ def _score(
     with forked(device, seed):
         for start in tracked(range(0, episodes, AT_ONCE), f"evaluating on {split}", progress):
             batch = tasks.sample(split, seed=seed, start=start, count=min(AT_ONCE, episodes - start))
+            for doubt in () if start else doubts(batch):
+                warn(doubt)
             for name, runs in methods.items():
                 for found, judge in zip(parts[name], runs, strict=True):
                     found.append(judge(trees.to(batch, device)))
