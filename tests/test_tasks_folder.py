@@ -82,6 +82,24 @@ def test_what_a_file_says_of_its_pixels_is_heeded(tmp_path: Path) -> None:
     assert (deep == pixels).all()
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_whose_range_is_not_known_are_refused(root: Path, kind: type) -> None:
+    save(root / "class4" / "deep.tif", np.linspace(0, 1000, 36).reshape(6, 6).astype(kind))
+    with pytest.raises(ValueError, match=r"class4/deep.tif can't be read as an image \(its pixels are .* of 32 bits, whose"):
+        mo.tasks.from_folder(root, ways=2, shots=1, queries=1, size=6)
+
+
+def test_images_that_are_nearly_of_one_colour_are_told(tmp_path: Path, empty_cache: Path) -> None:
+    """12 bits in a file of 16."""
+    for c in range(6):
+        for i in range(2):
+            pixels = np.random.default_rng(10 * c + i).integers(0, 4096, (6, 6), dtype=np.uint16)
+            save(tmp_path / "data" / str(c) / f"{i}.png", pixels)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning) as told:
+        mo.tasks.from_folder(tmp_path / "data", ways=2, shots=1, queries=1, size=6)
+    assert "their pixels lie between 0 and 16 of 255" in str(told[0].message)
+
+
 def test_classes_of_different_size_are_drawn_without_repetition(root: Path) -> None:
     tasks = mo.tasks.from_folder(root, ways=3, shots=1, queries=2, size=6)
     batch = tasks.sample("train", seed=0, start=0, count=200)

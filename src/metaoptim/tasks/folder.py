@@ -26,6 +26,8 @@ Colour = Literal["auto", "grey", "rgb"]
 MODES = {1: "L", 3: "RGB"}
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
 """What Pillow raises on files that are damaged, or no images."""
+FEW = 32
+"""Levels of 256: where all pixels of all images lie within so many, they are hardly meant so."""
 
 
 def from_folder(
@@ -43,9 +45,10 @@ def from_folder(
     """Images of your own, a folder for each class: x [T, N·S, channels, size, size].
 
     The folder holds a folder for each class, and these hold its images, in any format that Pillow reads and of any size: the
-    largest square in the middle is taken and scaled. They are read once, and cached. Files that are no images by their
-    suffix, and names that begin with a dot, are passed over. A warning says where images of different splits look the same.
-    ValueError or OSError where an image can't be read, or a class has too few.
+    largest square in the middle is taken and scaled. They are read once, and cached, with 8 bits to a channel: of 16 bits, 0 to
+    65535 becomes 0 to 255. Files that are no images by their suffix, and names that begin with a dot, are passed over. A warning
+    says where images of different splits look the same, or all are nearly of one colour. ValueError or OSError where an image
+    can't be read, or has pixels of 32 bits, or a class has too few.
 
     Args:
         root: The folder.
@@ -67,6 +70,12 @@ def from_folder(
     members = divide(names, splits, split_seed, ways, "classes")
     files = [file for group in classes.values() for file in group]
     images, key = _load(files, size, colour)
+    low, high = int(images.min()), int(images.max())
+    if high - low < FEW:
+        warn(
+            f"the images in {root} are nearly of one colour: their pixels lie between {low} and {high} of 255. Spread them over "
+            "the whole range; of 16 bits, that is 0 to 65535."
+        )
     counts = [len(group) for group in classes.values()]
     pairs = _pairs(images, counts, members, key)
     if len(pairs):
@@ -157,6 +166,9 @@ class FolderReader:
 def _square(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
     """The largest square in the middle of an image, scaled: uint8 [channels, size, size]."""
     with Image.open(file) as opened:
+        if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
+            kind = "floats" if opened.mode == "F" else "whole numbers"
+            raise ValueError(f"its pixels are {kind} of 32 bits, whose range isn't known: save it with 8 or 16 bits to a pixel")
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):  # 16 bits, which convert() would cut off
             image = Image.fromarray(np.round(np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
