@@ -82,6 +82,12 @@ def test_what_a_file_says_of_its_pixels_is_heeded(tmp_path: Path) -> None:
     assert (deep == pixels).all()
 
 
+def test_short_classes_may_be_left_out(root: Path) -> None:
+    tasks = mo.tasks.from_folder(root, ways=2, shots=1, queries=3, size=6, short="leave_out")
+    assert sorted(tasks.names) == [f"class{c}" for c in range(9) if c % 3]
+    assert tasks.describe("train")["options"]["short"] == "leave_out"
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_whose_range_is_not_known_are_refused(root: Path, kind: type) -> None:
     save(root / "class4" / "deep.tif", np.linspace(0, 1000, 36).reshape(6, 6).astype(kind))
@@ -267,19 +273,21 @@ ALL = [f"class{c},train" for c in range(9)]
     (shutil.rmtree, {}, ["There is no folder", "a folder of images for each class"]),
     (_broken, {}, ["class1/0.png can't be read as an image", "mend it, or take it out"]),
     (_no_image, {}, ["class4/odd.jpg can't be read as an image"]),
-    (_few, {}, ["'class3'", "has 2 images", "1 shots and 2 queries need 3", "take the class out"]),
+    (_few, {}, ["'class3'", "has 2 images", "1 shot and 2 queries need 3", "or leave such classes out (short='leave_out')"]),
     (_deeper, {}, ["class1 holds no images, and its folder `photos` has 4", "such as", "class1/1.png; move them there"]),
-    (None, {"train_shots": 9}, ["'class0'", "9 shots and 2 queries need 11"]),
-    (None, {"ways": 4}, ["9 classes, too few", "with 4 or more in each"]),
+    (None, {"train_shots": 9, "queries": 1}, ["'class0'", "9 shots and 1 query need 10; add some or ask for fewer."]),
+    (None, {"short": "forget"}, ["short='forget'", "refuse or leave_out"]),
+    (None, {"ways": 4}, ["too few classes (9)", "with 4 or more in each"]),
     (None, {"ways": 1}, ["ways is 1"]),
     (None, {"size": 0}, ["size=0", "at least 1"]),
-    (None, {"colour": "blue"}, ["colour='blue'", "auto or grey or rgb"]),
+    (None, {"colour": "blue"}, ["colour='blue' is unknown: choose auto, grey or rgb."]),
+    (None, {"colour": False}, ["colour=False is no text: choose auto, grey or rgb."]),
     (None, {"splits": "nowhere.csv"}, ["nowhere.csv can't be read", "No such file"]),
     (_lines(*ALL[:-1]), {"splits": "splits.csv"}, ["no line for 'class8'", "each of the 9 classes one line"]),
     (_lines(*ALL, ALL[0]), {"splits": "splits.csv"}, ["Line 10", "'class0', twice"]),
     (_lines(*ALL, "dog,train"), {"splits": "splits.csv"}, ["Line 10", "'dog'", "none of that name"]),
     (_lines(*ALL[:-1], "class8,valid"), {"splits": "splits.csv"}, ["Line 9", "'valid'", "train, val, test"]),
-    (_lines(*ALL[:-1], "class8"), {"splits": "splits.csv"}, ["Line 9", "1 fields", "`class0,train`"]),
+    (_lines(*ALL[:-1], "class8"), {"splits": "splits.csv"}, ["Line 9", "1 field;", "`class0,train`"]),
     (_lines(*(f"class{c},test" for c in range(9))), {"splits": "splits.csv"}, ["none of the classes into the split train"]),
 ])  # fmt: skip
 def test_faults_are_told_in_one_sentence(

@@ -209,7 +209,7 @@ def cut(rows: int) -> Callable[[dict[str, list[Any]]], None]:
     (None, {"shots": 9, "short": "leave_out"}, ["'t0'", "needs 12"]),
     (None, {"target": "b", "features": ["a"], "kind": "classification"}, ["is always '-2'", "2 or more"]),
     (lambda data: data.update({n: [v for v, w in zip(vs, list(data["who"]), strict=True) if w in ("t1", "t2")]
-                               for n, vs in list(data.items())}), {}, ["There are 2 tasks, too few", "with 1 or more"]),
+                               for n, vs in list(data.items())}), {}, ["There are too few tasks (2)", "with 1 or more"]),
 ])  # fmt: skip
 def test_faults_of_a_table_are_told_in_one_sentence(
     tmp_path: Path, change: Callable[[dict[str, list[Any]]], None] | None, options: dict[str, Any], words: list[str]

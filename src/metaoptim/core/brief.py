@@ -19,6 +19,12 @@ def brief(x: Any, name: str = "", leave: tuple[str, ...] = ()) -> str:
     return f"{name or type(x).__name__}({inside})"
 
 
+def plural(count: int, what: str) -> str:
+    """A count in a sentence, as in 1 query or 2 queries."""
+    many = f"{what}es" if what.endswith("s") else f"{what[:-1]}ies" if what.endswith("ry") else f"{what}s"
+    return f"{count} {what if count == 1 else many}"
+
+
 def _plain(x: Any) -> str:
     if isinstance(x, Number):
         return str(x)  # which is short for NumPy's too

@@ -78,7 +78,8 @@ def check_choice(choices: Sequence[str], **words: Any) -> None:
     """One of a few words."""
     for name, word in words.items():
         if word is not None and word not in choices:
-            raise ValueError(f"{name}={word!r} is unknown: choose {' or '.join(choices)}.")
+            fault = "is unknown" if isinstance(word, str) else "is no text"
+            raise ValueError(f"{name}={word!r} {fault}: choose {', '.join(choices[:-1])} or {choices[-1]}.")
 
 
 def check_memory(size: int, what: str) -> None:

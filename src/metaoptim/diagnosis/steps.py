@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from metaoptim.diagnosis.subject import Numbers, Subject, better, interval, plural, shown
+from metaoptim.core.brief import plural
+from metaoptim.diagnosis.subject import Numbers, Subject, better, interval, shown
 
 
 def measure(subject: Subject) -> Numbers:

@@ -102,8 +102,3 @@ def better(metric: str) -> int:
 def shown(metric: str, value: float) -> str:
     """A score in a sentence."""
     return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3g}"
-
-
-def plural(count: int, what: str) -> str:
-    """A count in a sentence."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

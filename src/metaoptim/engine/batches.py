@@ -20,8 +20,8 @@ def check_classes(method: MetaOptimizer, batch: Task) -> None:
     seen = labels.unique()
     if labels.min() == 0 and labels.max() + 1 == len(seen) and (len(seen) / classes) ** len(labels) < CHANCE:
         raise ValueError(
-            f"{method.name} trains one classifier of all {classes} training classes, and these tasks number their classes anew, "
-            f"from 0 to {len(seen) - 1}: give targets that are the same class in every task, train on an image family with "
+            f"{method.name} trains one classifier of all {classes} training classes, and these tasks number their classes "
+            f"anew, from 0 to {len(seen) - 1}: give targets that are the same class in every task, train on an image family with "
             "mo.train, or take joint."
         )
 
@@ -37,7 +37,7 @@ def doubts(batch: Task) -> Iterator[str]:
         )
     labels = _labels(batch)
     if labels is not None and 0.5 ** len(labels) < CHANCE and (labels == labels[0]).all():
-        yield f"every target is {labels[0]}: with one class there is nothing to tell apart, and any score is that of a constant."
+        yield f"every target is {labels[0]}: with one class there is nothing to tell apart, and a constant has the best score."
 
 
 def _labels(batch: Task) -> Tensor | None:

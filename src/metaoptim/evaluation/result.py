@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from metaoptim.core.brief import plural
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import write_atomic
 
@@ -99,7 +100,8 @@ class Result:
     def __repr__(self) -> str:
         facts, percent = self.facts, self.metric == "accuracy"
         score = f"{self.metric} {_cell(self.mean, self.interval, percent)}{' %' if percent else ''}"
-        return f"Result({self.rows[0].name}: {score} after {facts['steps']} steps, {facts['episodes']} episodes)"
+        steps, episodes = plural(facts["steps"], "step"), plural(facts["episodes"], "episode")
+        return f"Result({self.rows[0].name}: {score} after {steps}, {episodes})"
 
     def __str__(self) -> str:
         width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
@@ -135,7 +137,8 @@ class Result:
     def _table(self, shown: list[int], titled: bool = True) -> Table:
         facts, percent = self.facts, self.metric == "accuracy"
         unit = "accuracy, %" if percent else "loss"
-        title = f"{facts['tasks']['family']}, split {facts['split']}: {unit} ± 95 % interval over {facts['episodes']} episodes"
+        episodes = plural(facts["episodes"], "episode")
+        title = f"{facts['tasks']['family']}, split {facts['split']}: {unit} ± 95 % interval over {episodes}"
         table = Table(title=title, caption=_caption(facts)) if titled else Table()
         table.add_column("inner steps", no_wrap=True)
         for k in shown:

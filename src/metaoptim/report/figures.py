@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from torch import Tensor
 
+from metaoptim.core.brief import plural
 from metaoptim.core.types import Task
 from metaoptim.evaluation import Result
 from metaoptim.report.style import COLOURS, save, sheet
@@ -57,9 +58,8 @@ def _curves(axes: Axes, result: Result) -> None:
         axes.set_xticks(steps if len(steps) <= 12 else steps[:: len(steps) // 10])
         axes.legend()
     axes.set_ylabel(metric)
-    axes.set_title(
-        f"{result.facts['tasks']['family']}, {result.facts['split']}: {result.facts['episodes']} episodes, 95 % intervals"
-    )
+    episodes = plural(result.facts["episodes"], "episode")
+    axes.set_title(f"{result.facts['tasks']['family']}, {result.facts['split']}: {episodes}, 95 % intervals")
     axes.grid(alpha=0.3)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metaoptim.core.brief import plural
+
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>", "?"})
 DELIMITERS = ",;\t"
 
@@ -122,7 +124,8 @@ def _read(file: Path) -> Table:
         raise ValueError(f"The first line of {file} {fault}; give each column a name of its own.")
     for line, fields in lines[1:]:
         if len(fields) != len(header):
-            raise ValueError(f"Line {line} of {file} has {len(fields)} fields, and the first line names {len(header)} columns.")
+            there, named = plural(len(fields), "field"), plural(len(header), "column")
+            raise ValueError(f"Line {line} of {file} has {there}, and the first line names {named}.")
     columns = {name: [fields[i] for _, fields in lines[1:]] for i, name in enumerate(header)}
     return Table(str(file), columns, [f"Line {line}" for line, _ in lines[1:]])
 

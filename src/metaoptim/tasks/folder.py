@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from metaoptim.core.brief import plural
 from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_choice, check_counts, check_memory
 from metaoptim.core.types import Batch
@@ -41,6 +42,7 @@ def from_folder(
     split_seed: int = 0,
     rotations: bool = False,
     train_shots: int | None = None,
+    short: Literal["refuse", "leave_out"] = "refuse",
 ) -> ImageTasks:
     """Images of your own, a folder for each class: x [T, N·S, channels, size, size].
 
@@ -61,11 +63,12 @@ def from_folder(
         split_seed: The seed by which classes are divided.
         rotations: Whether each class, rotated by 0, 90, 180 and 270 degrees, counts as four classes.
         train_shots: Support images per class in the split `train`, if different.
+        short: What happens to a class with fewer images than an episode needs: `refuse` the folder, or `leave_out` the class.
     """
     check_counts(ways=ways, shots=shots, queries=queries, size=size, train_shots=train_shots)
     check_choice(("auto", "grey", "rgb"), colour=colour)
-    classes = folders(Path(root).expanduser())
-    _check_counts(classes, max(shots, train_shots or 1), queries, root)
+    check_choice(("refuse", "leave_out"), short=short)
+    classes = _large(folders(Path(root).expanduser()), max(shots, train_shots or 1), queries, short, root)
     names = list(classes)
     members = divide(names, splits, split_seed, ways, "classes")
     files = [file for group in classes.values() for file in group]
@@ -82,7 +85,7 @@ def from_folder(
         warn(_report(pairs, files))
     options = {
         "reads": "folder", "size": size, "channels": images.shape[1], "colour": colour, "split_seed": split_seed,
-        "images": len(images), "near_duplicates": len(pairs),
+        "images": len(images), "near_duplicates": len(pairs), **({"short": short} if short == "leave_out" else {}),
     }  # fmt: skip
     location = {"root": str(root)} | ({"splits": str(splits)} if splits else {})
     return ImageTasks(
@@ -210,20 +213,23 @@ def _pairs(images: NDArray[np.uint8], counts: list[int], members: Members, key: 
     return pairs
 
 
-def _check_counts(classes: dict[str, list[Path]], shots: int, queries: int, root: str | Path) -> None:
-    for name, files in classes.items():
-        if len(files) < shots + queries:
-            raise ValueError(
-                f"The class {name!r} in {root} has {len(files)} images, and {shots} shots and {queries} queries need "
-                f"{shots + queries}; add some, ask for fewer, or take the class out."
-            )
+def _large(classes: dict[str, list[Path]], shots: int, queries: int, short: str, root: str | Path) -> dict[str, list[Path]]:
+    """The classes with images enough for an episode; a ValueError where one has not, unless such are to be left out."""
+    large = {name: files for name, files in classes.items() if len(files) >= shots + queries}
+    if not large or (len(large) < len(classes) and short == "refuse"):
+        name, files = next(pair for pair in classes.items() if pair[0] not in large)
+        leave = ", or leave such classes out (short='leave_out')" if large else ""
+        raise ValueError(
+            f"The class {name!r} in {root} has {plural(len(files), 'image')}, and {plural(shots, 'shot')} and "
+            f"{plural(queries, 'query')} need {shots + queries}; add some or ask for fewer{leave}."
+        )
+    return large
 
 
 def _report(pairs: NDArray[np.int64], files: list[Path]) -> str:
     a, b = (f"{files[i].parent.name}/{files[i].name}" for i in pairs[0])
-    some = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
     return (
-        f"{some} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each "
+        f"{plural(len(pairs), 'pair')} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each "
         "pair out, or put their classes into one split."
     )
 

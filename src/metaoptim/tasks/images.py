@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaoptim.core.brief import plural
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_split, choose, located, uniforms
@@ -79,7 +80,7 @@ class ImageTasks:
             if (few := np.flatnonzero(self.sizes < shots + self.queries)).size:
                 has = f"`{self.name}` has" if self.counts is None else f"`{self.names[few[0]]}` of `{self.name}` has"
                 raise ValueError(
-                    f"{shots} shots and {self.queries} queries need {shots + self.queries} images of each "
+                    f"{plural(shots, 'shot')} and {plural(self.queries, 'query')} need {shots + self.queries} images of each "
                     f"class, but {has} {self.sizes[few[0]]}; ask for fewer."
                 )
         owner: dict[int, str] = {}
@@ -89,7 +90,7 @@ class ImageTasks:
             if self.ways > self.classes(split):
                 raise ValueError(
                     f"{self.ways} ways were asked for, but split `{split}` of `{self.name}` has "
-                    f"{self.classes(split)} classes; ask for fewer ways."
+                    f"{plural(self.classes(split), 'class')}; ask for fewer ways."
                 )
             for c in map(int, classes):
                 if c in owner:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metaoptim.core.brief import plural
 from metaoptim.tasks.base import raw
 from metaoptim.tasks.csv_files import records
 
@@ -34,7 +35,7 @@ def _drawn(names: Sequence[str], seed: int, least: int, what: str) -> Members:
     held = max(least, round(HELD_OUT * len(names)))
     if len(names) < 2 * held + least:
         raise ValueError(
-            f"There are {len(names)} {what}, too few to divide into train, val and test with {least} or more in each; add "
+            f"There are too few {what} ({len(names)}) to divide into train, val and test with {least} or more in each; add "
             "some, ask for less, or say in a file which split each belongs to (splits=)."
         )
     order = np.argsort(raw(seed, "splits", 0, len(names), 1)[:, 0], kind="stable")
@@ -47,7 +48,9 @@ def _listed(names: Sequence[str], file: Path, what: str) -> Members:
     seen: set[str] = set()
     for line, fields in records(file):
         if len(fields) != 2:
-            raise ValueError(f"Line {line} of {file} has {len(fields)} fields; expected two, as in `{names[0]},train`.")
+            raise ValueError(
+                f"Line {line} of {file} has {plural(len(fields), 'field')}; expected two, as in `{names[0]},train`."
+            )
         name, split = (field.strip() for field in fields)
         if split == "split" and not seen:
             continue  # a header

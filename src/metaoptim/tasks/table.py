@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metaoptim.core.brief import plural
 from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks import csv_files
@@ -250,7 +251,7 @@ def _rows(
         of = f" of the class {classes[few]!r}" if classes else ""
         others = f" (and {np.sum(~whole) - 1} more tasks have too few)" if np.sum(~whole) > 1 else ""
         raise ValueError(
-            f"The task {str(tasks[first])!r} of {source} has {sizes[first, few]} rows{of}, and an episode needs "
+            f"The task {str(tasks[first])!r} of {source} has {plural(int(sizes[first, few]), 'row')}{of}, and an episode needs "
             f"{least}{others}; ask for fewer shots or queries, or leave such tasks out (short='leave_out')."
         )
     index = np.full((*sizes.shape, int(sizes.max())), -1, np.int64)
