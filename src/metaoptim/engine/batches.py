@@ -21,8 +21,8 @@ def check_classes(method: MetaOptimizer, batch: Task) -> None:
     if labels.min() == 0 and labels.max() + 1 == len(seen) and (len(seen) / classes) ** len(labels) < CHANCE:
         raise ValueError(
             f"{method.name} trains one classifier of all {classes} training classes, and these tasks number their classes "
-            f"anew, from 0 to {len(seen) - 1}: give targets that are the same class in every task, train on an image family with "
-            "mo.train, or take joint."
+            f"anew, from 0 to {len(seen) - 1}: give targets that are the same class in every task, train on an image family "
+            "with mo.train, or take joint."
         )
 
 

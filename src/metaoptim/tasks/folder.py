@@ -47,10 +47,10 @@ def from_folder(
     """Images of your own, a folder for each class: x [T, N·S, channels, size, size].
 
     The folder holds a folder for each class, and these hold its images, in any format that Pillow reads and of any size: the
-    largest square in the middle is taken and scaled. They are read once, and cached, with 8 bits to a channel: of 16 bits, 0 to
-    65535 becomes 0 to 255. Files that are no images by their suffix, and names that begin with a dot, are passed over. A warning
-    says where images of different splits look the same, or all are nearly of one colour. ValueError or OSError where an image
-    can't be read, or has pixels of 32 bits, or a class has too few.
+    largest square in the middle is taken and scaled. They are read once, and cached, with 8 bits to a channel: of 16 bits, 0
+    to 65535 becomes 0 to 255. Files that are no images by their suffix, and names that begin with a dot, are passed over. A
+    warning says where images of different splits look the same, or all are nearly of one colour. ValueError or OSError where
+    an image can't be read, or has pixels of 32 bits, or a class has too few.
 
     Args:
         root: The folder.
@@ -76,8 +76,8 @@ def from_folder(
     low, high = int(images.min()), int(images.max())
     if high - low < FEW:
         warn(
-            f"the images in {root} are nearly of one colour: their pixels lie between {low} and {high} of 255. Spread them over "
-            "the whole range; of 16 bits, that is 0 to 65535."
+            f"the images in {root} are nearly of one colour: their pixels lie between {low} and {high} of 255. Spread them "
+            "over the whole range; of 16 bits, that is 0 to 65535."
         )
     counts = [len(group) for group in classes.values()]
     pairs = _pairs(images, counts, members, key)
@@ -229,8 +229,8 @@ def _large(classes: dict[str, list[Path]], shots: int, queries: int, short: str,
 def _report(pairs: NDArray[np.int64], files: list[Path]) -> str:
     a, b = (f"{files[i].parent.name}/{files[i].name}" for i in pairs[0])
     return (
-        f"{plural(len(pairs), 'pair')} of images in different splits look the same, such as {a} and {b}: scores may be too good; take one of each "
-        "pair out, or put their classes into one split."
+        f"{plural(len(pairs), 'pair')} of images in different splits look the same, such as {a} and {b}: scores may be too "
+        "good; take one of each pair out, or put their classes into one split."
     )
 
 
