@@ -6,6 +6,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import metaoptim as mo
 from metaoptim import report
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.cli.main import main
-from metaoptim.core.types import Task
+from metaoptim.core.types import MetaParams, Task
 from metaoptim.diagnosis import Diagnosis, alignment, curvature, features, gain, permutations, step_sizes, steps
 from metaoptim.diagnosis.diagnose import PARTS
 from metaoptim.diagnosis.subject import Changed, Subject
@@ -229,9 +230,15 @@ def test_one_exact_step_on_a_quadratic_gains_all_of_the_loss() -> None:
 
 
 def test_a_method_that_does_not_adapt_has_gain_0() -> None:
-    found = mo.diagnose(run_of(steps=0), points(drawn), **SMALL)
+    run = run_of(steps=0)
+    known = replace(run, method=replace(run.method, phi=MetaParams({"w": torch.full((3,), 9.0).double()}, {})))
+    found = mo.diagnose(known, points(drawn), **SMALL)
     assert numbers(found, "gain")["gain"] == numbers(found, "gain")["cost_of_shuffling"] == {"mean": 0.0, "interval": 0.0}
     assert found["gain"].sentence.startswith("It does not adapt, it knows by heart")
+    untrained = mo.diagnose(run, points(drawn), **SMALL)
+    assert untrained["gain"].sentence.startswith("Its steps change too little for 4 episodes to tell")
+    assert list(untrained) == list(untrained.readings)
+    assert numbers(untrained, "gain")["known"]["mean"] == 0 < numbers(found, "gain")["known"]["mean"]
     assert {"features", "curvature"} <= found.left_out.keys() and "alignment" not in found.left_out
     assert len(numbers(found, "steps")["mean"]["loss"]) == 11  # it could adapt: ten steps were tried
 
@@ -387,17 +394,25 @@ def test_sentences_follow_from_thresholds(read: Any, given: dict[str, Any], says
     assert says in read(given) and read(given).endswith(".")
 
 
-@pytest.mark.parametrize(("gained", "cost", "says"), [
-    (0.2, 0.2, "It adapts"), (0.2, 0.1, "It moves, but not by what the targets say"), (-0.2, 0.0, "Its steps do harm"),
-    (0.1, 0.2, "Its steps change too little to tell"), (-0.1, 0.1, "It does not adapt, it knows by heart"),
+@pytest.mark.parametrize(("gained", "cost", "known", "says"), [
+    (0.2, 0.2, 0.0, "It adapts"), (0.5, 0.1, 0.0, "It moves, but not by what the targets say"), (-0.2, 0, 0, "Its steps do harm"),
+    (0.2, 0.1, 0.0, "It moves, and 9 episodes can't tell whether by what the targets say"),
+    (0.1, 0.2, 0.0, "Its steps change too little for 9 episodes to tell"),
+    (-0.1, 0.1, 0.5, "It does not adapt, it knows by heart"), (-0.1, 0.1, 0.1, "Its steps change too little for 9"),
 ])  # fmt: skip
-def test_the_sentence_on_adaptation(gained: float, cost: float, says: str) -> None:
+def test_the_sentence_on_adaptation(gained: float, cost: float, known: float, says: str) -> None:
     score = {"mean": 0.5, "interval": 0.1}
-    given = {"metric": "accuracy", **dict.fromkeys(("before", "after", "shuffled"), score)}
+    given = {
+        "metric": "accuracy",
+        "episodes": 9,
+        "known": {"mean": known, "interval": 0.1},
+        **dict.fromkeys(("before", "after", "shuffled"), score),
+    }
     told = {"gain": {"mean": gained, "interval": 0.1}, "cost_of_shuffling": {"mean": cost, "interval": 0.1}}
-    assert gain.read({**given, **told}).startswith(f"{says}: its accuracy goes from 50.0 % to 50.0 %")
+    sentence = gain.read({**given, **told})
+    assert sentence.startswith(says) and ": its accuracy goes from 50.0 % to 50.0 %, and to 50.0 %" in sentence
     closed = gain.read({**given, **told, "before": None, "gain": None})
-    assert closed.startswith("It reads the support" if cost > 0.1 else "It does not read the support's targets")
+    assert closed.startswith("It reads the support" if cost > 0.1 else "Shuffled targets cost it nothing that 9")
 
 
 @pytest.mark.parametrize(("gained", "says"), [

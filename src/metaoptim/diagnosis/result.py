@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -32,12 +32,16 @@ class Reading:
 class Diagnosis:
     """The readings in their order, why others are left out, and the facts that give the numbers their meaning.
 
-    `diagnosis["gain"]` is the reading of that name; `print(diagnosis)` shows all sentences.
+    `diagnosis["gain"]` is the reading of that name; `for reading in diagnosis` goes through all; `print(diagnosis)` shows their
+    sentences.
     """
 
     readings: tuple[Reading, ...]
     left_out: Mapping[str, str]
     facts: Mapping[str, Any] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Reading]:
+        return iter(self.readings)
 
     def __getitem__(self, name: str) -> Reading:
         for reading in self.readings:

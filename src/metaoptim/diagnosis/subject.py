@@ -80,10 +80,10 @@ class Subject:
         """(K, s_K)."""
         return adapt(self.run.method, self.run.phi, task.support, self.run.inherited, self.learner.steps)
 
-    def judged(self, change: Change, episodes: int) -> Result:
-        """The run's evaluation on the first episodes, changed."""
+    def judged(self, change: Change, episodes: int, steps: int | None = None) -> Result:
+        """The run's evaluation on the first episodes, changed; after so many steps, or those of training."""
         return evaluate(
-            self.run, Changed(self.tasks, change), split=self.split, episodes=episodes, steps=self.learner.steps, baselines=(),
+            self.run, Changed(self.tasks, change), split=self.split, episodes=episodes, steps=steps, baselines=(),
             seed=self.seed, progress=False,
         )  # fmt: skip
 
