@@ -395,7 +395,8 @@ def test_sentences_follow_from_thresholds(read: Any, given: dict[str, Any], says
 
 
 @pytest.mark.parametrize(("gained", "cost", "known", "says"), [
-    (0.2, 0.2, 0.0, "It adapts"), (0.5, 0.1, 0.0, "It moves, but not by what the targets say"), (-0.2, 0, 0, "Its steps do harm"),
+    (0.2, 0.2, 0.0, "It adapts"), (-0.2, 0.0, 0.0, "Its steps do harm"),
+    (0.5, 0.1, 0.0, "It moves, but not by what the targets say"),
     (0.2, 0.1, 0.0, "It moves, and 9 episodes can't tell whether by what the targets say"),
     (0.1, 0.2, 0.0, "Its steps change too little for 9 episodes to tell"),
     (-0.1, 0.1, 0.5, "It does not adapt, it knows by heart"), (-0.1, 0.1, 0.1, "Its steps change too little for 9"),

@@ -493,6 +493,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "ψ of another shape": ({"rule": LEARNT, "psi": {"1.log_lr.all": torch.zeros(2)}}, r"all \(2,\), and Chain wants .*\(1,\)"),
     "nothing to learn": ({"hyper": {}}, "nothing to differentiate by: hyper is empty"),
     "names that clash": ({"weights": {"hyper.w": torch.zeros(3)}}, r"the weight `hyper\.w` has the name of a hyper-parameter"),
+    "torch's batch norm": ({"weights": nn.Sequential(nn.BatchNorm1d(3))}, r"which swaps such layers .* keeps the weights\.$"),
     "all frozen": ({"weights": mlp((3, 4, 2)).requires_grad_(False)}, "no weight adapts"),
     "no scalar": ({"train_loss": lambda net, hyper, batch: net(batch[0])}, r"train_loss returned a tensor of shape \(12, 2\)"),
     "no tensor": ({"val_loss": lambda net, hyper, batch: 1.0}, "val_loss returned float; it must return a scalar tensor"),
@@ -564,6 +565,10 @@ def told(**changes: Any) -> str:
 def test_a_run_that_went_nowhere_is_said_with_its_numbers() -> None:
     said = told(rule=SGD(1e30), steps=20)
     assert re.fullmatch(r"val_loss was [\d.]+ before the first step and is (nan|inf) after 20: .*", said)
+    said = told(rule=SGD(1e4), steps=20)
+    assert re.fullmatch(
+        r"val_loss was [\d.]+ before the first step and is [\d.]+e\+\d+ after 20: the training diverged; .*", said
+    )
     (x, *others), (z, *targets) = rows(), rows(8, 4)
     assert told(data=(x * math.nan, *others)) == "data has NaN, in `[0]`, with which no hypergradient can be right."
     assert told(val_data=(z * math.inf, *targets)).startswith("val_data has infinity, in `[0]`, with which")

@@ -90,6 +90,16 @@ def test_a_classifier_of_all_classes_needs_as_many_as_the_tasks_have() -> None:
         mo.train(built("baseline_pp"), mo.tasks.sinusoid(), iterations=1, progress=False)
 
 
+@pytest.mark.parametrize("name", POOLED)
+def test_tasks_that_number_their_classes_anew_are_no_classes_of_all(name: str) -> None:
+    module = mo.MetaModule(built(name))
+    episodes = Episodes(images(), 0, 4)(0, module.method.phi)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{name} trains one classifier of all 6 .* anew, from 0 to 2: give targets"):
+            module.backward(episodes)
+    module.backward(PooledImages(images(), 0, 4)(0, module.method.phi))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_training_adapts_to_no_task_whose_labels_a_head_of_its_own_may_not_have(name: str) -> None:
     method = built(name)

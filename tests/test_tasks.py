@@ -349,6 +349,11 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: function_of(lambda g, s: ((1, 2), PAIR)).sample("val", seed=0, start=0, count=1),
         "returned ((int, int), (Tensor, Tensor)); it must return",
     ),
+    "function of one argument": (lambda: function_of(lambda g: PAIR), "sample is called with (generator, split): too many"),
+    "function lists": (
+        lambda: function_of(lambda g, s: ([0.0] * 2000, [0.0] * 2000)).sample("val", seed=0, start=0, count=1),
+        "returned ((float, float, float, float, …), (float, float, float, float, …)); it must return",
+    ),
     "function lengths": (
         lambda: function_of(lambda g, s: (PAIR, (torch.zeros(3, 1), torch.zeros(2)))).sample("val", seed=0, start=0, count=1),
         "query of (3, 1) inputs and (2,) targets",

@@ -129,6 +129,19 @@ def test_a_data_frame_lies_nowhere() -> None:
     assert family(Frame(columns())).describe("test")["location"] == {"table": "the data frame"}
 
 
+def test_what_is_true_or_false_is_a_class_and_a_frame_is_quoted_as_it_prints() -> None:
+    class Frame(dict[str, Any]):
+        columns = property(dict.keys)
+
+    data = columns()
+    frame = Frame({**data, "kind": [value == "even" for value in data["kind"]]})
+    options: dict[str, Any] = {"target": "kind", "features": ["a"], "shots": 1, "queries": 1}
+    assert family(frame, **options).options["classes"] == ["False", "True"]
+    frame["a"] = np.array([np.str_("lo"), *data["a"][1:]], object)
+    with pytest.raises(ValueError, match="Row 0 of the data frame has 'lo' in `a`"):
+        family(frame, **options)
+
+
 def test_all_other_columns_are_features_unless_they_are_named() -> None:
     data = {name: values for name, values in columns().items() if name != "kind"}
     assert mo.tasks.from_table(Frame(data), "who", "y", 2, 3).options["features"] == ["a", "b"]
@@ -193,7 +206,7 @@ def cut(rows: int) -> Callable[[dict[str, list[Any]]], None]:
     (put("a", 3, "inf"), {}, ["Line 5 of", "'inf' in `a`"]),
     (put("y", 3, "red"), {"kind": "regression"}, ["Line 5 of", "'red' in `y`"]),
     (put("y", 3, "red"), {}, ["Line 5 of", "'red' in `y`"]),
-    (put("kind", 3, "rare"), {"target": "kind", "shots": 1}, ["has 0 rows of the class 'rare'", "short='leave_out'"]),
+    (put("kind", 3, "rare"), {"target": "kind", "shots": 1}, ["has 0 rows of the class 'rare'", "9 more tasks have too few); ask for fewer shots or queries."]),
     (None, {"features": ["kind"]}, ["'even' in `kind`", "leave the column out"]),
     (None, {"features": ["a", "y"]}, ["or more columns, each once, beside the task `who` and the target `y`", "found a, y"]),
     (None, {"features": []}, ["found none"]),
@@ -205,8 +218,10 @@ def cut(rows: int) -> Callable[[dict[str, list[Any]]], None]:
     (None, {"shots": 0}, ["shots=0", "at least 1"]),
     (None, {"kind": "both"}, ["kind='both'", "regression"]),
     (None, {"short": "drop"}, ["short='drop'", "refuse or leave_out"]),
-    (None, {"shots": 4}, ["The task 't0'", "has 6 rows, and an episode needs 7", "2 more tasks"]),
-    (None, {"shots": 9, "short": "leave_out"}, ["'t0'", "needs 12"]),
+    (None, {"shots": 4}, ["The task 't0'", "has 6 rows, and an episode needs 7", "2 more tasks", "(short='leave_out')"]),
+    (None, {"shots": 9, "short": "leave_out"}, ["'t0'", "needs 12", "ask for fewer shots or queries."]),
+    (None, {"target": ["y", "a"]}, ["target=['y', 'a']: it must be the name of one column"]),
+    (None, {"splits": {"t0": "train"}}, ["splits is a dict: it must be the path of a file with lines NAME,SPLIT."]),
     (None, {"target": "b", "features": ["a"], "kind": "classification"}, ["is always '-2'", "2 or more"]),
     (lambda data: data.update({n: [v for v, w in zip(vs, list(data["who"]), strict=True) if w in ("t1", "t2")]
                                for n, vs in list(data.items())}), {}, ["There are too few tasks (2)", "with 1 or more"]),

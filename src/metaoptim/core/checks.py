@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any
 
@@ -80,6 +81,16 @@ def check_choice(choices: Sequence[str], **words: Any) -> None:
         if word is not None and word not in choices:
             fault = "is unknown" if isinstance(word, str) else "is no text"
             raise ValueError(f"{name}={word!r} {fault}: choose {', '.join(choices[:-1])} or {choices[-1]}.")
+
+
+def check_called(name: str, function: Any, *given: str, advice: str = "") -> None:
+    """What can be called with these arguments, as far as it tells which it takes."""
+    try:
+        signature(function).bind(*given)
+    except TypeError as error:
+        raise ValueError(f"{name} is called with ({', '.join(given)}): {error}{advice}.") from error
+    except ValueError:  # it does not tell
+        return
 
 
 def check_memory(size: int, what: str) -> None:

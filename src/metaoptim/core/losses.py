@@ -21,7 +21,8 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     _check_output("cross_entropy", output)
     if target.is_floating_point():
         raise ValueError(
-            f"cross_entropy: the targets are {target.dtype}; they must be class numbers, such as int64 (for regression: mse)."
+            f"cross_entropy: the targets are {target.dtype}; they must be class numbers, such as int64 (of a table: "
+            "kind='classification'; for regression: mse)."
         )
     if by_autograd() and output.ndim == 2:
         return F.cross_entropy(output, target)

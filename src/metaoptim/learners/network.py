@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metaoptim.core import losses, trees
 from metaoptim.core.brief import brief
+from metaoptim.core.checks import check_called
 from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, MetaParams, Normalisation, Params
 from metaoptim.nn import alone, called, needs_written_out, refuse, statistics, written_out
 from metaoptim.nn.layers import named
@@ -59,6 +60,7 @@ class Network:
         # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
         learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
         object.__setattr__(self, "learnt", learnt)
+        check_called("the loss", self.loss, "output", "target")
         if self.normalisation not in get_args(Normalisation):
             raise ValueError(
                 f"normalisation {self.normalisation!r} is unknown: choose among {', '.join(get_args(Normalisation))}."

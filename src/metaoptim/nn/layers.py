@@ -20,22 +20,26 @@ _EMBEDDING = {
 }
 
 
-def refuse(module: nn.Module, policy: str) -> None:
-    """Raises a ValueError that names the first layer that an inner loop can't handle correctly, and the fix."""
+def refuse(module: nn.Module, policy: str, choice: bool = True) -> None:
+    """Raises a ValueError that names the first layer that an inner loop can't handle correctly, and the fix.
+
+    choice: whether another policy could be chosen.
+    """
     for name, layer in module.named_modules():
-        fault = _fault(layer, policy)
+        fault = _fault(layer, policy, choice)
         if fault:
             raise ValueError(f"{named(name, layer)} {fault}.")
 
 
-def _fault(layer: nn.Module, policy: str) -> str:
+def _fault(layer: nn.Module, policy: str, choice: bool) -> str:
     """What is wrong with a layer, and what to do about it; empty if nothing is."""
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "has no weights before it has seen data; call the module once on an example"
     if isinstance(layer, BATCH_NORMS) and layer.track_running_stats and policy == "frozen":
         return ""  # stored statistics are what that policy means
     if isinstance(layer, (*BATCH_NORMS, *_INSTANCE_NORMS)) and layer.track_running_stats:
-        fix = _CONVERT + _FROZEN if isinstance(layer, BATCH_NORMS) else "build it with track_running_stats=False"
+        convert = _CONVERT + _FROZEN * choice
+        fix = convert if isinstance(layer, BATCH_NORMS) else "build it with track_running_stats=False"
         return f"keeps running statistics, which an inner loop would mix across tasks and no transform can update; {fix}"
     if isinstance(layer, BATCH_NORMS) and policy != "transductive":
         return f"knows only its batch's statistics, which the policy `{policy}` forbids; {_CONVERT}{_BATCHS}"

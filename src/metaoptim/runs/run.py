@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
-from metaoptim.core.checks import check_method
+from metaoptim.core.checks import check_counts, check_method
 from metaoptim.core.finite import odd_place
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
@@ -90,9 +90,10 @@ class Run:
         Raises:
             ValueError: a support set of another kind, or one that holds NaN or infinity, so that what adapts is not finite.
         """
+        if isinstance(steps, Tensor):
+            raise ValueError("adapt takes one pair, as in run.adapt((x, y)); found a tensor in the place of steps.")
+        check_counts(0, steps=steps)
         count = self.method.learner.steps if steps is None else steps
-        if count < 0:
-            raise ValueError(f"steps={count}: the number of inner steps must not be negative.")
         if isinstance(support, Tensor | dict):
             raise ValueError(f"a support set is a pair of tensors; found a {type(support).__name__}: give (x, y).")
         if isinstance(support, Task) or not all(isinstance(x, Tensor) for x in trees.flatten(support)):

@@ -46,7 +46,7 @@ class Table:
         values = self.columns[name]
         for row, value in zip(self.rows, values, strict=True):
             if is_missing(value):
-                shown = f" ({value!r})" if isinstance(value, str) and value else ""
+                shown = f" ({str(value)!r})" if isinstance(value, str) and value else ""
                 raise ValueError(
                     f"{row} of {self.source} has no value in `{name}`{shown}; fill it in, or leave the row out, for missing "
                     "values are not guessed."
@@ -63,15 +63,16 @@ class Table:
         found = np.array([number(value) for value in values])
         if (odd := np.flatnonzero(~np.isfinite(found))).size:
             value = values[odd[0]]
+            shown = value if isinstance(value, float) else repr(str(value))
             raise ValueError(
-                f"{self.rows[odd[0]]} of {self.source} has {value!r} in `{name}`, which is no finite number; turn words into "
+                f"{self.rows[odd[0]]} of {self.source} has {shown} in `{name}`, which is no finite number; turn words into "
                 "numbers, or leave the column out."
             )
         return found
 
     def is_numeric(self, name: str) -> bool:
-        """Whether a column holds numbers, though others may be among them by mistake."""
-        return any(math.isfinite(number(value)) for value in self.column(name))
+        """Whether a column holds numbers, though others may be among them by mistake; True and False are none."""
+        return any(math.isfinite(number(value)) for value in self.column(name) if not isinstance(value, bool))
 
 
 def is_missing(value: Any) -> bool:

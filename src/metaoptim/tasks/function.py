@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_called
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_split, raw
 
 OTHER = 1_793_205_637  # a seed that nobody else takes
+FEW = 4  # parts of what a function returned that a sentence names
 
 Sample = Callable[[torch.Generator, str], tuple[Batch, Batch]]
 """One task: `sample(generator, split) -> ((x, y) of the support, (x, y) of the query)`, or other trees of tensors."""
@@ -34,6 +36,7 @@ def from_function(sample: Sample, splits: Sequence[str] = ("train", "val", "test
         splits: The splits that the function knows.
         name: The family's name, for records.
     """
+    check_called("sample", sample, "generator", "split")
     return FunctionTasks(sample, tuple(splits), name)
 
 
@@ -130,5 +133,5 @@ def _shapes(task: Task) -> tuple[tuple[int, ...], ...]:
 
 def _kind(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return f"({', '.join(map(_kind, value))})"
+        return f"({', '.join([*map(_kind, value[:FEW]), *['…'] * (len(value) > FEW)])})"
     return type(value).__name__

@@ -28,6 +28,8 @@ def divide(names: Sequence[str], file: str | Path | None, seed: int, least: int,
         least: how many each split needs.
         what: what they are called in sentences, in the plural.
     """
+    if not isinstance(file, str | Path | None):
+        raise ValueError(f"splits is a {type(file).__name__}: it must be the path of a file with lines NAME,SPLIT.")
     return _drawn(names, seed, least, what) if file is None else _listed(names, Path(file).expanduser(), what)
 
 

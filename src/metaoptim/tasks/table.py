@@ -59,7 +59,7 @@ def from_table(
         shots: Support rows per task; in classification, per class.
         queries: Query rows per task; in classification, per class.
         features: The columns to predict from, all numbers; none: all others.
-        kind: `regression`, `classification`, or `auto`: regression if the targets are numbers.
+        kind: `regression`, `classification`, or `auto`: regression if the targets are numbers, as 0 and 1 are too.
         scale_target: Whether the target of a regression is scaled too.
         splits: A file with a line TASK,SPLIT for each task (train, val or test); none: drawn by the seed, 60 / 20 / 20 %.
         split_seed: The seed by which tasks are divided.
@@ -206,6 +206,9 @@ def _inputs(
     data: csv_files.Table, features: Sequence[str] | None, others: tuple[str, str]
 ) -> tuple[NDArray[np.float64], list[str]]:
     """The columns to predict from, [rows, D], and their names."""
+    for name, column in zip(("task", "target"), others, strict=True):
+        if not isinstance(column, str):
+            raise ValueError(f"{name}={column!r}: it must be the name of one column, a text.")
     data.check(*others)
     if others[0] == others[1]:
         raise ValueError(
@@ -250,9 +253,10 @@ def _rows(
         few = int(sizes[first].argmin())
         of = f" of the class {classes[few]!r}" if classes else ""
         others = f" (and {np.sum(~whole) - 1} more tasks have too few)" if np.sum(~whole) > 1 else ""
+        leave = ", or leave such tasks out (short='leave_out')" if whole.any() else ""
         raise ValueError(
             f"The task {str(tasks[first])!r} of {source} has {plural(int(sizes[first, few]), 'row')}{of}, and an episode needs "
-            f"{least}{others}; ask for fewer shots or queries, or leave such tasks out (short='leave_out')."
+            f"{least}{others}; ask for fewer shots or queries{leave}."
         )
     index = np.full((*sizes.shape, int(sizes.max())), -1, np.int64)
     order = np.lexsort((group, place))

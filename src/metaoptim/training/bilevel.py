@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from metaoptim.core.brief import brief
-from metaoptim.core.checks import check_counts, check_time
+from metaoptim.core.checks import check_called, check_counts, check_time
 from metaoptim.core.losses import mse
 from metaoptim.core.types import Batch, Estimator, Info, MetaOptimizer, MetaParams, Params, Rule
 from metaoptim.estimators import Unroll
 from metaoptim.learners import GradientLearner, Network
 from metaoptim.learners.masks import Names
-from metaoptim.nn import written_out
+from metaoptim.nn import refuse, written_out
 
 PREFIX = "hyper."
 """How the names of hyper-parameters begin among the weights of φ."""
@@ -114,13 +113,7 @@ def check_loss(name: str, loss: Any, batch: bool) -> None:
     given = ("weights", "hyper", "batch") if batch else ("weights", "hyper")
     if not callable(loss):
         raise ValueError(f"{name}={brief(loss)}: it must be a function of ({', '.join(given)}).")
-    try:
-        signature(loss).bind(*given)
-    except TypeError as error:
-        takes = ", ".join(given)
-        raise ValueError(f"{name} is called with ({takes}): {error}; what is given data gets them as a batch.") from error
-    except ValueError:  # it does not tell its arguments
-        return
+    check_called(name, loss, *given, advice="; what is given data gets them as a batch")
 
 
 class _Given(NamedTuple):
@@ -134,6 +127,7 @@ class _Given(NamedTuple):
 def _given(source: Any, what: str) -> _Given:
     """A ValueError for something else, or for tensors that can't be differentiated."""
     if isinstance(source, nn.Module) and not isinstance(source, nn.ParameterDict):
+        refuse(source, "transductive", choice=False)
         network = Network(source, mse)  # for what it makes of inputs; its loss is not asked
         tensors = network.weights()
         return _Given(tensors, tuple(filter(network.trainable, tensors)), network)

@@ -18,6 +18,7 @@ from metaoptim.estimators import FiniteDifferences, Implicit
 from metaoptim.training.bilevel import PREFIX
 
 FAR, NEAR = 0.1, 0.01  # a slope at a minimum is below: of that at the start; of the loss, times the length of the weights
+LONGER, LARGER = 10, 100  # times: weights, and a val_loss, at the end of a training that diverged
 
 
 @torch.enable_grad()
@@ -82,17 +83,19 @@ def doubts(
     start = learner.init(learnt, task.support)
     hyper = {n.removeprefix(PREFIX): g for n, g in found.grad.weights.items()}
     slopes = {"val_loss": found.loss, **hyper, **found.grad.rule}
-    if odd := [n for n, g in slopes.items() if not g.isfinite().all()]:
+    odd = [n for n, g in slopes.items() if not g.isfinite().all()]
+    if odd or trees.norm(learner.weights(learnt, end)) > LONGER * trees.norm(learner.weights(learnt, start)):
         if places := [f"{name} has {place}" for name, data in given.items() if (place := odd_place(data))]:
             yield f"{places[0]}, with which no hypergradient can be right."
             return
         at_start = learner.loss(learnt, start, task.support, task.query, first)[0]
-        what = "" if odd[0] == "val_loss" else f", and its gradient in `{odd[0]}` is not finite"
-        yield (
-            f"val_loss was {at_start:.3g} before the first step and is {found.loss:.3g} after {learner.steps}{what}: the "
-            "training diverged, or a loss has no finite slope; take smaller steps or fewer."
-        )
-        return
+        if odd or found.loss > LARGER * at_start.abs():
+            what = f", and its gradient in `{odd[0]}` is not finite" if odd and odd[0] != "val_loss" else ""
+            yield (
+                f"val_loss was {at_start:.3g} before the first step and is {found.loss:.3g} after {learner.steps}{what}: the "
+                f"training diverged{', or a loss has no finite slope' if odd else ''}; take smaller steps or fewer."
+            )
+            return
     if zero := [n for n, g in hyper.items() if learner.steps and not g.any()]:
         yield (
             f"the gradient in the hyper-parameter `{zero[0]}` is 0 throughout: no loss changes with it here; compute with the "

@@ -70,7 +70,8 @@ class Hypergradient(NamedTuple):
 
     def __repr__(self) -> str:
         known = {"hyper": self.hyper, "psi": self.psi, "weights": self.weights}
-        sizes = [f"{part}: {sum(x.numel() for x in tensors.values()):,} numbers" for part, tensors in known.items() if tensors]
+        counts = {part: sum(x.numel() for x in tensors.values()) for part, tensors in known.items() if tensors}
+        sizes = [f"{part}: {count:,} number{'s' * (count != 1)}" for part, count in counts.items()]
         return f"Hypergradient(loss={self.loss.item():.4g}, {', '.join(sizes)})"
 
 
