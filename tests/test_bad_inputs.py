@@ -137,7 +137,7 @@ TABLE: dict[str, Bad] = {
         lambda p: maml(nn.BatchNorm1d(2, track_running_stats=False), normalisation="inductive"), ("`inductive`", "convert")
     ),
     "nothing is learnt": Bad(lambda p: maml(frozen_net()), ("nothing is learnt", "requires_grad=False")),
-    "a list of layers": Bad(lambda p: maml(nn.Linear(1, 1).weight), ("net=Parameter: net must be a torch.nn.Module",)),
+    "a list of layers": Bad(lambda p: maml(nn.Linear(1, 1).weight), ("net=Parameter: it must be a torch.nn.Module",)),
     "a class for a network": Bad(lambda p: maml(nn.Linear), ("must be a torch.nn.Module", "not its class")),
     "a word for a loss": Bad(lambda p: mo.maml(mlp(), "mse"), ("loss='mse'", "a function of (output, target)")),
     "a class for a rule": Bad(lambda p: compose(rule=mo.rules.SGD), ("rule=", "mo.rules.SGD(0.1)")),

@@ -376,3 +376,33 @@ def test_wrong_input_is_a_sentence(optimizer: Callable[[], MetaOptimizer], optio
     with pytest.raises(ValueError, match=re.escape(words)) as raised:
         check(optimizer(), modes=LOOP, **options)
     assert "\n" not in str(raised.value)
+
+
+class Several(nn.Module):
+    """A network that returns its outputs and its features."""
+
+    def __init__(self, kind: type) -> None:
+        nn.Module.__init__(self)
+        self.kind, self.a, self.b = kind, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        z = torch.tanh(self.a(x))
+        return (self.b(z), z, None) if self.kind is tuple else {"out": self.b(z), "z": z}
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_a_network_that_returns_several_things_is_checked_with_the_loss_that_picks(kind: type) -> None:
+    out: Any = 0 if kind is tuple else "out"
+    given = batch()
+    fine = check(maml(Several(kind), lambda output, target: cross_entropy(output[out], target)), given, modes=LOOP)
+    assert fine.ok and fine.modes[0].error is not None
+    off = check(
+        maml(Several(kind), lambda output, target: cross_entropy(2 * output[out].detach() - output[out], target)),
+        given,
+        modes=LOOP,
+    )
+    assert not off.ok and any("the loss" in told and "hidden" in told for told in off.faults)
+    with pytest.raises(ValueError, match="the loss can't take what the model returned"):
+        check(maml(Several(kind), lambda output, target: (output * target).mean()), given, modes=LOOP)
+    with pytest.raises(ValueError, match=f"the model returned {kind.__name__}; .*give tasks"):
+        check(maml(Several(kind), mse), input=(3,), modes=LOOP)

@@ -166,7 +166,7 @@ def test_an_implicit_gradient_without_a_minimum_is_not_checked(net: Any) -> None
     parts = (torch.randn(3, 5, 8), torch.randn(3, 5, 1)), (torch.randn(3, 5, 8), torch.randn(3, 5, 1))
     method = mo.compose(net(), mo.losses.mse, rule=mo.rules.SGD(0.01), steps=3, estimator=mo.estimators.Implicit())
     report = mo.check(method, mo.Task(*parts))
-    assert report.verdict.startswith("not checked: custom, the implicit meta-gradient") and not report.ok
+    assert report.verdict.startswith("not checked: compose, the implicit meta-gradient") and not report.ok
     assert len(report.faults) == 1 and "no minimum near the run's end (its gradient is" in report.faults[0]
     assert "damping beyond that curvature" in report.faults[0]
     assert "not checked" in report.json() and "not checked" in str(report)

@@ -500,8 +500,66 @@ def test_a_loss_that_cant_take_the_output_says_so() -> None:
         with pytest.raises(ValueError, match=words):
             mo.MetaModule(method(Two(), loss)).backward(batch())
     kind: Any = nn.MSELoss
-    with pytest.raises(ValueError, match="not a class"):
+    with pytest.raises(ValueError, match=r"^loss=MSELoss: it must be a function of \(output, target\), .*not a class\.$"):
         mo.maml(mlp((3, 2)), kind)
+
+
+def test_the_two_faults_of_a_loss_are_told_apart_from_the_networks() -> None:
+    words: Any = "cross_entropy"
+    with pytest.raises(
+        ValueError, match=r"^loss='cross_entropy': it must be a function of \(output, target\), such as mo\.losses"
+    ):
+        mo.maml(mlp((3, 2)), words)
+    with pytest.raises(
+        ValueError, match=r"whole numbers where torch takes floats .* a loss that takes \(output, target\), in this"
+    ):
+        mo.MetaModule(method(loss=lambda target, output: F.cross_entropy(output, target))).backward(classes())
+
+
+@pytest.mark.parametrize(("weights", "data", "fix"), [
+    (torch.float16, torch.float32, "half"), (torch.bfloat16, torch.float32, "bfloat16"),
+    (torch.float32, torch.float64, "float"), (torch.float64, torch.float32, "double"),
+])  # fmt: skip
+def test_weights_and_data_of_two_types_are_told_what_makes_them_one(weights: Any, data: Any, fix: str) -> None:
+    given = trees.map_tensors(lambda x: x.to(data), batch())
+    there = {torch.float32: "float", torch.float64: "double"}[data]
+    with pytest.raises(ValueError, match=rf"of one type: \.{fix}\(\) of the data, or net\.{there}\(\)"):
+        mo.MetaModule(method(mlp((3, 2)).to(weights))).backward(given)
+
+
+def test_an_axis_too_many_is_told_by_the_axes_that_there_should_be() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.out = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.out(self.read(x)[0][:, -1])
+
+    m = method(Reads(), F.cross_entropy)
+    (xs, ys), query = trees.map_tensors(lambda x: x, classes())
+    longer = xs[:, :, None].repeat(1, 1, 5, 1)
+    told = r"layer `read` \(GRU\) can't take these data \(GRU: Expected input to be 2D or 3D, got 4D instead\): found"
+    with pytest.raises(ValueError, match=told + r".* of inputs and targets of one task's support set, with axes \(S, …\)"):
+        mo.Run(m, m.phi).adapt((longer, ys))
+    with pytest.raises(ValueError, match=told + r".*, inputs and targets, with axes \(T, S, …\)"):
+        mo.MetaModule(m).backward(Task((longer[:, :, None], ys), query))
+    assert mo.Run(m, m.phi).adapt((longer[0], ys[0]))(longer[1]).shape == (6, 2)
+
+
+def classes() -> Task:
+    (xs, ys), (xq, yq) = batch()
+    return Task((xs, (ys[..., 0] > 0).long()), (xq, (yq[..., 0] > 0).long()))
+
+
+@pytest.mark.parametrize("how", ["loop", "vmap"])
+def test_targets_that_broadcast_are_told_of_once_for_sets_of_all_sizes(how: str) -> None:
+    x, y = torch.randn(2, 9, 3), torch.randn(2, 9)
+    uneven = Task((x[:, :4], y[:, :4]), (x[:, 4:], y[:, 4:]))
+    with pytest.warns(UserWarning) as seen:
+        mo.MetaModule(method(mlp((3, 4, 1))), batching=how).backward(uneven)
+    words = r"mse_loss: the targets have shape (B) and the model's outputs (B, 1); they are broadcast"
+    assert {str(w.message).partition(", which")[0] for w in seen} == {words}
 
 
 def test_the_loop_of_articles_stops_before_nan_reaches_the_weights() -> None:

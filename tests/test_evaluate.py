@@ -265,6 +265,22 @@ def test_rows_that_a_network_has_no_features_for_are_left_out_with_a_reason_or_r
                 judge(run, episodes=2, baselines=[name])
 
 
+def test_a_network_that_returns_several_things_is_judged_by_its_loss_and_has_no_prototypes() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(144, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            z = self.body(x.flatten(1)).relu()
+            return self.head(z), z
+
+    method = mo.maml(Several(), lambda output, target: nn.functional.cross_entropy(output[0], target))
+    with pytest.warns(UserWarning, match="the row prototypes is left out: without the head, .* returns a tuple"):
+        result = judge(Run(method, method.phi), episodes=2)
+    assert [row.name for row in result.rows] == ["maml", "untrained"] and result.metric == "loss"
+
+
 def test_baselines_of_a_network_whose_norms_have_a_version_for_each_step() -> None:
     torch.manual_seed(0)
     method = mo.maml_plus_plus(mo.nn.conv4(ways=3, size=12, filters=4), mo.losses.cross_entropy, steps=2)

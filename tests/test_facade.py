@@ -20,7 +20,7 @@ import metaoptim as mo
 from metaoptim.algorithms.example import example_net
 from metaoptim.core.brief import brief
 from metaoptim.core.random import forked
-from metaoptim.core.types import MetaOptimizer, MetaParams, Task
+from metaoptim.core.types import Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.estimators import Unroll
 from metaoptim.runs import Run
 from metaoptim.tasks import ImageTasks
@@ -477,6 +477,14 @@ def test_what_is_printed_is_short_and_has_no_tensors() -> None:
         assert "\n" not in line and len(line) < 160 and "tensor(" not in line and " at 0x" not in line, line
     assert repr(big) == "MetaOptimizer(maml, SGD(lr=0.3), steps=3, Unroll(), normalisation='frozen', 112,005 weights)"
     assert shown[-3].endswith("weights, 325 of them adapt)") and shown[-2].endswith("25 weights, 25 in the rule)")
+    batch = SINUSOID.sample("train", seed=0, start=0, count=2)
+    assert (
+        repr(batch) == "Task(support=(float32 (2, 10, 1), float32 (2, 10, 1)), query=(float32 (2, 10, 1), float32 (2, 10, 1)))"
+    )
+    assert repr(Estimate(torch.tensor(0.5), big.phi, (), {"losses": torch.ones(4)})) == (
+        "Estimate(loss=tensor(0.5000), grad=MetaParams(112,005 numbers in weights), info=['losses'])"
+    )
+    assert repr(Unroll()) == "Unroll()" and repr(mo.estimators.Joint()) == "Joint()"
     assert repr(SINUSOID) == "sinusoid()" and repr(mo.tasks.sinusoid(grid=50)) == "sinusoid(grid=50)"
     assert repr(LETTERS) == "from_function(letters, name='function')"
     assert "step=2" in shown[0] and "protonet" in shown[0] and "classes: train 3, test 3" in shown[3]

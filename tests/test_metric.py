@@ -205,6 +205,9 @@ def test_targets_that_are_no_classes_are_a_sentence() -> None:
     for build in (mo.protonet, mo.matching_net, mo.metaoptnet, mo.simpleshot, mo.proto_maml):
         with pytest.raises(ValueError, match=r"targets must be class numbers, such as int64; found torch\.float64"):
             outputs(build(module, LOSS), (xs, ys.double()), xq)
+    for build in (mo.protonet, mo.r2d2):
+        with pytest.raises(ValueError, match=r"targets must be class numbers, such as int64; found dict"):
+            outputs(build(module, LOSS), (xs, {"y": ys}), xq)
 
 
 # --- Proto-MAML ---------------------------------------------------------------------------------------------------------
@@ -234,7 +237,7 @@ def test_proto_maml_starts_at_the_prototypes_of_each_task_and_adapts_everything(
     full, first = (gradient(mo.proto_maml(module, LOSS, lr=0.1, first_order=f), support, query) for f in (False, True))
     assert (full.weights["0.weight"] - first.weights["0.weight"]).norm() > 1e-3 * full.weights["0.weight"].norm()
     bare = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3, bias=False))
-    with pytest.raises(ValueError, match=r"`2` \(Linear\), can't start at prototypes, .* bias=True, or .* head=\"NAME\""):
+    with pytest.raises(ValueError, match=r"`2` \(Linear\), can't start at prototypes, .* bias=True"):
         mo.proto_maml(bare, LOSS)
 
 
@@ -309,7 +312,7 @@ class Misread(nn.Module):
 
 
 WRONG_HEADS = {
-    "order": (r"`read` \(Linear\), can't be left out of the network \(mat1", "out"),
+    "order": (r"`read` \(Linear\), can't be left out of the network", "out"),
     "unused": (r"`beside` \(Linear\), reads 2 features, and without it the network gives 3", "out"),
     "attention": (r"`attention.out_proj` \(\w+\), can't be left out of the network", ""),
 }
@@ -319,7 +322,7 @@ WRONG_HEADS = {
 def test_a_head_that_is_not_the_last_layer_is_named_and_so_is_what_chooses_another(kind: str) -> None:
     said, right = WRONG_HEADS[kind]
     for name in ("protonet", "r2d2", "proto_maml"):
-        with pytest.raises(ValueError, match=rf"{said}.*: choose the last layer, .* head=\"NAME\""):
+        with pytest.raises(ValueError, match=rf"{said}.*: let it be the layer that runs last: .* head=\"NAME\""):
             outputs(getattr(mo, name)(Misread(kind), LOSS), task()[0], task()[1][0])
         if right:
             outputs(getattr(mo, name)(Misread(kind), LOSS, head=right), task()[0], task()[1][0])
@@ -332,8 +335,99 @@ def test_a_head_of_several_layers_has_as_many_outputs_as_its_last_linear_one() -
     made = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
     made.add_module("head", nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)))
     assert outputs(mo.protonet(made, LOSS), task()[0], task()[1][0]).shape[-1] == 3
-    with pytest.raises(ValueError, match=r"`head` \(Sequential\), can't start at prototypes"):
+    with pytest.raises(ValueError, match=r"`head` \(Sequential\), can't start at prototypes, .*: choose such a layer by head="):
         mo.proto_maml(made, LOSS)
+    with pytest.raises(ValueError, match=r"`1` \(Linear\), can't start at prototypes, .*: build it with bias=True"):
+        mo.proto_maml(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, bias=False)), LOSS)
+
+
+class Tied(nn.Module):
+    """Its head shares a weight with the layer ahead of it, unless told otherwise."""
+
+    def __init__(self, tied: bool = True) -> None:
+        super().__init__()
+        self.first, self.mid, self.head = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        if tied:
+            self.head.weight = self.mid.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.mid(self.first(x).tanh()).tanh())
+        return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["anil", "boil", "proto_maml", "zero_head_maml", "protonet", "r2d2", "pretrain", "simpleshot", "baseline_pp"],
+)
+def test_a_head_that_shares_a_weight_with_the_body_is_refused_by_methods_that_tell_them_apart(name: str) -> None:
+    with pytest.raises(ValueError, match=r"`head\.weight` is the same tensor as `mid\.weight`, .* no head, such as maml"):
+        getattr(mo, name)(Tied(), LOSS)
+    getattr(mo, name)(Tied(tied=False), LOSS)
+
+
+def test_a_head_that_shares_a_weight_is_adapted_by_methods_that_know_no_head() -> None:
+    support, (xq, _) = task()
+    net, named_twice = Tied(), Tied(tied=False)
+    named_twice.alias = named_twice.head
+    assert mo.anil(named_twice, LOSS).adapting == ("head.weight", "head.bias")  # which is no other layer
+    method = mo.maml(net, LOSS)
+    assert {"mid.weight", "head.bias"} <= set(method.adapting) and outputs(method, support, xq).shape == (5, 3)
+    assert mo.protonet(net, LOSS, ways=3).learns("mid.weight")
+
+
+def test_a_head_that_is_the_whole_network_leaves_no_body() -> None:
+    single = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    for build in (mo.protonet, mo.boil, mo.r2d2):
+        with pytest.raises(ValueError, match=r"the head `1` has all the weights of the network, .* no body: .*head=.* ways="):
+            build(single, LOSS)
+    assert mo.protonet(single, LOSS, ways=3).learns("1.weight") and mo.anil(single, LOSS).adapting == ("1.weight", "1.bias")
+
+
+class Several(nn.Module):
+    """(B, 4) -> logits (B, 3) and features (B, 6), as a tuple or a dictionary."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind, self.body, self.head = kind, nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.body(x).tanh()
+        return (self.head(z), z) if self.kind is tuple else {"logits": self.head(z), "z": z}
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_a_network_that_returns_several_things_has_no_features_to_read(kind: type) -> None:
+    def loss(output: Any, target: Tensor) -> Tensor:
+        return LOSS(output[0] if kind is tuple else output["logits"], target)
+
+    support, query = task()
+    told = rf"the head, layer `head` \(\w+\), the network returns a {kind.__name__}, and features are one tensor \(B, D\)"
+    for name in ("protonet", "r2d2", "metaoptnet", "matching_net", "simpleshot", "proto_maml"):
+        with pytest.raises(ValueError, match=told):
+            outputs(getattr(mo, name)(Several(kind), loss), support, query[0])
+    for name in ("pretrain", "baseline_pp"):
+        with pytest.raises(ValueError, match=told):
+            gradient(getattr(mo, name)(Several(kind), loss, classes=3), support, query)
+    with pytest.raises(ValueError, match=rf"^the network returns a {kind.__name__}, and features are one tensor"):
+        outputs(mo.protonet(Several(kind), loss, ways=3), support, query[0])
+    assert gradient(mo.anil(Several(kind), loss), support, query).weights["head.weight"].any()
+
+
+def test_outputs_for_more_classes_than_there_are_are_told_where_they_can_win() -> None:
+    support, query = task()
+    for name in ("maml", "anil", "proto_maml", "r2d2", "reptile"):
+        with pytest.warns(
+            UserWarning, match="the model chooses among 5 classes, and the targets of the first batch are below 3"
+        ):
+            gradient(getattr(mo, name)(net(ways=5), LOSS), support, query)
+    for name in ("protonet", "matching_net", "simpleshot"):  # to which a class without examples is impossible
+        gradient(getattr(mo, name)(net(ways=5), LOSS, **({"classes": 5} if name == "simpleshot" else {})), support, query)
+    told = mo.MetaModule(mo.maml(net(ways=5), LOSS))
+    batch = trees.map_tensors(lambda x: x[None], Task(support, query))
+    with pytest.warns(UserWarning, match="the model chooses among") as seen:
+        for _ in range(2):
+            told.backward(batch)
+    assert len(seen) == 1
 
 
 # --- Cosines ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from metaoptim import rules
+from metaoptim import lopt, rules
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import trees
 from metaoptim.core.losses import cross_entropy, mse
@@ -144,6 +144,56 @@ def test_clip_by_value_is_elementwise() -> None:
 def test_clip_takes_one_positive_bound(norm: float | None, value: float | None) -> None:
     with pytest.raises(ValueError, match=f"clip takes norm= or value=.*found norm={norm}, value={value}"):
         rules.Clip(norm, value)
+
+
+NO_STEP = {
+    "a clip": (
+        lambda: rules.Clip(value=1.0),
+        r"Clip\(value=1\.0\) takes no step: .*climbs the loss; chain it with a rule that does",
+    ),
+    "a schedule": (lambda: rules.Schedule(0.1), "Schedule.* takes no step"),
+    "a chain of clips": (lambda: rules.chain(rules.Clip(norm=1.0), rules.chain(rules.Clip(1.0))), "Chain.* takes no step"),
+    "an empty chain": (
+        lambda: rules.chain(),
+        "a chain needs one rule that takes the step, such as SGD or Adam, and it is empty",
+    ),
+    "two steps": (lambda: rules.chain(rules.SGD(0.1), rules.Adam(0.2)), r"SGD\(lr=0\.1\) and Adam\(lr=0\.2\) both take one"),
+    "two steps, nested": (lambda: rules.chain(rules.SGD(0.1), rules.chain(rules.Clip(1.0), rules.Muon(0.1))), "both take one"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_STEP)
+def test_a_rule_takes_one_step_down_the_loss(kind: str) -> None:
+    made, words = NO_STEP[kind]
+    with pytest.raises(ValueError, match=words):
+        GradientLearner(Network(mlp((1, 3, 1)), mse), made(), 1)
+
+
+def test_rules_that_do_not_say_whether_they_take_a_step_go_on_working_in_chains() -> None:
+    for chained in ((Own(), rules.SGD(0.1)), (rules.Clip(norm=1.0), Own()), (Own(), Own()), (Own(),)):
+        GradientLearner(Network(mlp((1, 3, 1)), mse), rules.chain(*chained), 1)
+    for rule in (
+        rules.SGD(1.0),
+        rules.Adam(1.0),
+        rules.LayerStepSizes(0.1, 1),
+        rules.sgd_hd(0.1, 0.0),
+        lopt.Celo2(),
+        lopt.LSTM(),
+    ):
+        assert rules.chain(rules.Clip(norm=1.0), rules.chain(rule, rules.Schedule(1.0))).takes_step is True
+
+
+class Own:
+    """A rule as a user writes it."""
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> State:
+        return {}
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        return grads, state
 
 
 def zero_gradient_rules() -> dict[str, Rule]:

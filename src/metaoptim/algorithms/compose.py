@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_numbers, check_time
 from metaoptim.core.objectives import Objective, objective_called
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
@@ -36,7 +37,7 @@ def compose(
     normalisation: Normalisation = "transductive",
     reduction: Literal["mean", "sum"] = "mean",
     outer: Outer = ADAM,
-    name: str = "custom",
+    name: str = "compose",
 ) -> MetaOptimizer:
     """A meta-optimizer that adapts by the steps of a rule. Parameters that are frozen in `net` neither adapt nor are learnt.
 
@@ -75,8 +76,8 @@ def compose(
     moving = trees.select(weights, moves)
     if steps and network.learnt and not moving:
         raise ValueError(
-            f"nothing adapts: of the {len(weights)} weights none is chosen by adapts={adapts!r} and has requires_grad=True; "
-            "choose others, free some, or take steps=0."
+            f"nothing adapts: of the {len(weights)} weights none is chosen by adapts={brief(adapts)} and has "
+            "requires_grad=True; choose others, free some, or take steps=0."
         )
     judged = objective_called(objective) if isinstance(objective, str) else objective
     learner = GradientLearner(network, rule, int(steps), moves, prox, start, batch_size)

@@ -25,7 +25,7 @@ from metaoptim.algorithms.compose import compose
 from metaoptim.core.checks import check_counts, check_flags
 from metaoptim.core.types import Batch, MetaOptimizer, Normalisation, Params
 from metaoptim.estimators import Unroll
-from metaoptim.learners import CHOOSE, Network, class_means, members
+from metaoptim.learners import Network, class_means, members
 from metaoptim.rules import SGD
 
 
@@ -38,9 +38,10 @@ class PrototypeHead:
     def __post_init__(self) -> None:
         layer = self.network.head_layer
         if not isinstance(layer, nn.Linear) or layer.bias is None:
+            fix = "build it with bias=True" if isinstance(layer, nn.Linear) else 'choose such a layer by head="NAME"'
             raise ValueError(
-                f"{self.network.head_told} can't start at prototypes, which are a linear layer's weights and bias: build it "
-                f"with bias=True, or {CHOOSE}."
+                f"{self.network.head_told} can't start at prototypes, which are the weights and the bias of one linear layer: "
+                f"{fix}."
             )
 
     def __call__(self, weights: Params, support: Batch) -> Params:

@@ -43,7 +43,7 @@ class Ridge:
     def fit(self, network: Network, phi: MetaParams, support: Batch) -> State:
         """W (D + 1, N)."""
         x, y = self.bordered(network, phi, support[0], None), support[1]
-        target = y if y.is_floating_point() else members(y, self.ways or network.outputs).to(x.dtype)
+        target = y if isinstance(y, Tensor) and y.is_floating_point() else members(y, self.ways or network.outputs).to(x.dtype)
         return linalg.ridge(x, target, phi.rule["log_ridge"].exp() if self.learn_ridge else self.ridge)
 
     def predict(self, network: Network, phi: MetaParams, state: State, support: Batch, x: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from numbers import Number
 from typing import Any
+
+from torch import Tensor
 
 LONGEST = 60
 
@@ -17,6 +20,19 @@ def brief(x: Any, name: str = "", leave: tuple[str, ...] = ()) -> str:
     shown = {f.name: brief(getattr(x, f.name)) for f in named if _differs(getattr(x, f.name), f)}
     inside = ", ".join(f"{key}={value}" for key, value in shown.items() if len(value) <= LONGEST)
     return f"{name or type(x).__name__}({inside})"
+
+
+def shapes(x: Any) -> str:
+    """A structure of tensors, with their types and shapes in place of their numbers."""
+    if isinstance(x, Tensor):
+        return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    if isinstance(x, Mapping):
+        return "{" + ", ".join(f"{name}: {shapes(part)}" for name, part in x.items()) + "}"
+    if isinstance(x, tuple | list):
+        names, parts = getattr(x, "_fields", ()), [shapes(part) for part in x]
+        named = [f"{name}={part}" for name, part in zip(names, parts, strict=True)] if names else parts
+        return f"{type(x).__name__ if names else ''}({', '.join(named)})"
+    return brief(x)
 
 
 def plural(count: int, what: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from metaoptim.core.types import MetaOptimizer
+from metaoptim.core.brief import brief
+from metaoptim.core.types import MetaOptimizer, Rule
 
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 MOST = 2**63 - 1  # what a tensor of integers holds
@@ -25,6 +26,21 @@ def check_method(method: Any, taker: str) -> None:
     """A meta-optimizer, and not the network that it is made of."""
     if not isinstance(method, MetaOptimizer):
         raise ValueError(f"{taker} takes a meta-optimizer, such as mo.maml(net, loss); found {type(method).__name__}.")
+
+
+def check_step(rule: Rule) -> None:
+    """A rule that moves weights, as far as it says."""
+    if takes_step(rule) is False:
+        raise ValueError(
+            f"{brief(rule)} takes no step: what it gives would be added to the weights, which climbs the loss; chain it with a "
+            "rule that does, as in mo.rules.chain(mo.rules.Clip(norm=1.0), mo.rules.SGD(0.1)), or a list in a recipe."
+        )
+
+
+def takes_step(rule: Rule) -> bool | None:
+    """Whether a rule turns gradients into steps down the loss; None for one that doesn't say."""
+    found: bool | None = getattr(rule, "takes_step", None)
+    return found
 
 
 def check_counts(least: int = 1, **counts: Any) -> None:

@@ -135,11 +135,11 @@ class Inspection:
 
     once: whether a function that can be differentiated once was differentiated once already, which `torch.autograd.grad` passes
         over. parameters: those that were read beside the arguments, for which no gradient is taken. reached: whether the result
-        depends on an argument.
+        depends on an argument. outputs: how many classes a model's outputs choose among.
     """
 
     def __init__(self) -> None:
-        self.once, self.looked, self.reached = False, False, False
+        self.once, self.looked, self.reached, self.outputs = False, False, False, 0
         self.parameters: dict[int, nn.Parameter] = {}
 
     def look(self, outputs: list[Tensor]) -> None:
@@ -168,6 +168,12 @@ def inspected() -> Iterator[Inspection]:
         yield found
     finally:
         _INSPECTED.reset(token)
+
+
+def shown(output: Tensor, axis: int) -> None:
+    """Tells an inspection, if there is one, of a model's outputs with classes along an axis: of those that can win."""
+    if (found := _INSPECTED.get()) is not None:
+        found.outputs = int(output.detach().movedim(axis, -1).flatten(0, -2).isfinite().any(0).sum())
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metaoptim.core.brief import brief
+from metaoptim.core.brief import brief, shapes
 
 Params = dict[str, Tensor]
 """Tensors by name, flat: the keys are those of `named_parameters()`."""
@@ -78,10 +78,12 @@ class Task(NamedTuple):
     support: Batch
     query: Batch
 
+    def __repr__(self) -> str:
+        return shapes(self)
+
 
 class Step(NamedTuple):
-    """Where an inner run stands: `k` steps are done (a 0-dim int64 tensor, so that one graph serves every step), and the
-    inner loss there (0-dim)."""
+    """Where an inner run stands: `k` steps done (0-dim int64, so that one graph serves all), the inner loss there (0-dim)."""
 
     k: Tensor
     loss: Tensor
@@ -100,8 +102,8 @@ class Rule(Protocol):
 
     What it may have besides: `read_out` (see below); `separable`, true where each weight moves by itself and ψ knows none by
     its name, so that weights of one shape can be moved at once; `by_name`, true where it tells weights apart by their names;
-    `decays_weights`, true where `decay` is that of the weights, times the step size; `quick`, the same as `update` for those
-    who differentiate nothing, with an argument more: whether it becomes a graph that is compiled.
+    `takes_step`, whether it turns gradients into steps down the loss; `decays_weights`, true where `decay` is that of the
+    weights, times the step size; `quick`, `update` for those who differentiate nothing (and whether it is compiled as a graph).
     """
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
@@ -181,6 +183,9 @@ class Estimate(NamedTuple):
     grad: MetaParams
     carry: Carry = ()
     info: Mapping[str, Tensor] = _NOTHING
+
+    def __repr__(self) -> str:
+        return f"Estimate(loss={self.loss.detach()!r}, grad={self.grad}, info={list(self.info)})"
 
 
 Call = Callable[..., Any]

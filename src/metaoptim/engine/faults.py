@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaoptim.core import trees
-from metaoptim.core.types import MetaOptimizer
+from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.estimators import EvolutionStrategy, unguarded
 from metaoptim.learners import modules, network_of
 from metaoptim.nn import blame
@@ -22,6 +23,7 @@ _TWICE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(on
 _INTO = re.compile(
     r"mutating a non-functional|mutate a captured Tensor|inplace arithmetic|match the broadcast shape|updated in place"
 )
+_WHOLE = re.compile(r"not implemented for '(?:Long|Int|Short|Byte|Bool)'")
 _MAP = re.compile(r"vmap|batching rule|BatchedTensor", re.I)
 _CHECKPOINT = re.compile(r"computes values again in the backward pass")
 _DATA = re.compile(
@@ -29,6 +31,7 @@ _DATA = re.compile(
     re.I,
 )
 _FLOATS = re.compile(r"dtype|scalar type|Input type|desired output type")
+_TYPES = {torch.float64: "double", torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
 _CALL = re.compile(r"forward\(\) .*(?:argument|keyword)")
 
 _LOOP = ', or batching="loop" with runtime="eager" (in training: engine={"batching": "loop", "runtime": "eager"})'
@@ -55,6 +58,10 @@ _SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str], str], str
         f"{who} writes into a tensor in place ({found[0]}), such as a buffer that it counts in, which neither vmap nor a graph "
         f"can do: leave that to your loop (mo.nn.convert makes batch norms that count nothing){way}"
     )),
+    (_WHOLE, lambda who, found, way: (
+        f"{who} was given whole numbers where torch takes floats ({_line(found.string)}): give inputs as x.float(), and a loss "
+        "that takes (output, target), in this order"
+    )),
     (_MAP, lambda who, found, way: (
         f"{who} does what vmap can't map ({_line(found.string)}): use other operations there{way}"
     )),
@@ -70,8 +77,9 @@ def explained(data: Any, owner: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, IndexError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, TypeError) and not _CALL.search(str(error))):
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        told = isinstance(error, torch.OutOfMemoryError) or (isinstance(error, ValueError) and not _is_torchs(error))
+        if told or (isinstance(error, TypeError) and not _CALL.search(str(error))):
             raise
         raise ValueError(f"{sentence(error, owner, data)}.") from error
 
@@ -79,7 +87,7 @@ def explained(data: Any, owner: Any) -> Iterator[None]:
 def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
     """What is at fault, without a full stop."""
     text = str(error).strip()
-    if isinstance(error, ValueError):  # one of ours
+    if isinstance(error, ValueError) and not _is_torchs(error):  # a sentence of ours, or of the user's own
         return text.rstrip(".")
     layers = [layer for module in modules(owner) if (layer := _blamed(error, module, owner))]
     who = layers[0] if layers else "the model, the loss or the rule"
@@ -95,10 +103,11 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
         return f"{who} failed: {_line(text)}"
     shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in tensors)
     who = layers[0] if layers else "the model or the loss"
-    order = " and ".join(data) if isinstance(data, dict) else "support and query, inputs and targets"
+    axes = ", with axes (T, S, …)" if isinstance(data, Task) else ""
+    order = " and ".join(data) if isinstance(data, dict) else f"support and query, inputs and targets{axes}"
     return (
         f"{who} can't take these data ({_line(text)}): found tensors {shapes}, in the order of {order}; "
-        f"{_expected(text, tensors)}"
+        f"{_expected(text, tensors, owner)}"
     )
 
 
@@ -116,7 +125,13 @@ def _blamed(error: Exception, module: nn.Module, owner: Any) -> str | None:
     return name.replace("the module itself", "the loss") if name and network and module is network.loss else name
 
 
-def _expected(text: str, tensors: list[Tensor]) -> str:
+def _is_torchs(error: Exception) -> bool:
+    """Whether torch itself raised it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("torch.")
+
+
+def _expected(text: str, tensors: list[Tensor], owner: Any) -> str:
     """What to give, as far as what torch says tells it."""
     if re.search(r"target dtype|expected scalar type Long|int64 for index", text):
         return "expected class numbers as targets: y.long()"
@@ -125,10 +140,12 @@ def _expected(text: str, tensors: list[Tensor]) -> str:
     if _FLOATS.search(text):
         if re.search(r"\b(long|int)\b", text, re.I):
             return "expected floats as inputs: x.float()"
-        here, there = ("float", "double") if any(x.dtype == torch.float64 for x in tensors) else ("double", "float")
+        weights = [p.dtype for module in modules(owner) for p in module.parameters()]
+        data = [x.dtype for x in tensors]
+        here, there = (next((_TYPES[kind] for kind in kinds if kind in _TYPES), "float") for kinds in (weights, data))
         return f"expected data and weights of one type: .{here}() of the data, or net.{there}()"
     if re.search(r"out of (?:range|bounds)|\bindex\b|target", text, re.I):
-        return "expected what the model reads and, for classes, targets below its outputs"
+        return "expected what the model reads and, for classes, targets below its outputs, by a loss of (output, target)"
     return "expected what the model reads and the loss takes"
 
 

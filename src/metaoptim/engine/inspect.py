@@ -26,7 +26,8 @@ PARTS = ("support set", "query set")
 def inspect(
     method: MetaOptimizer, phi: MetaParams, batch: Task, carry: Carry, memory: str = "auto", parts: tuple[str, str] = PARTS
 ) -> None:
-    """Warns of losses that no weight influences, and of parameters that are read beside φ and stay constant.
+    """Warns of losses that no weight influences, of parameters that are read beside φ and stay constant, and of outputs for
+    more classes than there are.
 
     memory: the engine's setting; a run's whole graph is built only where the run is short and memory was not to be saved.
     parts: what the user calls the two parts of a task.
@@ -47,6 +48,8 @@ def inspect(
     with inspected() as found, untouched(phi, one, parts) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
         Executor(method, "loop", kept, "eager")(own, one, carried, 0)
     network = network_of(method.learner)
+    if getattr(method.learner, "pooled", None) is None:  # whose classes are those of all tasks
+        _check_outputs(found.outputs, batch)
     if network and _guessed(network) and _sets_apart(method, network):
         _check_head(network, phi, one)
     loss = f"the loss `{getattr(network.loss, '__name__', type(network.loss).__name__)}`" if network else "the loss"
@@ -89,6 +92,18 @@ def check_updates(rule: Rule, psi: Params, weights: Params) -> None:
                 f"`update` of {who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of "
                 "the same shape for every weight, zeros where one is to stay."
             )
+
+
+def _check_outputs(outputs: int, batch: Task) -> None:
+    """Warns of outputs that no target of a batch names."""
+    pairs = [part for part in batch if isinstance(part, tuple | list) and len(part) == 2]
+    targets = [y for _, y in pairs if isinstance(y, torch.Tensor) and y.ndim == 2 and not y.is_floating_point()]
+    ways = 1 + max((int(y.max()) for y in targets), default=outputs)
+    if outputs > ways:
+        warn(
+            f"the model chooses among {outputs} classes, and the targets of the first batch are below {ways}: the others are "
+            f"never right; give its last layer {ways} outputs, unless later tasks have more classes."
+        )
 
 
 def _sets_apart(method: MetaOptimizer, network: Network) -> bool:

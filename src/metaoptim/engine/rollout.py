@@ -34,7 +34,8 @@ def start(method: MetaOptimizer, phi: MetaParams, support: Batch, inherited: Par
 
 def adapt(method: MetaOptimizer, phi: MetaParams, support: Batch, inherited: Params, steps: int) -> tuple[Tensor, State]:
     """(K, s_K) after `steps` inner steps on one task's support set (S, …)."""
-    with explained(support, method), torch.no_grad(), untouched(phi) as own:
+    data = {"inputs and targets of one task's support set, with axes (S, …)": support}
+    with explained(data, method), torch.no_grad(), untouched(phi) as own:
         *_, end = inner_loop(method.learner, own, support, held, steps, start(method, own, support, inherited))
         return end
 

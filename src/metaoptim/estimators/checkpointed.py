@@ -54,7 +54,7 @@ Given = tuple[Params, Tensor] | tuple[()]
 """(g_k, l_k) where they are kept; () where the step will be run again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpointed(Plain):
     """`Unroll`, computed from the states of the run.
 

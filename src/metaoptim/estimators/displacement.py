@@ -27,7 +27,7 @@ from metaoptim.core.types import (
 from metaoptim.estimators.plain import Plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Displacement(Plain):
     """moments: whether the rule's state goes on from one outer step to the next, or starts anew with every task.
 

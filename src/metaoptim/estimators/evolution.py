@@ -51,7 +51,7 @@ class Particles(NamedTuple):
     k: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvolutionStrategy(Plain):
     """Made by `truncated_es`, `pes` and `nres`.
 

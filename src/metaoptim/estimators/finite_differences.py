@@ -22,7 +22,7 @@ from metaoptim.core.types import Carry, Claim, Clock, Estimate, Info, Learner, M
 from metaoptim.estimators.plain import Plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FiniteDifferences(Plain):
     """step: h, times |φ_i| where that is above 1; by default the cube root of the float type's precision (5e-3 in float32)."""
 

@@ -29,7 +29,7 @@ from metaoptim.core.types import (
 from metaoptim.estimators.plain import Plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guarded(Plain):
     """Args:
     estimator: the one that is guarded; its claim is this one's.

@@ -36,7 +36,7 @@ from metaoptim.core.types import (
 from metaoptim.estimators.plain import Plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Implicit(Plain):
     """Exact at the minimum of the inner objective: the run must come close to it, which a prox helps.
 

@@ -20,7 +20,7 @@ from metaoptim.core.types import Carry, Claim, Clock, Estimate, Info, Learner, M
 from metaoptim.estimators.plain import Plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Joint(Plain):
     """The gradient of φ itself as a model of the support and the query together, or of what the learner calls `pooled`."""
 

@@ -22,7 +22,7 @@ from metaoptim.estimators.plain import Plain
 from metaoptim.estimators.unroll import Unroll
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LastSteps(Plain):
     """window: the steps W at the end of the run that are differentiated through; all before them count as given."""
 

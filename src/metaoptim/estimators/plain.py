@@ -17,6 +17,8 @@ class Plain(Estimator):
 
     memories: ClassVar[tuple[Memory, ...]] = ("graph",)
 
+    __repr__ = brief
+
     def keeping(self, memory: Memory, call: Call = directly) -> Estimator:
         return self
 

@@ -36,7 +36,7 @@ from metaoptim.estimators.unroll import Unroll
 TINY = 1e-30  # keeps 0/0 at 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SAMA(Plain):
     """radius: r, how far the weights are moved either way; by default the cube root of the float type's precision (5e-3 in
     float32), where truncation and rounding are about as large."""

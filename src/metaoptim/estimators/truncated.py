@@ -37,7 +37,7 @@ class Running(NamedTuple):
     k: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Truncated(Plain):
     """window: inner steps W per outer step. A task slot keeps its task for K / W outer steps, then begins anew."""
 

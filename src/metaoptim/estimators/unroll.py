@@ -40,7 +40,7 @@ from metaoptim.estimators.checkpointed import Checkpointed
 from metaoptim.estimators.plain import Plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Unroll(Plain):
     """first_order: whether inner gradients are constants, or a function of the number of outer steps done: what share of their
     derivatives is left out. objective: which states of the run are judged; judged_on: the set that the outer loss is taken on.

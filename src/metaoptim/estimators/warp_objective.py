@@ -24,7 +24,7 @@ from metaoptim.estimators.plain import Plain
 from metaoptim.estimators.unroll import Unroll
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WarpObjective(Plain):
     """The mean over the run of the loss one step ahead: exact in what doesn't adapt, first order in the start."""
 

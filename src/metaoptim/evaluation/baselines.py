@@ -23,7 +23,7 @@ from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import count_tasks, rollout
 from metaoptim.engine.faults import explained
 from metaoptim.estimators import Unroll
-from metaoptim.learners import CHOOSE, GradientLearner, Network, nothing
+from metaoptim.learners import CHOOSE, GradientLearner, Network, in_the_head, nothing
 from metaoptim.nn import Cosine, statistics
 from metaoptim.rules import SGD
 from metaoptim.runs.adapted import quiet
@@ -106,7 +106,7 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
     if not isinstance(tasks, ImageTasks):
         _fit(net, run.network.loss, lambda i: _pooled(tasks, run.seed, i), iterations, progress)
         return {n: p.detach() for n, p in net.named_parameters()}
-    name = run.network.head_name
+    name, inside = run.network.head_name, in_the_head(run.network)
     layer = net.get_submodule(name)
     if not isinstance(layer, nn.Linear) or isinstance(layer, Cosine):
         raise ValueError(
@@ -118,7 +118,7 @@ def _pretrain(run: Run, tasks: TaskFamily, iterations: int, progress: bool) -> P
     setattr(parent, name.rpartition(".")[2], wide)
     _fit(net, run.network.loss,
          lambda i: tasks.batch("train", seed=run.seed, start=i * EXAMPLES, count=EXAMPLES), iterations, progress)  # fmt: skip
-    return {n: torch.zeros_like(p) if n.startswith(f"{name}.") else net.get_parameter(n).detach() for n, p in initial.items()}
+    return {n: torch.zeros_like(p) if n in inside else net.get_parameter(n).detach() for n, p in initial.items()}
 
 
 def _pooled(tasks: TaskFamily, seed: int, i: int) -> Batch:

@@ -103,12 +103,18 @@ def culprits(network: Network, weights: Params, batch: Batch, *, twice: bool, ma
         if len(blamed) == MANY:
             break
     if not blamed and seen and not seen[-1].path:
-        output = seen[-1].function(copy.deepcopy(seen[-1].module))(seen[-1].part().at).detach()
+        output = seen[-1].function(copy.deepcopy(seen[-1].module))(seen[-1].part().at)
+        given = {n: x.detach() for n, x in floats(output).items()}
         name = getattr(network.loss, "__name__", type(network.loss).__name__)
-        loss = Part(f"the loss `{name}`", lambda: lambda at: network.loss(at["output"], y), {"output": output})
+        loss = Part(f"the loss `{name}`", lambda: lambda at: network.loss(_filled(output, at), y), given)
         if reason := fault(loss, twice=twice):
             sentences.append(f"{loss.name}: {reason}.")
     return sentences
+
+
+def _filled(output: Any, at: Params) -> Any:
+    """An output with these floats in it, by the numbers that `floats` gives them."""
+    return trees.unflatten([at.get(str(i), x) for i, x in enumerate(trees.flatten(output))], output)
 
 
 def unfit(layer: Layer) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ def random_tasks(method: MetaOptimizer, shape: Sequence[int] | None) -> Task:
 
     x = inputs(ROWS)
     output = forward(method, x[0, 0])
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the model returned {type(output).__name__}; for random tasks it must return one tensor: give tasks.")
     if output.ndim == 2 and ROWS < output.shape[-1] <= MANY_CLASSES:  # so that a support set has all of them
         x = inputs(output.shape[-1])
         output = forward(method, x[0, 0])
@@ -71,22 +74,19 @@ def refuse_unreadable(method: MetaOptimizer, batch: Task) -> None:
     for part in trees.index(batch, 0):
         output = forward(method, part[0])
         with explained(batch, method):
-            network.loss(output, part[1])
+            network.mean_loss(output, part[1])
 
 
-def forward(method: MetaOptimizer, x: Tensor) -> Tensor:
+def forward(method: MetaOptimizer, x: Any) -> Any:
     """What a copy of the model makes of one batch; a ValueError where it can't."""
     network = network_of(method.learner)
     net = copy.deepcopy(network.net) if network else nn.Identity()
     weights = network.initial(method.phi.weights) if network else method.phi.weights
     with explained(x, method), seeded(trees.device(x)), torch.no_grad(), written_out():
         try:
-            output = functional_call(net, trees.map_tensors(torch.clone, weights), (x,))
+            return functional_call(net, trees.map_tensors(torch.clone, weights), (x,))
         except TypeError as error:
             raise ValueError(f"the model can't be called with one tensor ({said(error)}).") from error
-    if not isinstance(output, Tensor):
-        raise ValueError(f"the model returned {type(output).__name__}; it must return one tensor.")
-    return output
 
 
 def _readable(net: nn.Module) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from metaoptim.learners.classes import class_means, embedded, members
 from metaoptim.learners.classifier import Classifier
 from metaoptim.learners.closed_form import ClosedForm, logarithms
 from metaoptim.learners.gradient import GradientLearner, Inner
-from metaoptim.learners.masks import Mask, Names, mask, named
+from metaoptim.learners.masks import Mask, Names, in_the_head, mask, named
 from metaoptim.learners.network import (
     CHOOSE,
     Network,
@@ -33,6 +33,7 @@ __all__ = [
     "device_called",
     "embedded",
     "head_start",
+    "in_the_head",
     "logarithms",
     "mask",
     "members",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_step
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, everything, read_out
 from metaoptim.learners.network import Pooled
 
@@ -50,6 +51,7 @@ class GradientLearner:
     pooled: Pooled | None = None
 
     def __post_init__(self) -> None:
+        check_step(self.rule)
         if self.steps < 0 or self.prox < 0 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError(
                 f"steps={self.steps}, prox={self.prox}, batch_size={self.batch_size}: steps and prox must be >= 0, "

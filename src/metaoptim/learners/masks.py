@@ -19,14 +19,34 @@ def mask(network: Network, which: Mask) -> Callable[[str], bool]:
     elif which == "all":
         return network.trainable
     elif which in ("head", "body"):
-        head = network.head_name
-        inside = frozenset(n for n, _ in network.net.named_parameters() if network.in_head(n))
-        if not inside:
-            raise ValueError(f"the head `{head}` has no weights; name another submodule with head=.")
+        inside = in_the_head(network)
+        if which == "body" and len(inside) == sum(1 for _ in network.net.parameters()):
+            raise ValueError(
+                f"the head `{network.head_name}` has all the weights of the network, so that there is no body: choose another "
+                'head by head="NAME", or, where the outputs are features, say so by ways=, in a method that takes it.'
+            )
         chosen = inside.__contains__ if which == "head" else lambda name: name not in inside
     else:
         raise ValueError(f"the mask {which!r} is unknown: choose all, head, body, or give a function of a weight's name.")
     return Names(tuple(n for n, _ in network.net.named_parameters() if network.trainable(n) and chosen(n)))
+
+
+def in_the_head(network: Network) -> frozenset[str]:
+    """The names of the head's weights; a ValueError where it has none, or shares one with the rest of the network."""
+    name, layer = network.head_name, network.head_layer
+    inside = frozenset(n for n, _ in network.net.named_parameters() if network.in_head(n))
+    others = network.net.named_modules(memo={layer})  # which passes over the head, whatever names it has
+    outside = {id(p): f"{path}.{n}".lstrip(".") for path, m in others for n, p in m.named_parameters(recurse=False)}
+    for own, p in layer.named_parameters():
+        if id(p) in outside:
+            raise ValueError(
+                f"`{name}.{own}` is the same tensor as `{outside[id(p)]}`, and this needs the head apart from the rest of the "
+                'network: give it weights of its own, choose another head by head="NAME", or take a method that knows no head, '
+                "such as maml."
+            )
+    if not inside:
+        raise ValueError(f"the head `{name}` has no weights; name another submodule with head=.")
+    return inside
 
 
 def named(network: Network, name: str, advice: str) -> Names:

@@ -11,14 +11,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from metaoptim.core import losses, trees
+from metaoptim.core import gradients, losses, trees
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_called
 from metaoptim.core.types import Batch, Info, Learner, MetaOptimizer, MetaParams, Normalisation, Params
 from metaoptim.nn import alone, called, needs_written_out, refuse, statistics, written_out
 from metaoptim.nn.layers import named
 
-CHOOSE = 'choose the last layer, which gives the outputs, by head="NAME", or call it `head`'
+CHOOSE = 'let it be the layer that runs last: call that one `head`, or choose it by head="NAME", where the method takes one'
 
 
 def nothing(name: str) -> bool:
@@ -51,12 +51,12 @@ class Network:
     unusual: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        given: Any = self.net  # by somebody whose type checker is off
-        if not isinstance(given, nn.Module) or not callable(self.loss) or isinstance(self.loss, type):
-            what = f"loss={brief(self.loss)}" if isinstance(given, nn.Module) else f"net={brief(given)}"
-            raise ValueError(
-                f"{what}: net must be a torch.nn.Module (not its class), loss a function of (output, target), not a class."
-            )
+        net: Any = self.net  # by somebody whose type checker is off
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"net={brief(net)}: it must be a torch.nn.Module{', not its class' * isinstance(net, type)}.")
+        if not callable(self.loss) or isinstance(self.loss, type):
+            kind = "an instance, not a class" if isinstance(self.loss, type) else "such as mo.losses.cross_entropy"
+            raise ValueError(f"loss={brief(self.loss)}: it must be a function of (output, target), {kind}.")
         # Read once: what is frozen in the module later, or set free, is another meta-optimizer's affair.
         learnt = frozenset(n for n, p in self.net.named_parameters() if p.requires_grad)
         object.__setattr__(self, "learnt", learnt)
@@ -160,23 +160,25 @@ class Network:
     def features(self, weights: Params, x: Tensor, support: Batch | None) -> Tensor:
         """What the head reads (B, D) of inputs (B, …); a ValueError where the head is not the network's last layer."""
         try:
-            found: Tensor = self._run(weights, x, support, without=self.head_name)
+            found = self._run(weights, x, support, without=self.head_name)
         except (AttributeError, RuntimeError) as error:
             self._run(weights, x, support)  # which fails too, and is told, unless it is the head that is wrong
-            why = str(error).partition("\n")[0].rstrip(".")
-            raise ValueError(f"{self.head_told} can't be left out of the network ({why}): {CHOOSE}.") from error
-        layer = self.head_layer
-        if isinstance(layer, nn.Linear) and found.shape[-1] != layer.in_features:
             raise ValueError(
-                f"{self.head_told} reads {layer.in_features} features, and without it the network gives {found.shape[-1]}: "
+                f"{self.head_told} can't be left out of the network, whose other layers need what it gives: {CHOOSE}."
+            ) from error
+        features, layer = one_tensor(found, f"without {self.head_told} the network"), self.head_layer
+        if isinstance(layer, nn.Linear) and features.shape[-1] != layer.in_features:
+            raise ValueError(
+                f"{self.head_told} reads {layer.in_features} features, and without it the network gives {features.shape[-1]}: "
                 f"{CHOOSE}."
             )
-        return found
+        return features
 
     def judge(self, output: Any, y: Any) -> tuple[Tensor, Info]:
         """The mean loss of an output, and its accuracy where targets are classes."""
         loss = self.mean_loss(output, y)
         if isinstance(output, Tensor) and isinstance(y, Tensor) and (axis := self._classes(output, y)):
+            gradients.shown(output, axis)
             return loss, {"accuracy": (output.argmax(axis) == y).to(output.dtype).mean()}
         return loss, {}
 
@@ -219,6 +221,16 @@ class Network:
 
 Pooled = Callable[[Any, MetaParams, Batch], tuple[Tensor, Info]]
 """(model, usually a `Network`, φ, examples of many tasks) -> mean loss, and what to report beside it."""
+
+
+def one_tensor(found: Any, who: str) -> Tensor:
+    """What is read as features (B, D); a ValueError for a tuple or a dictionary."""
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{who} returns a {type(found).__name__}, and features are one tensor (B, D): let it return one, or take a method "
+            "that reads no features, such as maml."
+        )
+    return found
 
 
 def _is_ours(loss: Any) -> bool:

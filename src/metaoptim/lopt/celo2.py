@@ -50,6 +50,7 @@ class Celo2:
     by_adam: Callable[[str], bool] | None = None
     adam_ratio: float = 20.0
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
     decays_weights: ClassVar[bool] = True
 
     __repr__ = brief

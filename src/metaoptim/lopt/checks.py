@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from metaoptim.core.brief import brief
+from metaoptim.core.checks import check_step
 from metaoptim.core.types import MetaParams, Params, Rule
 
 
 def check_rule(rule: Any, taker: str) -> None:
-    """A rule, and neither its class nor its name."""
+    """A rule that takes a step, and neither its class nor its name."""
     if isinstance(rule, type) or not all(callable(getattr(rule, n, None)) for n in ("start", "init", "update")):
         found = f"the class {rule.__name__}, which is to be called" if isinstance(rule, type) else brief(rule)
         raise ValueError(f"{taker} takes a rule, such as mo.lopt.Celo2() or mo.rules.Muon(0.02); found {found}.")
+    check_step(rule)
 
 
 def check_psi(rule: Rule, psi: Any, what: str, weights: Params | None = None) -> None:

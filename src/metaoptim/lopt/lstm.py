@@ -46,6 +46,7 @@ class LSTM:
     layers: int = 2
     first_order: bool = True
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

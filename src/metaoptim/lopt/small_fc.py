@@ -32,6 +32,7 @@ class SmallFC:
     """
 
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -26,11 +26,7 @@ def _reduced(torchs: Callable[..., Tensor], each: Callable[..., Tensor], **optio
         given = {name: value for name, value in given.items() if value is not None}
         if any(x is not None for x in deprecated) or given.keys() - options.keys():  # old ways of asking for a reduction
             return torchs(input, target, *deprecated, reduction=reduction, **given)
-        if input.shape != target.shape:
-            warn(
-                f"{torchs.__name__}: the target's shape {tuple(target.shape)} differs from the input's {tuple(input.shape)}; "
-                "they are broadcast, which is rarely meant."
-            )
+        input, target = _alike(torchs, input, target)
         found = each(input, target, **(options | given))
         if weight is not None:
             found = found * weight
@@ -38,6 +34,29 @@ def _reduced(torchs: Callable[..., Tensor], each: Callable[..., Tensor], **optio
         return _reduce(found, reduction)
 
     return loss
+
+
+def told(torchs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of torch that tells of shapes which differ in our words, once for sets of all sizes."""
+
+    def loss(input: Tensor, target: Tensor, *args: Any, **given: Any) -> Tensor:
+        return torchs(*_alike(torchs, input, target), *args, **given)
+
+    return loss
+
+
+def _alike(torchs: Callable[..., Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """Both in one shape; a warning where they were in two."""
+    if input.shape == target.shape:
+        return input, target
+    output, given = (f"({', '.join(['B', *map(str, x.shape[1:])])})" if x.ndim else "()" for x in (input, target))
+    warn(
+        f"{torchs.__name__}: the targets have shape {given} and the model's outputs {output}; they are broadcast, which is "
+        "rarely meant: reshape the targets or the model's last layer."
+    )
+    spread: Any = torch.broadcast_tensors
+    both: tuple[Tensor, ...] = spread(input, target)
+    return both
 
 
 def _reduce(x: Tensor, reduction: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from metaoptim.core.gradients import by_autograd
 from metaoptim.nn.attention import multi_head_attention, scaled_dot_product_attention
 from metaoptim.nn.layers import BATCH_NORMS
-from metaoptim.nn.losses import LOSSES
+from metaoptim.nn.losses import LOSSES, told
 from metaoptim.nn.noise import RANDOM, one_pass
 from metaoptim.nn.norms import batch_norm, group_norm
 from metaoptim.nn.pooling import POOLING
@@ -101,6 +101,7 @@ _ALWAYS: Mapping[Any, Callable[..., Any]] = {
     F.embedding_bag: embedding_bag,
     F.batch_norm: batch_norm,
     torch._weight_norm: weight_norm,
+    **{loss: told(loss) for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)},
 }
 _OURS: Mapping[Any, Callable[..., Any]] = {**_ALWAYS, **RECURRENT, **POOLING, **LOSSES, F.group_norm: group_norm}
 

@@ -27,6 +27,7 @@ class Adam:
     b2: float = 0.999
     eps: float = 1e-8
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

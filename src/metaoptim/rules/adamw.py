@@ -28,6 +28,7 @@ class AdamW:
     eps: float = 1e-8
     decay: float = 0.01
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
     decays_weights: ClassVar[bool] = True
 
     __repr__ = brief

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from metaoptim.core.brief import brief
+from metaoptim.core.checks import takes_step
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 
 
@@ -14,6 +16,20 @@ class Chain:
     """Rules in order, each fed with what the one before it returned; the ψ of the i-th is named `i.…`."""
 
     rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        steps = [rule for rule in self.rules if takes_step(rule)]
+        if not self.rules or len(steps) > 1:
+            found = f"{brief(steps[0])} and {brief(steps[1])} both take one" if steps else "it is empty"
+            raise ValueError(
+                f"a chain needs one rule that takes the step, such as SGD or Adam, and {found}: others in it may change "
+                "gradients ahead of it, as Clip does, or scale its updates, as Schedule does."
+            )
+
+    @property
+    def takes_step(self) -> bool | None:
+        kinds = {takes_step(rule) for rule in self.rules}
+        return True if True in kinds else None if None in kinds else False
 
     @property
     def separable(self) -> bool:

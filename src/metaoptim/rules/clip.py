@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +19,7 @@ class Clip:
 
     norm: float | None = None
     value: float | None = None
+    takes_step: ClassVar[bool] = False
 
     __repr__ = brief
 

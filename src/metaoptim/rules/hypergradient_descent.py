@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -32,6 +33,7 @@ class HypergradientDescent:
     rule: Rule
     lr: float
     hyper_lr: float
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -24,6 +24,7 @@ class LayerStepSizes:
     lr: float
     steps: int
     by_name: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

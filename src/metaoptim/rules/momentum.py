@@ -19,6 +19,7 @@ class Momentum:
     lr: float
     decay: float = 0.9
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

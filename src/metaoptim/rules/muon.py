@@ -56,6 +56,7 @@ class Muon:
     iterations: int = 5
     hidden: Callable[[str], bool] = no_head_or_embedding
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
     decays_weights: ClassVar[bool] = True
     by_name: ClassVar[bool] = True
 

@@ -24,6 +24,7 @@ class RMSprop:
     decay: float = 0.99
     eps: float = 1e-8
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

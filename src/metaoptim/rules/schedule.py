@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -33,6 +34,7 @@ class Schedule:
     lr: float
     steps: int = 1
     group: Callable[[str], str] = all_weights
+    takes_step: ClassVar[bool] = False
 
     __repr__ = brief
 

@@ -42,6 +42,7 @@ class ScheduleFreeAdamW:
     decay: float = 0.0
     warmup: int = 0
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
     decays_weights: ClassVar[bool] = True
 
     __repr__ = brief

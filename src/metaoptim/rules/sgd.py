@@ -18,6 +18,7 @@ class SGD:
 
     lr: float
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -54,6 +54,7 @@ class SOAP:
     every: int = 10
     largest: int = 10_000
     separable: ClassVar[bool] = True
+    takes_step: ClassVar[bool] = True
     decays_weights: ClassVar[bool] = True
 
     __repr__ = brief
