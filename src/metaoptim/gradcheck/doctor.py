@@ -119,7 +119,8 @@ def _examine(
         return Report(method.name, CLAIMS[case.claim], (), (), (str(reason),), ())
     except Mixed as reason:
         report = Report(method.name, CLAIMS[case.claim], (Row("every mode", None, refused=str(reason)),), (), (), ())
-        faults, notes = _causes(prepare(method, method.phi, batch, TASKS), report, own=False)
+        with in_doubles():
+            faults, notes = _causes(prepare(method, method.phi, batch, TASKS), report, own=False)
         if not faults:  # no layer of the network does it
             raise
         return replace(report, faults=tuple(faults), notes=tuple(notes))
