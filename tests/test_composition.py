@@ -21,7 +21,7 @@ from metaoptim.learners import GradientLearner
 from metaoptim.ledger import source
 from metaoptim.recipes import recipe as recipes
 from metaoptim.recipes.parts import PARTS
-from metaoptim.recipes.schema import ConfigError
+from metaoptim.recipes.schema import ConfigError, options
 
 
 def net() -> nn.Module:
@@ -227,7 +227,7 @@ def test_an_objective_beside_an_estimators_own_is_refused() -> None:
 def test_every_part_has_options_that_a_recipe_can_write() -> None:
     for kind, known in PARTS.items():
         for name, build in known.items():
-            assert callable(build) and recipes.options(build) is not None, (kind, name)
+            assert callable(build) and options(build) is not None, (kind, name)
 
 
 def test_the_ledger_knows_the_code_of_a_composed_recipe() -> None:

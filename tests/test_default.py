@@ -409,7 +409,7 @@ class Custom(Branches):
 LOOP, VMAP, MIXED = ("loop", "graph", "eager"), ("vmap", "graph", "eager"), ("loop", "mixed", "eager")
 FAULTS: dict[str, tuple[nn.Module, Callable[..., Any], tuple[str, str, str], str]] = {
     "a branch": (Branches(), F.mse_loss, VMAP, r'\(Branches\) branches on a value.*batching="loop" with runtime="eager"'),
-    "no batching rule": (Dynamic(), F.mse_loss, VMAP, r'\(Dynamic\) does what vmap can\'t map.*use batching="loop"'),
+    "no batching rule": (Dynamic(), F.mse_loss, VMAP, r'\(Dynamic\) does what vmap can\'t map.*or batching="loop" with'),
     "a buffer written in place": (Counting(), F.mse_loss, VMAP, r"\(Counting\) writes into a tensor in place"),
     "no forward mode": (Custom(), F.mse_loss, MIXED, r'\(Custom\) uses a function that has no forward mode.*memory="steps"'),
     "no second derivative": (mlp((3, 8, 2)), lambda x, y: F.multi_margin_loss(x, y.argmax(1)), LOOP,

@@ -117,6 +117,13 @@ def _examine(
         rows, first = _modes(case, modes, say) if gradient is None else _own(case, gradient)
     except NoMinimum as reason:
         return Report(method.name, CLAIMS[case.claim], (), (), (str(reason),), ())
+    except Mixed as reason:
+        report = Report(method.name, CLAIMS[case.claim], (Row("every mode", None, refused=str(reason)),), (), (), ())
+        with in_doubles():
+            faults, notes = _causes(prepare(method, method.phi, batch, TASKS), report, own=False)
+        if not faults:  # no layer of the network does it
+            raise
+        return replace(report, faults=tuple(faults), notes=tuple(notes))
     say("each tensor")
     tensors = _tensors(case, first, gradient) if first else []
     report = Report(method.name, CLAIMS["exact" if gradient else case.claim], tuple(rows), tuple(tensors), (), ())
