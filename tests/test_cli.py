@@ -371,11 +371,11 @@ BAD = [
     (["train", "tiny.toml", "--out", "empty", "--resume"], ["empty", "run"]),
     (["train", "none.toml"], ["there is no file none.toml"]),
     (["train", "empty"], ["empty is a folder"]),
-    (["train", "tyni"], ["unknown recipe `tyni`"]),
+    (["train", "tyni"], ["unknown recipe `tyni`; `metaoptim list recipes` lists those that there are."]),
     (["train", ""], ["is a folder"]),
     (["train", "broken.toml"], ["broken.toml: not valid TOML", "line 1"]),
     (["show"], ["Missing argument", "NAME"]),
-    (["show", ""], ["unknown name ``", "expected one of: "]),
+    (["show", ""], ["unknown name ``", "`metaoptim list` lists those"]),
     (["show", "mamml"], ["unknown name `mamml`", "`maml`"]),
     (["show", "conv"], ["unknown name `conv`", "`conv4`"]),
     (["list", "maml"], ["unknown kind `maml`", "recipes, algorithms, tasks, models"]),
@@ -630,7 +630,19 @@ def test_a_finished_run_is_extended_to_the_same_floats(cli: Cli) -> None:
     assert code == 2 and "iterations is 3 in the run and 5 here" in err
 
 
+@pytest.mark.filterwarnings("always")
+def test_a_run_that_has_not_come_to_its_end_is_told(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", "tiny.toml")[0] == 0
+    assert "has not come to its end" not in cli("evaluate", "runs/tiny")[2]
+    state = tmp_path / "runs" / "tiny" / "state.json"
+    state.write_text(state.read_text().replace('"finished"', '"running"'))  # as a kill leaves it
+    code, _, err = cli("evaluate", "runs/tiny", "--checkpoint", "last")
+    total = config.load("tiny.toml").tables["train"]["iterations"]
+    assert code == 0 and f"runs/tiny has not come to its end: what is judged is step {total} of {total}; train --resume" in err
+
+
 def test_a_file_in_place_of_an_algorithm_is_told_which_option_is_meant(cli: Cli) -> None:
+    assert "metaoptim check --model my.py:Net --algorithm reptile." in cli("check", "reptile", "--model", "my.py:Net")[2]
     assert "metaoptim check --model my.py:Net" in cli("check", "my.py:Net")[2]
     assert "metaoptim check --recipe tiny.toml" in cli("check", "tiny.toml")[2]
 

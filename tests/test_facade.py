@@ -274,9 +274,9 @@ def test_batches_that_are_hardly_meant_are_told_at_the_first_step() -> None:
     x = torch.randn(10, 1)
     with pytest.warns(UserWarning, match=r"have the shape \(10, 1\), which is 10 tasks of one example, each a single number"):
         mo.MetaModule(build()).backward(mo.Task((x, x), (x, x)))
-    images, zeros = torch.randn(4, 10, 1), torch.zeros(4, 10, dtype=torch.int64)
-    one_class = mo.Task((images, zeros), (images, zeros))
-    with pytest.warns(UserWarning, match="every target is 0: with one class there is nothing to tell apart"):
+    images, ones = torch.randn(4, 10, 1), torch.ones(4, 10, dtype=torch.int64)
+    one_class = mo.Task((images, ones), (images, ones))
+    with pytest.warns(UserWarning, match="every target is 1: with one class there is nothing to tell apart"):
         mo.MetaModule(mo.maml(mo.nn.mlp((1, 8, 2)), mo.losses.cross_entropy)).backward(one_class)
     with pytest.raises(ValueError, match=r"the loss is called with \(output, target\): missing a required argument: 'var'"):
         mo.maml(mlp(), torch.nn.functional.gaussian_nll_loss)  # type: ignore[arg-type]

@@ -37,6 +37,8 @@ def check(
 
     Exit code 0: correct; 1: a fault was found; 2: wrong input.
     """
+    if name is not None and model is not None:
+        raise ValueError(f"the algorithm of a model is an option: metaoptim check --model {model} --algorithm {name}.")
     if sum(given is not None for given in (name, recipe, model)) != 1:
         raise ValueError("say what to check: one of ALGORITHM, as in `metaoptim check maml`, --recipe or --model.")
     only = {"--loss": loss, "--input": input, "--ways": ways, "--algorithm": algorithm}

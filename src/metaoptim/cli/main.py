@@ -166,7 +166,9 @@ def evaluate(
     model.name=my.py:Net.
     """
     with quitting():
+        from metaoptim.core.callers import warn
         from metaoptim.recipes import recipe as config
+        from metaoptim.runs.store import told_state
 
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
@@ -180,6 +182,10 @@ def evaluate(
             )
     experiments = [recipe.experiment() for recipe in recipes]
     trained = [one.load(run, checkpoint) for run, one in zip(runs, experiments, strict=True)]
+    for run, found, recipe in zip(runs, trained, recipes, strict=True):
+        if told_state(run).get("status", "finished") != "finished":
+            total = recipe.tables["train"]["iterations"]
+            warn(f"{run} has not come to its end: what is judged is step {found.step} of {total}; train --resume goes on.")
     result = experiments[0].evaluate(trained)
     screen = console()
     screen.print(result.table(screen.width))

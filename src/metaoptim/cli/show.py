@@ -51,7 +51,7 @@ def explain(name: str) -> RenderableType:
     parts += [_explained(kind, name, known[name], options(known[name])) for kind, known in PARTS.items() if name in known]
     if not parts:
         valid = [*config.names(), *(n for table in _PLURALS for n in config.builders(table)), *chain(*PARTS.values())]
-        raise ValueError(f"unknown name `{name}`{nearest(name, valid)}")
+        raise ValueError(f"unknown name `{name}`{nearest(name, valid, 'metaoptim list')}")
     return Group(*parts)
 
 

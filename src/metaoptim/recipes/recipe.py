@@ -150,7 +150,7 @@ def _find(name: str) -> Traversable:
         raise ConfigError(f"{path} is a folder; expected a TOML file (a run has its recipe.toml) or a recipe's name.")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ConfigError(f"there is no file {name}; expected a TOML file, or a recipe that `metaoptim list` names.")
-    raise ConfigError(f"unknown recipe `{name}`{nearest(name, shipped)}")
+    raise ConfigError(f"unknown recipe `{name}`{nearest(name, shipped, 'metaoptim list recipes')}")
 
 
 def _replace(data: dict[str, Any], override: str) -> None:

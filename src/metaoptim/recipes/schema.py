@@ -73,12 +73,16 @@ def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict
     raise ConfigError(f"`{key}` in [{table}]: found {found(value)}, expected {spell(expected)}{end}")
 
 
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them."""
+def nearest(word: str, valid: Iterable[str], lister: str = "") -> str:
+    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them, or what lists
+    them.
+    """
     lower = {v.lower(): v for v in valid}
     close = difflib.get_close_matches(word.lower(), lower, n=1)
     if close:
         return f"; did you mean `{lower[close[0]]}`?"
+    if lister:
+        return f"; `{lister}` lists those that there are."
     return f"; expected one of: {', '.join(lower.values()) or 'none'}."
 
 
