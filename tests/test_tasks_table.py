@@ -137,6 +137,8 @@ def test_what_is_true_or_false_is_a_class_and_a_frame_is_quoted_as_it_prints() -
     frame = Frame({**data, "kind": [value == "even" for value in data["kind"]]})
     options: dict[str, Any] = {"target": "kind", "features": ["a"], "shots": 1, "queries": 1}
     assert family(frame, **options).options["classes"] == ["False", "True"]
+    with pytest.raises(ValueError, match="of a table: kind='classification'; for regression: mse"):
+        mo.losses.cross_entropy(torch.zeros(3, 2), torch.zeros(3))
     frame["a"] = np.array([np.str_("lo"), *data["a"][1:]], object)
     with pytest.raises(ValueError, match="Row 0 of the data frame has 'lo' in `a`"):
         family(frame, **options)
