@@ -56,7 +56,7 @@ def measure(subject: Subject) -> Numbers:
         "before": score(before),
         "after": score(after),
         "shuffled": score(apart),
-        "known": score(None if before is None else better(metric) * (before.double() - at_start.double())),
+        "known": score(None if at_start is None else better(metric) * (scores[:, 0].double() - at_start.double())),
         "gain": score(None if before is None else better(metric) * (after.double() - before.double())),
         "cost_of_shuffling": score(None if apart is None else better(metric) * (after.double() - apart.double())),
     }

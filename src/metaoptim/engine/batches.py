@@ -17,7 +17,7 @@ def check_classes(method: MetaOptimizer, batch: Task) -> None:
     classes = getattr(getattr(method.learner, "pooled", None), "classes", None)
     if classes is None or (labels := _labels(batch)) is None:
         return
-    seen = labels.unique()
+    seen = torch.unique(labels)
     if labels.min() == 0 and labels.max() + 1 == len(seen) and (len(seen) / classes) ** len(labels) < CHANCE:
         raise ValueError(
             f"{method.name} trains one classifier of all {classes} training classes, and these tasks number their classes "
