@@ -244,7 +244,7 @@ TABLE: dict[str, Bad] = {
     "adapt to what doesn't fit": Bad(
         lambda p: adapt(torch.rand(3, 2), torch.rand(3, 1)), ("(3, 2) float32", "the model reads")
     ),
-    "adapt backwards": Bad(lambda p: adapt(*ONE, steps=-1), ("steps=-1", "negative")),
+    "adapt backwards": Bad(lambda p: adapt(*ONE, steps=-1), ("steps=-1", "at least 0")),
     # the articles' loop
     "unknown method": Bad(lambda p: meta_train([ONE], method="mamal"), ("'mamal'", "maml, fomaml")),
     "an empty loader": Bad(lambda p: meta_train([]), ("empty", "(data, targets)")),
@@ -283,7 +283,7 @@ TABLE: dict[str, Bad] = {
     "resume what is cut": Bad(lambda p: train(out=damaged(p, lambda d: d[:99]), resume=True, iterations=2), ("intact", "copy")),
     # data
     "no such data": Bad(lambda p: mo.tasks.omniglot(root=str(p)), ("images_background and images_evaluation", "holds no")),
-    "too many shots": Bad(lambda p: images(shots=3), ("3 shots and 1 queries", "has 3")),
+    "too many shots": Bad(lambda p: images(shots=3), ("3 shots and 1 query", "has 3")),
     "too many ways": Bad(lambda p: images(ways=5), ("5 ways", "split `train`")),
     "images of floats": Bad(lambda p: images(images=np.zeros((4, 3, 5, 5))), ("float64", "uint8")),
     "a class in two splits": Bad(lambda p: images(members={"train": np.arange(3), "test": np.arange(2, 4)}), ("train", "test")),

@@ -80,7 +80,9 @@ def drawn(step: int) -> AbstractContextManager[None]:
 @pytest.mark.parametrize("algorithm", mo.ALGORITHMS)
 def test_a_plain_loop_is_train_step_by_step(algorithm: str) -> None:
     torch.manual_seed(0)
-    meta = mo.ALGORITHMS[algorithm](example_net(algorithm), mo.losses.cross_entropy)
+    build = mo.ALGORITHMS[algorithm]
+    all_classes = {"classes": 3} if "classes" in inspect.signature(build).parameters else {}
+    meta = build(example_net(algorithm), mo.losses.cross_entropy, **all_classes)
     module = mo.MetaModule(meta, "vmap", "graph", "eager")
     kind = getattr(torch.optim, meta.outer.optimizer)
     optimizer = kind(module.parameters(), lr=meta.outer.lr)
@@ -163,6 +165,10 @@ def test_meta_train_is_the_same_loop_on_the_models_own_parameters(algorithm: str
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     if algorithm == "maml_plus_plus":
         with pytest.raises(ValueError, match=r"learns `norm\.weight` for each inner step.*use train, or MetaModule"):
+            mo.meta_train(net, optimizer, [few_letters()], 2, 0.02, algorithm, engine=LOOP)
+        return
+    if "classes" in inspect.signature(build).parameters:
+        with pytest.raises(ValueError, match=r"the targets of each task are 0 to 2: .* set classes=3; where each task numbers"):
             mo.meta_train(net, optimizer, [few_letters()], 2, 0.02, algorithm, engine=LOOP)
         return
     batches = [few_letters(i) for i in range(4)]

@@ -14,7 +14,6 @@ from metaoptim.core.checks import check_method, check_positive
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
-from metaoptim.engine.batches import check_classes, doubts
 from metaoptim.engine.executor import Executor, check_tasks, starts, tasks_of
 from metaoptim.engine.faults import explained, sentence
 from metaoptim.engine.gate import gap
@@ -111,11 +110,8 @@ class Engine:
             )
         with explained(batch, self.method):
             if not self.inspected:
-                check_classes(self.method, batch)
-                inspect(self.method, phi, batch, carry, self.memory)
-                for doubt in doubts(batch):
-                    warn(doubt)
                 self.inspected = True
+                inspect(self.method, phi, batch, carry, self.memory)
             return self._held(self._choose(phi, batch, carry, outer_step), phi, batch, carry, outer_step)
 
     def _choose(self, phi: MetaParams, batch: Task, carry: Carry, outer_step: int) -> Choice:

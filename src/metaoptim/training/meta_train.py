@@ -14,7 +14,7 @@ from metaoptim.algorithms import ALGORITHMS
 from metaoptim.core.callers import warn
 from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import Batch, Carry, MetaOptimizer, MetaParams, Task
-from metaoptim.engine import Engine
+from metaoptim.engine import Engine, look_at
 from metaoptim.gradcheck import in_the_data
 from metaoptim.training.module import check_engine, refuse_list
 from metaoptim.training.outer_step import check_step, grad_norm
@@ -83,6 +83,7 @@ def meta_train(
             chosen = loss or (mse if batch.query[1].is_floating_point() else cross_entropy)
             built = _build(method, model, chosen, num_inner_steps, inner_lr)
             _check_shapes(model, built)
+            look_at(built, batch)
             stepper = _Stepper(model, optimizer, built, engine or {})
         losses.append(stepper(batch))
     if stepper is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaoptim.core import trees
 from metaoptim.core.checks import check_method
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Params, Task
-from metaoptim.engine import SETTINGS, Engine
+from metaoptim.engine import SETTINGS, Engine, look_at
 from metaoptim.learners import modules, network_of
 
 
@@ -63,6 +63,8 @@ class MetaModule(nn.Module):
     def estimate(self, batch: Task) -> Estimate:
         """The meta-gradient of a batch of T tasks, with nothing changed but the estimator's carry and the count of steps."""
         refuse_list(batch)
+        if not self.engine.inspected:
+            look_at(self.method, batch)
         phi = self.phi()
         if self._loaded:
             self.carry, self._loaded = trees.filled(self.engine.init(phi, batch), self._loaded), {}
