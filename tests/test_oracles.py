@@ -119,6 +119,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "chain": linear_rule,
     "step sizes": lambda: StepSizes(0.05, 0.3),
     "chain with step sizes": chained_step_sizes,
+    "average": lambda: rules.chain(rules.SGD(0.3), rules.Average(0.15)),
     "schedule": lambda: rules.chain(rules.Momentum(1.0, 0.5), rules.Schedule(0.3, 3)),
     "schedule by layer": lambda: rules.chain(rules.SGD(1.0), rules.Schedule(0.3, 1, group=lambda n: n.split(".")[0])),
 }

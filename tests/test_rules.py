@@ -265,6 +265,23 @@ def test_a_schedule_has_a_size_for_each_step_and_group_and_the_last_for_later_st
             rules.Schedule(**wrong)
 
 
+def test_an_average_is_a_running_mean_of_the_weights_that_begins_short() -> None:
+    rule, weights = rules.chain(rules.Momentum(0.3, 0.5), rules.Average(0.8)), {"a": torch.tensor([1.0, -2.0])}
+    psi = rule.start(weights, torch.Generator())
+    assert psi["1.logit"].sigmoid().item() == pytest.approx(0.8)
+    state, mean = rule.init(psi, weights), weights["a"]
+    for k in range(60):
+        updates, state = rule.update(psi, {"a": weights["a"] + 0.1 * k}, state, weights, at(k))
+        weights = {"a": weights["a"] + updates["a"]}
+        d = min(0.8, (k + 1) / (k + 10))
+        mean = d * mean + (1 - d) * weights["a"]
+        torch.testing.assert_close(rule.read_out(psi, state, weights)["a"], mean)
+    assert not torch.allclose(mean, weights["a"], atol=0.1), "the mean is behind"
+    for wrong in (0.0, 1.0):
+        with pytest.raises(ValueError, match="decay="):
+            rules.Average(wrong)
+
+
 def test_chain_feeds_each_rule_with_what_came_before_and_keeps_their_parameters_apart() -> None:
     rule = rules.chain(StepSizes(0.1, 0.2), rules.Momentum(2.0, 0.5), StepSizes(0.3, 0.4))
     weights, grads = start(), start()

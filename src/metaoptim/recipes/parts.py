@@ -33,6 +33,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         "clip": rules.Clip,
         "schedule": rules.Schedule,
         "step_sizes": StepSizes,
+        "average": rules.Average,
         "layer_step_sizes": rules.LayerStepSizes,
         "curvature": Curvature,
         "alfa": Generated,

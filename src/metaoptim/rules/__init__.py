@@ -1,12 +1,13 @@
 """Update rules that several papers share; a rule that belongs to one paper stands in that paper's file.
 
 A rule maps gradients to updates that are ADDED to the weights. `Clip` gives gradients, for use ahead of a step in `chain`;
-`Schedule` scales updates, for use after one.
+`Schedule` scales updates, for use after one, and `Average` is judged at the mean of where they lead.
 """
 
 from metaoptim.core.gradients import hold
 from metaoptim.rules.adam import Adam
 from metaoptim.rules.adamw import AdamW
+from metaoptim.rules.average import Average
 from metaoptim.rules.chain import Chain, chain
 from metaoptim.rules.clip import Clip
 from metaoptim.rules.hypergradient_descent import HypergradientDescent, adam_hd, sgd_hd
@@ -25,6 +26,7 @@ __all__ = [
     "SOAP",
     "Adam",
     "AdamW",
+    "Average",
     "Chain",
     "Clip",
     "HypergradientDescent",
