@@ -14,6 +14,7 @@ from metaoptim.core.callers import warn
 from metaoptim.core.gradients import inspected
 from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Rule, Step, Task
 from metaoptim.engine.executor import Executor
+from metaoptim.estimators import Joint
 from metaoptim.learners import Inner, Network, network_of
 from metaoptim.nn import alone
 
@@ -40,9 +41,9 @@ def inspect(
     kept = "steps" if sparing else method.estimator.memories[0]
     one, carried = trees.map_tensors(torch.clone, trees.index((batch, carry), slice(1)))
     # What fails is told of where it is run.
-    rule, state = getattr(method.learner, "rule", None), None
+    rule, state = None if isinstance(method.estimator, Joint) else getattr(method.learner, "rule", None), None
     with torch.random.fork_rng(devices=[]), suppress(Exception), torch.no_grad():
-        state = method.learner.init(phi, trees.index(one.support, 0))
+        state = method.learner.init(phi, trees.index(one.support, 0)) if rule is not None else None
     if rule is not None and isinstance(state, Inner):
         check_updates(rule, phi.rule, state.fast)
     with inspected() as found, untouched(phi, one, parts) as own, torch.random.fork_rng(devices=[]), suppress(Exception):
