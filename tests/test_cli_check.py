@@ -54,6 +54,7 @@ def test_the_command_prints_a_verdict_and_returns_it(folder: str, capsys: pytest
     assert not said.err
 
 
+@pytest.mark.slow
 def test_the_command_knows_algorithms_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--recipe", "sinusoid-article-reptile"]) == 0
     assert "right: article_reptile" in capsys.readouterr().out

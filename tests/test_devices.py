@@ -119,6 +119,7 @@ def test_training_and_evaluation(engine: dict[str, str], device: torch.device) -
     assert result.mean == result.mean
 
 
+@pytest.mark.slow
 def test_the_check(device: torch.device) -> None:
     method = mo.maml(made(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), device), F.mse_loss)
     assert mo.check(method, tasks(device)).ok

@@ -389,6 +389,7 @@ def test_a_branch_on_the_number_of_the_step_is_never_frozen_into_a_graph(schedul
 
 
 @pytest.mark.parametrize("memory", ["steps", "mixed"])
+@pytest.mark.slow
 def test_the_number_of_graphs_does_not_grow_with_the_steps(memory: str) -> None:
     counts = []
     for steps in (5, 9):
@@ -402,6 +403,7 @@ def test_the_number_of_graphs_does_not_grow_with_the_steps(memory: str) -> None:
 # --- Compiled -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_the_same_numbers() -> None:
     optimizer = build(rules.Momentum(0.1), 2, Unroll())
     check_same(run(optimizer, "vmap", "mixed", "compile"), run(optimizer, "loop", "graph", "eager"))

@@ -219,6 +219,7 @@ def test_auto_decides_once_and_keeps_the_choice(tmp_path: Path) -> None:
     assert again.choice == engine.choice, "read, with the same seconds"
 
 
+@pytest.mark.slow
 def test_every_estimator_can_be_planned() -> None:
     optimizer = reptile(mlp((3, 4, 2)), mse, steps=2)
     engine = Engine(optimizer)
@@ -283,6 +284,7 @@ def test_the_key_tells_work_apart_and_is_the_same_for_the_same_work() -> None:
     assert len({cache.key(m, m.phi, batch, asked) for m in again}) == 1
 
 
+@pytest.mark.slow
 def test_the_key_is_the_same_in_every_process() -> None:
     code = (
         "import torch\nfrom metaoptim import maml, nn, losses, Task\nfrom metaoptim.engine.autotune.cache import key\n"

@@ -259,6 +259,7 @@ def test_with_the_whole_run_as_a_window_all_strategies_are_one() -> None:
 
 
 @pytest.mark.parametrize(("build", "right"), [(pes, True), (nres, True), (truncated_es, True)])
+@pytest.mark.slow
 def test_the_doctor_holds_a_strategy_to_its_claim(build: Callable[..., EvolutionStrategy], right: bool) -> None:
     method = mo.compose(mlp((3, 4, 2), "tanh"), mse, rule=SGD(0.3), steps=4, estimator=build(2, 0.05))
     report = check(method, regression(2), modes=[("loop", "graph", "eager"), ("vmap", "graph", "eager")])

@@ -354,6 +354,7 @@ def test_a_schedule_free_state_holds_nothing_of_the_weights() -> None:
         assert (x == 0).all()
 
 
+@pytest.mark.slow
 def test_at_a_minimum_a_schedule_free_run_is_judged_there() -> None:
     """Which is what an implicit gradient is held to; a rule that has come to rest has a mean that is where it is."""
     torch.manual_seed(0)

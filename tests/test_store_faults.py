@@ -221,6 +221,7 @@ for _ in range(kills):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are made with fork and SIGKILL")
+@pytest.mark.slow
 def test_sigkill_at_random_moments_of_saving(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", KILLS, tmp_path / "run", "25"],

@@ -458,6 +458,7 @@ def test_what_changes_between_calls_is_seen(change: str, how: tuple[str, str, st
 
 
 @pytest.mark.usefixtures("doubles")
+@pytest.mark.slow
 def test_what_changes_from_step_to_step_ends_the_graphs_with_a_word() -> None:
     net = Stages()
     traced = mo.MetaModule(mo.maml(net, F.mse_loss, lr=LR, steps=STEPS), "vmap", "graph", "trace")
