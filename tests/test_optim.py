@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -724,6 +725,30 @@ def test_rules_that_come_with_the_library_load_by_name(tmp_path: Path, monkeypat
     monkeypatch.setattr(factory, "SHIPPED", tmp_path)
     save(tmp_path / "tiny.safetensors", SGD(0.1))
     assert mo.optim.available() == ["tiny"] and load("tiny").rule == SGD(0.1)
+
+
+@pytest.mark.parametrize("name", ["celo2", "small_fc"])
+def test_a_shipped_rule_says_where_it_comes_from_and_trains_what_it_has_not_seen(name: str) -> None:
+    assert name in mo.optim.available()
+    factory = load(name)
+    told = factory.header
+    assert told["command"].startswith("metaoptim train lopt-") and told["steps"] > 0
+    assert tomllib.loads(told["recipe"])["algorithm"]["name"] == "learned_optimizer"
+    families = {"MNIST", "CIFAR", "convolutions", "transformer", "5 times the steps", "10 times the width"}
+    assert families < told["scores"].keys(), "held out"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+    x = torch.randn(200, 6)
+    y = (x[:, :3] + 0.5 * x[:, 3:]).argmax(1)
+    optimizer = factory(model.named_parameters())
+    before = F.cross_entropy(model(x), y).item()
+    for _ in range(100):
+        rows = torch.randint(0, 200, (32,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    judged = torch.func.functional_call(model, optimizer.read_out(), (x,))
+    assert F.cross_entropy(judged, y).item() < 0.5 * before
 
 
 def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
