@@ -151,6 +151,7 @@ def test_healthy_nets_pass(name: str, net: str) -> None:
     assert all((row.error or 0.0) <= TOLERANCE for row in (*report.modes, *report.tensors))
 
 
+@pytest.mark.slow
 def test_every_execution_mode_has_a_row() -> None:
     said: list[str] = []
     report = check(maml(small(), cross_entropy), say=said.append)

@@ -81,6 +81,7 @@ KINDS = ("maml", "fomaml", "reptile", "imaml", "protonet")  # one of each: the o
 
 @pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS])
 @pytest.mark.parametrize("policy", [POLICIES[0], *(pytest.param(policy, marks=pytest.mark.slow) for policy in POLICIES[1:])])
+@pytest.mark.slow
 def test_every_way_gives_the_same_numbers(name: str, policy: Normalisation) -> None:
     if "normalisation" not in options(name):
         pytest.skip(f"{name} has no normalisation policy")

@@ -138,6 +138,7 @@ def test_the_json_is_enough_to_get_the_same_numbers(tmp_path: Path) -> None:
     assert json.loads(result.json()) == told
 
 
+@pytest.mark.slow
 def test_every_method_sees_the_same_episodes_and_the_caller_keeps_its_generator(run: Run) -> None:
     before = torch.get_rng_state()
     twin = replace(run, method=replace(run.method, phi=run.phi))  # so that "untrained" is the method itself
@@ -203,6 +204,7 @@ def test_inductive_predictions_do_not_depend_on_other_queries() -> None:
         assert facts["normalisation"] == policy
 
 
+@pytest.mark.slow
 def test_several_runs_are_seeds(run: Run) -> None:
     other = trained(seed=1)
     both, a, b = judge([run, other]), judge(run), judge(other)

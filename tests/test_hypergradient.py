@@ -370,6 +370,7 @@ def test_every_way_gives_the_same_numbers(name: str, make: Any) -> None:
 
 @pytest.mark.parametrize("rule", [Momentum(0.2, 0.5), Adam(0.05, b1=0.5, b2=0.8)])
 @pytest.mark.parametrize("name", ["last steps", "SAMA", "differences", "warp"])
+@pytest.mark.slow
 def test_the_doctor_finds_them_right_with_rules_that_remember_and_hold(name: str, rule: Any) -> None:
     report = check(*problem(ESTIMATORS[name], rule, 3), modes=[REFERENCE])
     assert report.ok, report

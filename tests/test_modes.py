@@ -189,6 +189,7 @@ def graphs(engine: Engine) -> int:
     return len(engine.executor(engine.choice).graphs.graphs)
 
 
+@pytest.mark.slow
 def test_a_graph_is_made_anew_exactly_when_it_must() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
     optimizer = maml(net, mse)
@@ -215,6 +216,7 @@ def test_a_graph_is_made_anew_exactly_when_it_must() -> None:
 
 
 @pytest.mark.parametrize("how", ["loop", "vmap", "vmap:2"])
+@pytest.mark.slow
 def test_dropout_draws_as_it_does_without_a_graph_and_anew_every_time(how: str) -> None:
     optimizer = maml(nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2)), mse, steps=2)
     traced, eager = Engine(optimizer, how, "graph", "trace"), Engine(optimizer, how, "graph", "eager")
@@ -378,6 +380,7 @@ def test_steps_that_differ_by_their_number_share_a_graph(name: str, memory: str,
 @pytest.mark.parametrize(
     "schedule", [lambda k: 0.1 if k < 3 else 0.01, lambda k: [0.1, 0.2, 0.3, 0.4][int(k)]], ids=["if", "int"]
 )
+@pytest.mark.slow
 def test_a_branch_on_the_number_of_the_step_is_never_frozen_into_a_graph(schedule: Callable[[Tensor], float]) -> None:
     optimizer = build(Scheduled(schedule), 4, Unroll())
     expected = run(optimizer, "loop", "graph", "eager")

@@ -604,6 +604,7 @@ def test_two_threads_on_one_network_get_their_own_gradients() -> None:
 
 @pytest.mark.parametrize("how", [("vmap", "graph", "trace"), ("workers:2", "graph", "trace"), ("auto", "auto", "eager")])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+@pytest.mark.slow
 def test_a_module_can_be_copied_at_any_time(copied: Callable[[Any], Any], how: tuple[str, str, str]) -> None:
     module = mo.MetaModule(mo.reptile(MLP(), F.mse_loss, batch_size=None), *how)
     first = copied(module)
