@@ -382,7 +382,8 @@ def test_weights_of_one_shape_can_be_moved_at_once() -> None:
         seen = trees.map_tensors(lambda zero: torch.rand(zero.shape), start_of_moments(x.squeeze(0), dim))
         small, celo = (drawn(rule, {"x": x}) for rule in (SmallFC(), Celo2()))
         network = network_at(small, k, x)
-        alone = [trees.map_tensors(lambda t: t[:, i, j], (x, g, seen)) for i in range(2) for j in range(3)]  # noqa: B023
+        flat = trees.map_tensors(lambda t: t.flatten(1, 2), (x, g, seen))
+        alone = [trees.map_tensors(lambda t, i=i: t[:, i], flat) for i in range(6)]
         together = moves(network, x, g, seen, dim), directions(celo, x, g, seen, dim, orthogonal=True)
         one = torch.stack([moves(network, *part, dim) for part in alone])
         another = torch.stack([directions(celo, *part, dim, orthogonal=True) for part in alone])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from metaoptim.core.brief import brief
-from metaoptim.core.types import MetaOptimizer, Rule
+from metaoptim.core.types import MetaOptimizer, Params, Rule, State
 
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 MOST = 2**63 - 1  # what a tensor of integers holds
@@ -35,6 +35,22 @@ def check_step(rule: Rule) -> None:
             f"{brief(rule)} takes no step: what it gives would be added to the weights, which climbs the loss; chain it with a "
             "rule that does, as in mo.rules.chain(mo.rules.Clip(norm=1.0), mo.rules.SGD(0.1)), or a list in a recipe."
         )
+
+
+def check_update(rule: Rule, found: Any, weights: Params) -> tuple[Params, State]:
+    """What a rule's `update` returned: an update of its own shape for every weight, and a state."""
+    who = f"`update` of the rule {type(rule).__name__}"
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], dict):
+        raise ValueError(f"{who} returned {type(found).__name__}; it must return (updates by name, state).")
+    for name, w in weights.items():
+        shape = getattr(found[0].get(name), "shape", None)
+        if shape != w.shape:
+            told = "no update" if shape is None else f"an update of shape {tuple(shape)}"
+            raise ValueError(
+                f"{who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of the same "
+                "shape for every weight, zeros where one is to stay."
+            )
+    return found
 
 
 def takes_step(rule: Rule) -> bool | None:

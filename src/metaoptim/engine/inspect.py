@@ -11,6 +11,7 @@ from torch import nn
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
+from metaoptim.core.checks import check_update
 from metaoptim.core.gradients import inspected
 from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Rule, Step, Task
 from metaoptim.engine.executor import Executor
@@ -72,7 +73,7 @@ def inspect(
 
 def check_updates(rule: Rule, psi: Params, weights: Params) -> None:
     """A ValueError where the first update of a rule is not one for these weights."""
-    who, like = f"the rule {type(rule).__name__}", next(iter(weights.values()))
+    like = next(iter(weights.values()))
     grads, own = (trees.map_tensors(torch.clone, weights) for _ in range(2))
     step = Step(torch.tensor(0, device=like.device), like.new_ones(()))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -80,19 +81,10 @@ def check_updates(rule: Rule, psi: Params, weights: Params) -> None:
             found: Any = rule.update(psi, grads, rule.init(psi, weights), own, step)
         except KeyError as error:
             raise ValueError(
-                f"{who} finds no {error} where it looks for it: what it knows by the names of other weights can't move these; "
-                "start it on these, or let it know none by name."
+                f"the rule {type(rule).__name__} finds no {error} where it looks for it: what it knows by the names of other "
+                "weights can't move these; start it on these, or let it know none by name."
             ) from error
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], dict):
-        raise ValueError(f"`update` of {who} returned {type(found).__name__}; it must return (updates by name, state).")
-    for name, w in weights.items():
-        shape = getattr(found[0].get(name), "shape", None)
-        if shape != w.shape:
-            told = "no update" if shape is None else f"an update of shape {tuple(shape)}"
-            raise ValueError(
-                f"`update` of {who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of "
-                "the same shape for every weight, zeros where one is to stay."
-            )
+    check_update(rule, found, weights)
 
 
 def _check_outputs(outputs: int, batch: Task) -> None:

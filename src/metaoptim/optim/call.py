@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from metaoptim.core.checks import check_update
 from metaoptim.core.types import Params, State, Step
 
 
@@ -38,7 +39,7 @@ def update(rule: Any, stacked: bool, work: Work, compiled: bool = False) -> tupl
     def one(*given: Any) -> tuple[Params, State]:
         quick = hasattr(rule, "quick") and not stacked
         found = rule.quick(*given, compiled) if quick else rule.update(*given)
-        return _checked(rule, found, given[1])
+        return check_update(rule, found, given[1])
 
     moved: tuple[Params, State] = vmap(one, (None, 0, 0, 0, None))(*work) if stacked else one(*work)
     return moved
@@ -49,18 +50,3 @@ def raised(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     found: Any = x
     raised: Tensor = found.detach().to(dtype or torch.promote_types(found.dtype, torch.float32))
     return raised
-
-
-def _checked(rule: Any, found: Any, grads: Params) -> tuple[Params, State]:
-    who = f"`update` of the rule {type(rule).__name__}"
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], dict):
-        raise ValueError(f"{who} returned {type(found).__name__}; it must return (updates by name, state).")
-    for name, g in grads.items():
-        shape = getattr(found[0].get(name), "shape", None)
-        if shape != g.shape:
-            told = "no update" if shape is None else f"an update of shape {tuple(shape)}"
-            raise ValueError(
-                f"{who} returned {told} for the weight {name!r} of shape {tuple(g.shape)}; it must return one of the same "
-                "shape for every weight, zeros where one is to stay."
-            )
-    return found
