@@ -22,6 +22,7 @@ with quitting():
     from metaoptim.cli.export import export
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
+    from metaoptim.cli.tune import tune
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -201,6 +202,7 @@ def evaluate(
 app.command()(adapt)
 app.command()(reproduce)
 app.command()(diagnose)
+app.command()(tune)
 app.command()(export)
 
 

@@ -1,1 +1,6 @@
-"""Choosing between designs: comparing methods."""
+"""Choosing between designs: tuning one, comparing several."""
+
+from metaoptim.design.study import Pick, Row, Tuning
+from metaoptim.design.tune import tune
+
+__all__ = ["Pick", "Row", "Tuning", "tune"]
