@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from metaoptim.core.types import MetaOptimizer as MetaOptimizer
     from metaoptim.core.types import MetaParams as MetaParams
     from metaoptim.core.types import Task as Task
-    from metaoptim.design import tune as tune
+    from metaoptim.design import *
     from metaoptim.diagnosis import *
     from metaoptim.engine import Engine as Engine
     from metaoptim.evaluation import *

@@ -111,19 +111,17 @@ def _sampler(seed: int) -> BaseSampler:
             return own.sample_independent(study, trial, param_name, param_distribution)
 
         def _of(self, study: Study, trial: FrozenTrial, draw: int) -> TPESampler:
-            earlier = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
-            place = len(earlier) - len(abandoned(earlier))
-            words = np.random.SeedSequence((seed, place, draw)).generate_state(1)
+            words = np.random.SeedSequence((seed, ordinal(study, trial), draw)).generate_state(1)
             return TPESampler(seed=int(words[0]), n_startup_trials=AT_RANDOM)
 
     return ByTrial()
 
 
-def abandoned(trials: Sequence[FrozenTrial]) -> set[int]:
-    """The numbers of trials that were interrupted, or whose worker was killed: they are tried again under other numbers."""
-    from optuna.trial import TrialState
-
-    return {t.number for t in trials if t.state == TrialState.FAIL and "result" not in t.user_attrs}
+def ordinal(study: Study, trial: FrozenTrial) -> int:
+    """A trial's place among all that were drawn. One that is tried again, after an interruption, keeps the one it had."""
+    history: Sequence[int] = trial.system_attrs.get("retry_history") or [trial.number]
+    known = study.get_trials(deepcopy=False)
+    return sum(t.number < history[0] and not t.system_attrs.get("retry_history") for t in known)
 
 
 def begun(study: Study) -> int:
@@ -135,11 +133,11 @@ def begun(study: Study) -> int:
 
 
 def rows(study: Study) -> list[Row]:
-    """The trials that have come to an end, in the order in which they were drawn, numbered from 0."""
-    ended = [t for t in study.get_trials(deepcopy=False) if "result" in t.user_attrs]
-    told = [trial.user_attrs["result"] for trial in sorted(ended, key=original)]
+    """The trials that have come to an end, in the order in which they were drawn."""
     names = {f.name for f in fields(Row)}
-    return [Row(number, **{n: _tuples(x) for n, x in result.items() if n in names}) for number, result in enumerate(told)]
+    ended = [t for t in study.get_trials(deepcopy=False) if "result" in t.user_attrs]
+    found = [Row(ordinal(study, t), **{n: _tuples(x) for n, x in t.user_attrs["result"].items() if n in names}) for t in ended]
+    return sorted(found, key=lambda row: row.number)
 
 
 def _tuples(value: Any) -> Any:
@@ -153,12 +151,6 @@ def setup_in(url: str, name: str) -> dict[str, Any]:
         found: dict[str, Any] = optuna.load_study(storage=url, study_name=name).user_attrs.get("setup", {})
         return found
     return {}
-
-
-def original(trial: FrozenTrial) -> int:
-    """The number under which a trial was first tried."""
-    history: Sequence[int] = trial.system_attrs.get("retry_history") or [trial.number]
-    return history[0]
 
 
 def again(study: Study, trial: FrozenTrial) -> None:
@@ -177,7 +169,7 @@ def requeue_killed(study: Study, folder: Path, alone: bool) -> None:
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.user_attrs.get("place", place(folder) if alone else "") == place(folder):
-            lock = lock_of(folder, original(trial))
+            lock = lock_of(folder, ordinal(study, trial))
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -208,7 +200,6 @@ def enqueue(study: Study, points: Sequence[Mapping[str, Any]]) -> None:
 def importances(study: Study, least: int) -> dict[str, float]:
     """The share of each key in what makes a trial one of the best quarter, by PED-ANOVA (Watanabe et al. 2023,
     https://arxiv.org/abs/2304.10255); {} where fewer than `least` trials were completed or one key alone was searched."""
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
     done = [
@@ -218,4 +209,6 @@ def importances(study: Study, least: int) -> dict[str, float]:
     ]
     if len(done) < least or len(done[0].params) < 2:
         return {}
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # here, because it is slow to load
+
     return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=0.25)))

@@ -111,12 +111,10 @@ def _why(taken: Candidate, best: Candidate, metric: str, rule: Rule) -> str:
 
     if rule == "best":
         return f"By the best score: {told(best)}."
+    by = "By the rule of one standard error"
     if taken is best:
-        return f"By the rule of one standard error: {told(best)} is the best, and nothing within its standard error takes fewer steps."
-    return (
-        f"By the rule of one standard error: the best is {told(best)}; within its standard error, {told(taken)} takes the fewest "
-        "inner steps."
-    )
+        return f"{by}: {told(best)} is the best, and nothing within its standard error takes fewer steps."
+    return f"{by}: the best is {told(best)}; of those within its standard error, {told(taken)} takes the fewest inner steps."
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from metaoptim.design.study import Row, Tuning
 
 BLUE, RED, GREEN, _ = COLOURS
+WRAP = 60  # characters of the title per line and panel
 
 
 def draw(tuning: Tuning, path: Path) -> None:
@@ -27,7 +29,7 @@ def draw(tuning: Tuning, path: Path) -> None:
     if tuning.importances:
         panels.append(_importances)
     figure = sheet(4.8 * len(panels) + 0.6, 4.4)
-    figure.suptitle(f"{tuning.base.name}: {tuning.facts['protocol']}", fontsize=9.5, wrap=True)
+    figure.suptitle(textwrap.fill(f"{tuning.base.name}: {tuning.facts['protocol']}", WRAP * len(panels)), fontsize=9.5)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(figure, axes, tuning, done)
     save(figure, path)
@@ -43,15 +45,22 @@ def _curves(figure: Figure, axes: Axes, tuning: Tuning, done: list[Row]) -> None
     best, at = tuning.picked.best[0], tuning.picked.trial
     for row in done:
         axes.plot(row.steps, scale * np.array(row.mean), color="0.75", linewidth=0.8, zorder=1)
-    for number, colour, name in ((best, RED, "best"), (at, BLUE, "picked")):
+    both = ((at, BLUE, "best and picked"),) if best == at else ((best, RED, "best"), (at, BLUE, "picked"))
+    seen = [scale * x for row in done for x in row.mean]
+    for number, colour, name in both:
         row = next(row for row in done if row.number == number)
         mean, half = scale * np.array(row.mean), 1.96 * scale * np.array(row.error)
         label = f"{name}: trial {number}, {row.train_steps} steps in training"
         axes.plot(row.steps, mean, color=colour, marker="o", markersize=4, label=label, zorder=3)
+        seen += list(mean - half)
         axes.fill_between(row.steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0, zorder=2)
     axes.plot(tuning.picked.test_steps, scale * tuning.picked.score, "*", color=BLUE, markersize=14, zorder=4)
+    if tuning.picked.rule == "one-se":
+        sign = 1 if tuning.metric == "accuracy" else -1
+        bound = scale * (tuning.picked.best[2] - sign * tuning.picked.best[3])
+        axes.axhline(bound, color=RED, linestyle="--", linewidth=1, label="one standard error from the best")
     if tuning.metric == "loss":
-        _cut(axes, [scale * x for row in done for x in row.mean])
+        _cut(axes, seen)
     axes.set_xlabel("inner steps at test")
     axes.set_ylabel(unit)
     axes.set_title("each trial a line; 95 % intervals")

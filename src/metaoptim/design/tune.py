@@ -1,4 +1,4 @@
-"""How many inner steps, and of which size? Searches a recipe's keys by cross-validation over the classes of its training split."""
+"""How many inner steps, and of which size? A search by cross-validation over the classes of a recipe's training split."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from metaoptim.core.brief import plural
 from metaoptim.core.checks import check_choice, check_counts, check_flags, check_positive
 from metaoptim.design import storage
 from metaoptim.design.cross_validation import CrossValidation, Setup
@@ -187,18 +188,16 @@ def _differences(before: Setup, now: Setup) -> Iterator[str]:
 
 def _run(worker: Worker, workers: int, progress: bool, say: Callable[[str], None]) -> None:
     """Tries what is left, and tells of each trial."""
-    told = len(storage.rows(worker.study))
-    left = max(worker.job.trials - told, 0) if worker.job.deadline is None else 0
+    told = {row.number for row in storage.rows(worker.study)}
+    left = max(worker.job.trials - len(told), 0) if worker.job.deadline is None else 0
     bar = iter(tracked(range(left), "tuning", progress))
     next(bar, None)
 
     def look() -> None:
-        nonlocal told
-        rows = storage.rows(worker.study)
-        for row in sorted(rows, key=lambda r: r.number)[told:]:
+        for row in (row for row in storage.rows(worker.study) if row.number not in told):
             say(_line(row, worker.setup))
+            told.add(row.number)
             next(bar, None)
-        told = len(rows)
 
     try:
         if workers > 1:
@@ -219,7 +218,7 @@ def _line(row: Row, setup: Setup) -> str:
     score, error, steps = best(
         (m, e, k) for m, e, k in zip(row.mean, row.error, row.steps, strict=True) if k in setup.test_steps
     )
-    after = f" after {steps} steps" if len(row.steps) > 1 else ""
+    after = f" after {plural(steps, 'step')}" if len(row.steps) > 1 else ""
     return f"trial {row.number}: {drawn}: {setup.metric} {score:.4g} ± {error:.2g}{after} ({row.seconds:.0f} s)"
 
 

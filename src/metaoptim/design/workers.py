@@ -27,6 +27,7 @@ from metaoptim.design.study import State
 from metaoptim.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
     from optuna.trial import Trial as Drawn
 
 POLL = 0.3  # seconds between looks at what other processes have done
@@ -102,7 +103,11 @@ class Worker:
 
     def _put_back(self) -> None:
         if self.running is not None:
-            storage.again(self.study, self.study.get_trials(deepcopy=False)[self.running])
+            storage.again(self.study, self._frozen())
+
+    def _frozen(self) -> FrozenTrial:
+        """The trial that runs, as the study knows it."""
+        return self.study.get_trials(deepcopy=False)[self.running or 0]
 
     def _objective(self, drawn: Drawn) -> float:
         """What Optuna calls for a trial. All that came of it is kept in the study, as the attribute `result`."""
@@ -110,7 +115,7 @@ class Worker:
         drawn.set_user_attr("place", storage.place(self.folder))
         spent, number = (
             drawn.user_attrs.get("spent", 0.0),
-            storage.original(self.study.get_trials(deepcopy=False)[drawn.number]),
+            storage.ordinal(self.study, self._frozen()),
         )
         space = {key: dimension for key, dimension in self.setup.space.items() if key != TEST_STEPS}
         params = {key: dimension.value(dimension.suggested(drawn, key)) for key, dimension in space.items()}
@@ -180,7 +185,7 @@ def several(job: Job, count: int, told: Callable[[], None]) -> None:
     threads = str(max(1, torch.get_num_threads() // count))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     text = json.dumps(asdict(replace(job, parent=os.getpid())))
-    command = [sys.executable, "-m", "metaoptim.design.workers"]
+    command = [sys.executable, "-c", "import sys; from metaoptim.design.workers import main; sys.exit(main())"]
     # In groups of their own, so that Ctrl-C reaches them once, through this process.
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, start_new_session=True)
@@ -225,7 +230,3 @@ def main() -> int:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
