@@ -73,7 +73,7 @@ def tune(
             say=lambda text: typer.echo(text, err=True),
         )  # fmt: skip
     except KeyboardInterrupt:
-        if (folder / "trials").is_dir():
+        if folder.is_dir() and any(folder.iterdir()):
             typer.echo(f"Nothing is lost. To go on: {shlex.join([*typed, '--resume'])}", err=True)
         raise
     console().print(found.table())

@@ -100,12 +100,10 @@ def _map(figure: Figure, axes: Axes, tuning: Tuning, done: list[Row]) -> None:
         [scale * better([row.mean[row.steps.index(k)] for row in done if row.train_steps == n]) for k in columns]
         for n in trained
     ]
-    middle = np.array(cells)
-    ends = (
-        (None, float(np.median(middle) + 2 * (np.median(middle) - middle.min()))) if tuning.metric == "loss" else (None, None)
-    )
-    shown = axes.imshow(middle, aspect="auto", origin="lower", cmap="viridis" if tuning.metric == "accuracy" else "viridis_r",
-                        vmin=ends[0], vmax=ends[1] if ends[1] and ends[1] > middle.min() else None)  # fmt: skip
+    found = np.array(cells)
+    loss, middle = tuning.metric == "loss", float(np.median(found))
+    top = min(found.max(), middle + 2 * (middle - found.min())) if loss and middle > found.min() else found.max()
+    shown = axes.imshow(found, aspect="auto", origin="lower", cmap="viridis_r" if loss else "viridis", vmax=top)
     axes.set_xticks(range(len(columns)), [str(k) for k in columns])
     axes.set_yticks(range(len(trained)), [str(n) for n in trained])
     taken = next(row for row in done if row.number == tuning.picked.trial)

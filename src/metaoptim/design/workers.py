@@ -185,7 +185,9 @@ def several(job: Job, count: int, told: Callable[[], None]) -> None:
     threads = str(max(1, torch.get_num_threads() // count))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     text = json.dumps(asdict(replace(job, parent=os.getpid())))
-    command = [sys.executable, "-c", "import sys; from metaoptim.design.workers import main; sys.exit(main())"]
+    # Until all is imported, a signal ends the process at once: an exception in the middle of an import is told as a traceback.
+    quietly = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    command = [sys.executable, "-c", f"{quietly}import sys; from metaoptim.design.workers import main; sys.exit(main())"]
     # In groups of their own, so that Ctrl-C reaches them once, through this process.
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, start_new_session=True)
@@ -218,6 +220,7 @@ def several(job: Job, count: int, told: Callable[[], None]) -> None:
 
 def main() -> int:
     """A process of `several`, which is told its job on stdin."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     job = Job(**json.load(sys.stdin))
     warnings.simplefilter("ignore")  # the first process has said the same
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
