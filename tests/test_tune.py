@@ -546,7 +546,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     run("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", "-o", options, "start")
     try:
-        yield f"postgresql://tuner:secret@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://tuner:secret@127.0.0.1:{port}/postgres"
     finally:
         run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
 

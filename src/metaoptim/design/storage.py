@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,36 +23,44 @@ if TYPE_CHECKING:
 
 HEARTBEAT, GRACE = 30, 120  # seconds, by which workers on other machines are known to be alive
 AT_RANDOM = 6  # trials that are drawn before TPE has seen enough, and completed ones before any is pruned
+PAUSES = (0.5, 2.0)  # seconds before a database is tried again
 DATABASE = "study.db"
+EXAMPLE = "postgresql+psycopg2://user@host/database (pip install psycopg2-binary)"
 
 
-def opened(url: str, name: str, direction: str, seed: int, shared: bool) -> Study:
+def opened(url: str, name: str, direction: str, seed: int, shared: bool, warmup: int) -> Study:
     """The study of that name, which is made where there is none. ValueError where the database can't be had.
 
     shared: whether other machines may work on it too, so that trials of theirs have to show that they are alive.
+    warmup: the outer steps before which no trial is pruned.
     """
     optuna = imported()
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
     told = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     alive: dict[str, Any] = {
         "heartbeat_interval": HEARTBEAT, "grace_period": GRACE,
         "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
     }  # fmt: skip
-    try:
+
+    def made() -> Study:
         storage = RDBStorage(url, engine_kwargs=told, **(alive if shared else {}))
         study: Study = optuna.create_study(
             storage=storage, study_name=name, direction=direction, load_if_exists=True, sampler=_sampler(seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_RANDOM),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_RANDOM, n_warmup_steps=warmup),
         )  # fmt: skip
         return study
+
+    try:
+        for pause in PAUSES:
+            with suppress(IntegrityError, ProgrammingError):  # another process makes the same tables at this moment
+                return made()
+            time.sleep(pause)
+        return made()
     except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise ValueError(f"the storage {hidden(url)} can't be opened: {reason}; expected a URL such as {EXAMPLE}.") from error
-
-
-EXAMPLE = "postgresql://user@host/database"
 
 
 def names(url: str) -> list[str]:

@@ -68,8 +68,8 @@ def tune(
         iterations: outer steps of each training; the recipe's own where not given.
         rule: "one-se" or "best": see `pick`.
         workers: processes that try side by side; each has its share of torch's threads.
-        url: of the database that holds the study, such as "postgresql://user@host/database", which several machines can work
-            on; a file in `out` where not given.
+        url: of the database that holds the study, such as "postgresql+psycopg2://user@host/database", which several machines
+            can work on; a file in `out` where not given.
         start: points that are tried first, by key; the recipe's own values come after them.
         seed: of what is drawn; trainings have the recipe's own.
         out: the folder; tuning/RECIPE where not given.
@@ -108,7 +108,8 @@ def tune(
         _run(worker, workers, progress, say)
         rows = storage.rows(worker.study)
         if not rows:
-            raise ValueError(f"no trial came to its end within {seconds:g} seconds; go on with more (resume=True, --resume).")
+            within = "" if seconds is None else f" within {seconds:g} seconds"
+            raise ValueError(f"no trial came to its end{within}; go on with more (resume=True, --resume).")
         taken = pick(rows, setup.metric, rule, setup.test_steps)
         shares = storage.importances(worker.study, LEAST)
         facts = _facts(worker, setup, command)

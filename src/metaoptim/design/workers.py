@@ -66,7 +66,7 @@ class Worker:
         self.job, self.setup, self.folder = job, setup, Path(job.folder)
         self.judge = CrossValidation(setup)
         direction = "maximize" if setup.metric == "accuracy" else "minimize"
-        self.study = storage.opened(job.url, job.name, direction, setup.seed, job.shared)
+        self.study = storage.opened(job.url, job.name, direction, setup.seed, job.shared, setup.iterations // 2)
         self.claim = FileLock(self.folder / ".claim.lock")
         self.running: int | None = None
 
