@@ -256,6 +256,32 @@ def test_code_takes_the_place_of_a_model_and_of_its_options(cli: Cli, own: str) 
         assert code == 2 and f"`name` in [{kind}]: {own}.py is a file alone; expected FILE.py:NAME" in err, err
 
 
+def test_a_loss_of_ones_own(cli: Cli, own: str) -> None:
+    Path(f"{own}_losses.py").write_text(
+        "def near(output, target):\n    return (output - target).abs().mean()\n\n\nnumber = 3\n"
+    )
+    text = Path("tiny.toml").read_text()
+    Path("own.toml").write_text(text.replace('loss = "mse"', f'loss = "{own}_losses.py:near"'))
+    status, _, err = cli("train", "own.toml", "--out", "run")
+    assert status == 0, err
+    assert cli("evaluate", "run")[0] == 0
+    told = json.loads(Path("run/result.json").read_text())
+    assert cli("train", "tiny.toml", "--out", "squared")[0] == 0 and cli("evaluate", "squared")[0] == 0
+    assert told["mean"] != json.loads(Path("squared/result.json").read_text())["mean"]
+    loss = importlib.import_module(f"{own}_losses").near
+    method = mo.maml(mo.nn.mlp([1, 8, 1]), loss, lr=0.01)
+    mo.train(method, mo.tasks.sinusoid(), iterations=2, tasks_per_step=2, validate_every=0, progress=False, out="started")
+    assert tomllib.loads(Path("started/recipe.toml").read_text())["algorithm"]["loss"] == f"{own}_losses.py:near"
+    assert cli("evaluate", "started", "--episodes", "4")[0] == 0
+    for value, words in {
+        f"{own}_losses.py:nea": "did you mean `near`?",
+        f"{own}_losses.py:number": "it is int; expected a function of (output, target)",
+        "mes": 'expected "cross_entropy" or "mse" or FILE.py:NAME; did you mean `mse`?',
+    }.items():
+        status, _, err = cli("train", "tiny.toml", "--set", f"algorithm.loss={value}")
+        assert status == 2 and words in err and err.count("\n") == 1, err
+
+
 def test_code_is_found_beside_the_recipe_and_where_a_run_was_started(
     cli: Cli, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,12 @@ from metaoptim import evaluation, training
 from metaoptim import runs as stored
 from metaoptim.algorithms import ALGORITHMS, compose
 from metaoptim.core.checks import check_counts
-from metaoptim.core.losses import LOSSES
+from metaoptim.core.losses import LOSSES, Loss
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, engine_options
-from metaoptim.recipes.schema import REQUIRED, Option, options
+from metaoptim.recipes.schema import CODE, REQUIRED, Option, options
 from metaoptim.runs import Run
 from metaoptim.tasks import TASKS, TaskFamily
 from metaoptim.tasks.base import check_seed
@@ -52,7 +52,7 @@ class FewShot:
     @classmethod
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
-            loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
+            loss = Option("loss", Literal[tuple(LOSSES)] | CODE, REQUIRED, "what is minimised: a mean over examples.")
             known = options(cls.builders[table][name], keyword_only=True)
             if name != "compose":
                 return [loss, *known]
@@ -73,7 +73,7 @@ class FewShot:
         """The meta-optimizer, without a look at any data; the same φ, whatever torch has drawn before."""
         tables = self.recipe.tables
         keys = parts.built(tables["algorithm"])
-        build, loss = self.builders["algorithm"][keys.pop("name")], LOSSES[keys.pop("loss")]
+        build, loss = self.builders["algorithm"][keys.pop("name")], _loss(keys.pop("loss"))
         check_seed(tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tables["train"]["seed"])
@@ -124,3 +124,8 @@ class FewShot:
         from metaoptim.report import draw  # here, because matplotlib is slow to load
 
         draw(cast(evaluation.Result, found), runs[0], self.tasks, path)
+
+
+def _loss(name: str) -> Loss:
+    """A loss by its name, or one of the user's own."""
+    return code.function(name, "a function of (output, target) that returns a number") if code.is_code(name) else LOSSES[name]

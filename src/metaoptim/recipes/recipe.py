@@ -190,6 +190,8 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
+    own = {key: code.located(x, folders) for key, x in given["algorithm"].items() if code.is_code(x)}
+    given["algorithm"] |= own
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:
