@@ -31,7 +31,7 @@ ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estima
 MEMBERS = "tables like [tasks], of which each names a family; all with the same steps."
 PES = {"name": "pes", "window": 10, "sigma": 0.01}
 CHANGES = ("steps", "rescaled", "logarithm")  # which any family can have
-IN_ALGORITHM = ("estimator", "window", "sigma", "pairs")
+IN_ALGORITHM = ("estimator", "window", "sigma", "pairs", "objective")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class LearnedOptimizers:
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
             rules = Option("rule", parts.WRITTEN | list[parts.WRITTEN], REQUIRED, RULES)
-            return [rules, Option("estimator", parts.WRITTEN, dict(PES), ESTIMATORS)]
+            judged = next(option for option in parts.OPTIONS if option.name == "objective")
+            return [rules, Option("estimator", parts.WRITTEN, dict(PES), ESTIMATORS), judged]
         if table == "tasks":
             return _family_options(name)
         if table == "engine":
@@ -80,7 +81,7 @@ class LearnedOptimizers:
     def method(self) -> MetaOptimizer:
         keys, seed = parts.built(self.recipe.tables["algorithm"]), self.recipe.tables["train"]["seed"]
         check_seed(seed)
-        return learned_optimizer(keys["rule"], self.tasks, keys["estimator"], seed)
+        return learned_optimizer(keys["rule"], self.tasks, keys["estimator"], seed, objective=keys["objective"])
 
     @cached_property
     def tasks(self) -> Family:
@@ -118,8 +119,8 @@ class LearnedOptimizers:
         tables, tasks = self.recipe.tables, self.tasks
         keys = parts.built(tables["algorithm"])
         return lopt.meta_train(
-            keys["rule"], tasks, estimator=keys["estimator"], **tables["train"], out=out, resume=resume,
-            engine=tables["engine"], recipe=self.recipe.text(), progress=progress,
+            keys["rule"], tasks, estimator=keys["estimator"], objective=keys["objective"], **tables["train"], out=out,
+            resume=resume, engine=tables["engine"], recipe=self.recipe.text(), progress=progress,
         )  # fmt: skip
 
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
