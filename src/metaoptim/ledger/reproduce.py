@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,8 +16,9 @@ from metaoptim.ledger.entry import PROTOCOL, Entry, Key, content, judged, stated
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Evaluation
 from metaoptim.recipes.recipe import Recipe
+from metaoptim.runs import metrics
 from metaoptim.runs.environment import environment
-from metaoptim.runs.store import METRICS, RECIPE
+from metaoptim.runs.store import RECIPE
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
     trained = experiment.train(folder, resume=(folder / RECIPE).is_file(), progress=progress)
     result = experiment.evaluate([trained], progress=progress)
     result.save(folder)
-    expected = stated(recipe, "expected")
+    expected, pace = stated(recipe, "expected"), metrics.pace(folder)
     entry = Entry(
         recipe=recipe.name,
         content=job.key.content,
@@ -117,7 +116,7 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
         protocol={"name": result.protocol, "version": PROTOCOL},
         iterations=recipe.tables["train"]["iterations"],
         tasks_per_step=experiment.count,
-        steps_per_second=_pace(folder / METRICS),
+        steps_per_second=None if pace is None else 1 / pace,
         verdict=judged(result.metric, result.mean, result.interval, job.key.seed, expected),
         rows={name: list(score) for name, score in result.beside.items()},
         cost=cost(trained.method, experiment.batch()),
@@ -126,10 +125,3 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
         environment=environment(),
     )
     return entry, result
-
-
-def _pace(metrics: Path) -> float | None:
-    """Outer steps per second, by the median of those that were logged."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    return 1 / max(statistics.median(seconds), 1e-9) if seconds else None
