@@ -24,6 +24,7 @@ from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
 from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.runs.store import RECIPE
 from metaoptim.tasks import TaskFamily
 
 KINDS: tuple[type[Experiment], ...] = (FewShot, LearnedOptimizers)
@@ -138,6 +139,18 @@ def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence
     for table in before:
         data[table] = _without_rest(table, before[table], data[table], folders)
     return _resolve(data, name, folders)
+
+
+def check_same(recipe: Recipe, folder: Path, free: Sequence[str]) -> None:
+    """Raises a ValueError where the run in a folder was started by another recipe, but for [evaluate] and options that are free;
+    where there is none, nothing is said."""
+    stored = folder / RECIPE
+    known = recipe.differences(load(stored)) if stored.is_file() else []
+    if changed := [key for key in known if not key.startswith("evaluate.") and key not in free]:
+        raise ValueError(
+            f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
+            "same ones, or start a new run in another folder (--out)."
+        )
 
 
 def builders(table: str) -> list[str]:
