@@ -17,6 +17,7 @@ with quitting():
     import metaoptim
     from metaoptim.cli.adapt import adapt
     from metaoptim.cli.check import check
+    from metaoptim.cli.compare import compare
     from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
     from metaoptim.cli.export import export
@@ -193,6 +194,7 @@ def evaluate(
     typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
 
 
+app.command()(compare)
 app.command()(adapt)
 app.command()(reproduce)
 app.command()(diagnose)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from pathlib import Path
 import metaoptim
 from metaoptim.ledger import source
 from metaoptim.ledger.cost import cost
-from metaoptim.ledger.entry import PROTOCOL, Entry, Key, content, judged, stated
+from metaoptim.ledger.entry import PROTOCOL, Entry, Key, judged, stated
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Evaluation
 from metaoptim.recipes.recipe import Recipe
@@ -33,8 +32,7 @@ class Job:
 
     def folder(self, out: Path) -> Path:
         """Where its run lies, half done or whole."""
-        name = re.sub(r"[^\w.-]+", "-", self.recipe.name)
-        return out / "runs" / f"{name}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
+        return out / "runs" / f"{config.file_name(self.recipe.name)}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
 
 
 def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None = None) -> Iterator[Job]:
@@ -47,7 +45,7 @@ def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None =
             recipe = config.load(name, [*settings, f"train.seed={seed}"])
             for table in ("expected", "published"):
                 stated(recipe, table)  # a mistake there is told now, and not after hours
-            yield Job(recipe, Key(content(recipe), seed, code))
+            yield Job(recipe, Key(recipe.content_hash, seed, code))
 
 
 def missing(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = False) -> list[Job]:

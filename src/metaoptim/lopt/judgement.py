@@ -32,7 +32,7 @@ class Row:
         losses: judged losses after 0 … K steps of R runs, (R, K+1), in units of knowing nothing.
         diverged: the share of runs that have diverged at the end.
         seconds: of a training step of one problem.
-        of_runs: of each of M meta-training runs, over which `losses` are averaged, the final losses, (M, R); the learned rule's.
+        of_runs: of each of M meta-training runs, over which `losses` are averaged, final losses, (M, R); the learned rule's.
     """
 
     family: str

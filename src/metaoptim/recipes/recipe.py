@@ -7,6 +7,8 @@ kind of experiment a recipe is of, and so which tables it has.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
 from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import RECIPE
 from metaoptim.tasks import TaskFamily
 
@@ -56,6 +59,11 @@ class Recipe:
             for name in _OPTIONS
             if name in self.tables
         }
+
+    @property
+    def content_hash(self) -> str:
+        """Of `content`, 12 digits."""
+        return hashlib.sha256(strict_json(self.content, sort_keys=True).encode()).hexdigest()[:12]
 
     def experiment(self, command: str = "") -> Experiment:
         """What there is to train and to judge. Errors: ConfigError for a command that its kind doesn't have."""
@@ -141,8 +149,13 @@ def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence
     return _resolve(data, name, folders)
 
 
+def file_name(name: str) -> str:
+    """A name of a recipe, or of a method, as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+
+
 def check_same(recipe: Recipe, folder: Path, free: Sequence[str]) -> None:
-    """Raises a ValueError where the run in a folder was started by another recipe, but for [evaluate] and options that are free;
+    """Raises a ValueError where a folder's run was started by another recipe, but for [evaluate] and options that are free;
     where there is none, nothing is said."""
     stored = folder / RECIPE
     known = recipe.differences(load(stored)) if stored.is_file() else []
