@@ -49,13 +49,8 @@ def compare(
     use(data)
     options = {"--seeds": seeds, "--budget": budget, "--amount": None if amount is None else f"{amount:g}", "--out": out}
     options |= {"--device": device, "--data": None if data is None else str(data)}
-    parts = [
-        "metaoptim",
-        "compare",
-        *what,
-        *(part for key, value in options.items() if value is not None for part in (key, value)),
-    ]
-    again = shlex.join([*parts, *(part for setting in set_ or () for part in ("--set", setting))])
+    given = [(key, value) for key, value in options.items() if value is not None] + [("--set", one) for one in set_ or ()]
+    again = shlex.join(["metaoptim", "compare", *what, *(part for pair in given for part in pair)])
     try:
         found = compared(
             what, seeds=numbers(seeds), budget=budget, amount=amount, settings=set_ or (), out=out, device=device, command=again

@@ -29,6 +29,7 @@ from metaoptim.estimators import (
     unguarded,
 )
 from metaoptim.recipes.experiment import Experiment
+from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import write_atomic
 from metaoptim.training.callbacks import AT_ONCE
@@ -76,9 +77,9 @@ def per_step(experiment: Experiment) -> int:
     return experiment.count * gradients(experiment.method)
 
 
-def pace(experiment: Experiment) -> Pace:
+def pace(recipe: Recipe) -> Pace:
     """What an outer step takes here, through the engine of the recipe and with its validations; measured, in a few steps."""
-    options, settings = experiment.recipe.tables["train"], experiment.recipe.tables["engine"]
+    experiment, options, settings = recipe.experiment(), recipe.tables["train"], recipe.tables["engine"]
     method = experiment.method
     engine = Engine(method, **settings, horizon=options["iterations"])
     step = TimedStep(engine, experiment.batch())
@@ -116,8 +117,8 @@ def equalised(
 ) -> tuple[list[Contender], float | None]:
     """The contenders with as many outer steps as the budget allows each, and what it comes to (None: there is none).
 
-    amount: of the budget; the least that one of them would take by itself where it is not given. What is measured for a budget of
-    seconds is kept in `out`, so that the same command goes on with the same numbers of steps.
+    amount: of the budget; the least that one of them would take by itself where it is not given. What is measured for a budget
+    of seconds is kept in `out`, so that the same command goes on with the same numbers of steps.
 
     Errors: ValueError where a run that is there already had another budget.
     """
@@ -127,25 +128,28 @@ def equalised(
         raise ValueError(
             f"--budget seconds: {there[0]} is trained already, for as long as it took; give recipes alone, or another budget."
         )
-    paces = [_kept(one, out) for one in contenders] if kind == "seconds" else [Pace(1.0, None) for _ in contenders]
-    each = [
-        {"steps": 1.0, "gradients": float(per_step(one.experiment)) if kind == "gradients" else 1.0, "seconds": own.seconds}[
-            kind
-        ]
-        for one, own in zip(contenders, paces, strict=True)
-    ]
+    each, choices = _units(contenders, kind, out)
     total = min(one.iterations * x for one, x in zip(contenders, each, strict=True)) if amount is None else float(amount)
     found = []
-    for one, x, own in zip(contenders, each, paces, strict=True):
+    for one, x, choice in zip(contenders, each, choices, strict=True):
         iterations = max(1, round(total / x))
         if one.given and iterations != one.iterations:
             raise ValueError(
-                f"--budget {kind}: {one.name} is trained already, for {plural(one.iterations, 'outer step')}, and {total:g} {kind} "
-                f"would be {iterations}; give an --amount of {one.iterations * x:g}, or its recipe in place of the run."
+                f"--budget {kind}: {one.name} is trained already, for {plural(one.iterations, 'outer step')}, and {total:g} "
+                f"{kind} would be {iterations}; give an --amount of {one.iterations * x:g}, or its recipe in place of the run."
             )
         changed = one.changed("train", {"iterations": iterations})
-        found.append(changed if own.choice is None else changed.changed("engine", {"choice": own.choice}))
+        found.append(changed if choice is None else changed.changed("engine", {"choice": choice}))
     return found, total
+
+
+def _units(contenders: Sequence[Contender], kind: Kind, out: Path) -> tuple[list[float], list[str | None]]:
+    """What an outer step of each costs, and the engine's way where it was measured for that."""
+    if kind == "seconds":
+        paces = [_kept(one, out) for one in contenders]
+        return [own.seconds for own in paces], [own.choice for own in paces]
+    each = [float(per_step(one.experiment)) if kind == "gradients" else 1.0 for one in contenders]
+    return each, [None] * len(contenders)
 
 
 def _kept(contender: Contender, out: Path) -> Pace:
@@ -154,7 +158,7 @@ def _kept(contender: Contender, out: Path) -> Pace:
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = contender.recipe.content_hash
     if key not in known:
-        known[key] = pace(contender.experiment)._asdict()
+        known[key] = pace(contender.recipe)._asdict()
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(file, f"{strict_json(known, indent=2)}\n".encode())
     return Pace(**known[key])

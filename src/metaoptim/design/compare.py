@@ -80,7 +80,7 @@ def compare(
     folder = Path(out) if out is not None else default_folder([one.name for one in contenders])
     contenders, total = budgets.equalised(contenders, budget, amount, folder)
     contenders = placed(contenders, folder / "runs")
-    for one in contenders:
+    for one in (c for c in contenders if not c.given):
         for recipe, place in zip(one.recipes, one.folders, strict=True):
             check_same(recipe, place, ("train.device",))
     left_out = _trained(contenders, progress)
@@ -185,8 +185,8 @@ def _check_alike(contenders: Sequence[Contender], judged: Mapping[str, Judged]) 
         for what in ("metric", "episodes", "episodes_sha256"):
             if getattr(own, what) != getattr(first, what):
                 raise ValueError(
-                    f"{contenders[0].name} and {one.name} differ in {what} ({getattr(first, what)} and {getattr(own, what)}), so "
-                    "that their scores can't be compared; give methods for the same tasks."
+                    f"{contenders[0].name} and {one.name} differ in {what} ({getattr(first, what)} and {getattr(own, what)}), "
+                    "so that their scores can't be compared; give methods for the same tasks."
                 )
 
 
@@ -206,17 +206,33 @@ def _rows(contenders: Sequence[Contender], judged: Mapping[str, Judged]) -> list
         )  # fmt: skip
         rows.append(
             Row(
-                one.name, one.recipe.text(), one.seeds, tuple(map(str, one.folders)), one.iterations, experiment.count, own.steps,
-                x, float(x.mean()), statistics.over_episodes(x), statistics.over_seeds(x), statistics.iqm(x),
-                statistics.iqm_over_seeds(x), ranks[one.name], cost, own.baselines,
+                one.name,
+                one.recipe.text(),
+                one.seeds,
+                tuple(map(str, one.folders)),
+                one.iterations,
+                experiment.count,
+                own.steps,
+                x,
+                float(x.mean()),
+                statistics.over_episodes(x),
+                statistics.over_seeds(x),
+                statistics.iqm(x),
+                statistics.iqm_over_seeds(x),
+                ranks[one.name],
+                cost,
+                own.baselines,
                 tuple(metrics.validations(place) for place in one.folders),
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        )
     return rows
 
 
 def _step(contender: Contender) -> TimedStep:
-    """A meta-step in the way in which the first run was trained."""
-    settings: Any = config.load(contender.folders[0] / RECIPE).tables["engine"]
-    experiment = contender.experiment
-    return TimedStep(Engine(experiment.method, **settings, horizon=contender.iterations), experiment.batch())
+    """A meta-step in the way in which the first run was trained: the one that was measured then, or else by rule."""
+    recipe, experiment = contender.recipe, contender.experiment
+    stored = recipe if contender.given else config.load(contender.folders[0] / RECIPE)
+    settings: dict[str, Any] = dict(stored.tables["engine"])
+    if choice := settings.pop("choice"):  # by name, for a way that was measured is held to the plain loop now and then
+        settings |= dict(zip(("batching", "memory", "runtime"), choice.split(), strict=True))
+    return TimedStep(Engine(experiment.method, **settings, wait=1), experiment.batch())

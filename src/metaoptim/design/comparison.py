@@ -95,8 +95,8 @@ class Comparison:
             caption += f"; intervals over {plural(seeds, 'seed')} are too short"
         table = Table(title=title, caption=caption, width=min(width, WIDTH))
         table.add_column("method", overflow="fold", ratio=1)
-        for column in ("mean", *(["over seeds"] if several else []), "to the best", *(["over seeds"] if several else []), "p", "IQM",
-                       "rank"):  # fmt: skip
+        seeded = ["over seeds"] if several else []
+        for column in ("mean", *seeded, "to the best", *seeded, "p", "IQM", "rank"):
             table.add_column(column, justify="right", no_wrap=True)
 
         def cell(value: float, interval: Interval | None, signed: bool = False) -> str:

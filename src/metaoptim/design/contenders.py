@@ -1,9 +1,10 @@
-"""What is compared: recipes that are trained here, and runs that are taken as they are, as methods with distinguishable names."""
+"""What is compared: recipes that are trained here, and runs that are taken as they are, under names that tell them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Contender:
         """That of the first seed."""
         return self.recipes[0]
 
-    @property
+    @cached_property
     def experiment(self) -> Experiment:
         """Of the first seed."""
         return self.recipe.experiment()
@@ -48,7 +49,7 @@ class Contender:
         """Outer steps of each training."""
         return int(self.recipe.tables["train"]["iterations"])
 
-    def changed(self, table: str, options: Mapping[str, Any]) -> Contender:
+    def changed(self, table: str, options: dict[str, Any]) -> Contender:
         """The same with other options in a table of all its recipes."""
         changed = (replace(one, tables=one.tables | {table: one.tables[table] | options}) for one in self.recipes)
         return replace(self, recipes=tuple(changed))
@@ -101,8 +102,8 @@ def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:
     kind, options = first.recipe.kind, first.recipe.tables["evaluate"]
     if others := [one for one in contenders if one.recipe.kind is not kind]:
         raise ValueError(
-            f"{first.name} and {others[0].name} have nothing to be compared by: one adapts a model to a few examples, the other "
-            "is a learned optimizer; compare either with its like."
+            f"{first.name} and {others[0].name} have nothing to be compared by: one adapts a model to a few examples, the "
+            "other is a learned optimizer; compare either with its like."
         )
     alike = [one.changed("evaluate", {key: options[key] for key in kind.shared}) for one in contenders]
     episodes = alike[0].experiment.first_episodes()
@@ -143,8 +144,8 @@ def _names(contenders: Sequence[Contender]) -> Iterator[str]:
         name, options = one.name, [key for other in alike for key in one.recipe.differences(other.recipe)]
         telling = [key for key in dict.fromkeys(options) if key not in SEEDS_DIFFER]
         if 0 < len(telling) <= FEW:
-            values = (one.recipe.tables[table].get(key, "none") for table, _, key in (k.partition(".") for k in telling))
-            name += f" ({', '.join(f'{key.partition(".")[2]}={value}' for key, value in zip(telling, values, strict=True))})"
+            parts = [key.split(".", 1) for key in telling]
+            name += f" ({', '.join(f'{key}={one.recipe.tables[table].get(key)}' for table, key in parts)})"
         number, unique = 2, name
         while unique in taken:
             unique, number = f"{name} #{number}", number + 1

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from metaoptim.core.brief import plural
 from metaoptim.design.contenders import Contender
 from metaoptim.design.statistics import Scores
 from metaoptim.design.trials import Trial
@@ -70,8 +69,8 @@ def trials_of(contender: Contender, judged: Judged) -> list[Trial]:
     """One for each seed, with the interval over episodes."""
     return [
         Trial(
-            recipe=recipe.name, tables=recipe.content, metric=judged.metric, value=float(own.mean()),
-            interval=1.96 * float(own.std(ddof=1)) / math.sqrt(len(own)) if len(own) > 1 else None,
+            recipe=recipe.name, tables=recipe.content, metric=judged.metric, value=_finite(own.mean()),
+            interval=_finite(1.96 * own.std(ddof=1) / math.sqrt(len(own))) if len(own) > 1 else None,
             seed=recipe.tables["train"]["seed"], split=recipe.tables["evaluate"].get("split", "test"), steps=judged.steps,
             episodes=judged.episodes, iterations=contender.iterations, tasks_per_step=recipe.experiment().count,
             seconds=metrics.elapsed(folder), protocol=judged.protocol, source="compare",
@@ -93,6 +92,10 @@ def _read(file: Path, key: Any) -> Judged | None:
         return Judged(scores=scores, baselines=baselines, **known)
     except (ValueError, TypeError, KeyError):  # cut or altered: it is judged again
         return None
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
 
 
 def _number(x: float | None) -> float:

@@ -1,8 +1,8 @@
 """The statistics of a comparison: intervals, tests and ranks of methods that were judged on the same episodes.
 
 Two things are uncertain, and they are kept apart. Other EPISODES would have given other scores of the same trained φ; other
-SEEDS would have given another φ. What is called `over episodes` holds for these trainings alone, and what is called `over seeds`
-for these episodes alone. All random numbers come from one fixed seed, so that the same scores give the same numbers.
+SEEDS would have given another φ. What is called `over episodes` holds for these trainings alone, what is called `over seeds` for
+these episodes alone. All random numbers come from one fixed seed, so that the same scores give the same numbers.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def iqm(scores: Scores) -> float:
 def iqm_over_seeds(scores: Scores) -> Interval | None:
     """Its interval by a bootstrap stratified by method: seeds are resampled within each; None for a single one.
 
-    Agarwal et al. resample the runs of each task by itself, because there every task is a training of its own. Here one training
-    is judged on all episodes, so that a seed is resampled with all its scores.
+    Agarwal et al. resample the runs of each task by itself, because there every task is a training of its own. Here one
+    training is judged on all episodes, so that a seed is resampled with all its scores.
     """
     if len(scores) < 2:
         return None

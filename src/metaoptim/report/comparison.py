@@ -17,7 +17,7 @@ LOG_FROM = 20  # a loss that falls by more than this is drawn on a logarithmic a
 
 
 def draw(comparison: Mapping[str, Any], path: Path) -> None:
-    """Writes a PNG of what `Comparison.json` gives: a forest of differences, and validation scores against steps and seconds."""
+    """Writes a PNG of what `Comparison.json` gives: a forest of differences, and validations against steps and seconds."""
     methods = comparison["methods"]
     colours = {method["name"]: MORE[i % len(MORE)] for i, method in enumerate(methods)}
     figure = sheet(13, max(4.2, 1.2 + 0.6 * len(methods)))
@@ -61,10 +61,8 @@ def _curves(axes: Axes, comparison: Mapping[str, Any], colours: Mapping[str, str
     metric = comparison["metric"]
     scale, values = 100 if metric == "accuracy" else 1, []
     for method in comparison["methods"]:
-        curves = [
-            [(point[key], scale * point[metric]) for point in curve if _known(point, metric)] for curve in method["curves"]
-        ]
-        curves = [curve for curve in curves if curve]
+        known = ([point for point in curve if point.get(metric) is not None] for curve in method["curves"])
+        curves = [[(point[key], scale * point[metric]) for point in curve] for curve in known if curve]
         for curve in curves if len(curves) > 1 else ():
             axes.plot(*zip(*curve, strict=True), color=colours[method["name"]], linewidth=0.8, alpha=0.45)
         if curves:
@@ -80,7 +78,3 @@ def _curves(axes: Axes, comparison: Mapping[str, Any], colours: Mapping[str, str
         axes.set_yscale("log")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-
-
-def _known(point: Mapping[str, Any], metric: str) -> bool:
-    return point.get(metric) is not None
