@@ -204,27 +204,13 @@ def _rows(contenders: Sequence[Contender], judged: Mapping[str, Judged]) -> list
             step.seconds, step.most, step.way, tuple(metrics.elapsed(place) for place in one.folders),
             one.iterations * budgets.per_step(experiment),
         )  # fmt: skip
-        rows.append(
-            Row(
-                one.name,
-                one.recipe.text(),
-                one.seeds,
-                tuple(map(str, one.folders)),
-                one.iterations,
-                experiment.count,
-                own.steps,
-                x,
-                float(x.mean()),
-                statistics.over_episodes(x),
-                statistics.over_seeds(x),
-                statistics.iqm(x),
-                statistics.iqm_over_seeds(x),
-                ranks[one.name],
-                cost,
-                own.baselines,
-                tuple(metrics.validations(place) for place in one.folders),
-            )  # fmt: skip
-        )
+        row = Row(
+            one.name, one.recipe.text(), one.seeds, tuple(map(str, one.folders)), one.iterations, experiment.count, own.steps, x,
+            float(x.mean()), statistics.over_episodes(x), statistics.over_seeds(x), statistics.iqm(x),
+            statistics.iqm_over_seeds(x), ranks[one.name], cost, own.baselines,
+            tuple(metrics.validations(place) for place in one.folders),
+        )  # fmt: skip
+        rows.append(row)
     return rows
 
 

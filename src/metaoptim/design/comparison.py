@@ -104,15 +104,12 @@ class Comparison:
 
         for i, row in enumerate(self.rows):
             pair = self.against_best(row)
-            seeds_cells = (
-                [[self._ends(row.over_seeds)], [self._ends(pair.over_seeds, True) if pair else ""]] if several else [[], []]
-            )
-            table.add_row(
-                row.name, cell(row.mean, row.over_episodes), *seeds_cells[0],
-                cell(pair.difference, pair.over_episodes, True) if pair else "", *seeds_cells[1],
-                f"{pair.corrected:.4f}" if pair else "", self._number(row.iqm), f"{row.rank:.2f}",
-                end_section=i == len(self.rows) - 1,
-            )  # fmt: skip
+            cells = [cell(row.mean, row.over_episodes), self._ends(row.over_seeds)]
+            cells += [cell(pair.difference, pair.over_episodes, True), self._ends(pair.over_seeds, True)] if pair else ["", ""]
+            shown = cells if several else cells[::2]
+            p = f"{pair.corrected:.4f}" if pair else ""
+            last = i == len(self.rows) - 1
+            table.add_row(row.name, *shown, p, self._number(row.iqm), f"{row.rank:.2f}", end_section=last)
         for name, (mean, half) in self.baselines.items():
             interval = Interval(mean - half, mean + half) if half == half else None
             table.add_row(name, cell(mean, interval), style="dim")

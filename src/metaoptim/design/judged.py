@@ -39,9 +39,7 @@ class Judged:
     def fault(self) -> str | None:
         """Why it can't be compared, in words; None where every score is finite."""
         bad = (~np.isfinite(self.scores)).any(0)
-        return (
-            None if not bad.any() else f"{plural(int(bad.sum()), 'episode')} of {self.episodes} have scores that are not finite"
-        )
+        return f"of {self.episodes} episodes, {int(bad.sum())} have scores that are not finite" if bad.any() else None
 
 
 def judge(contender: Contender, runs: Sequence[Run], out: Path, progress: bool) -> Judged:

@@ -1,8 +1,8 @@
 """The statistics of a comparison: intervals, tests and ranks of methods that were judged on the same episodes.
 
 Two things are uncertain, and they are kept apart. Other EPISODES would have given other scores of the same trained φ; other
-SEEDS would have given another φ. What is called `over episodes` holds for these trainings alone, what is called `over seeds` for
-these episodes alone. All random numbers come from one fixed seed, so that the same scores give the same numbers.
+SEEDS would have given another φ. What is called `over episodes` holds for these trainings alone, and `over seeds` for these
+episodes alone. All random numbers come from one fixed seed, so that the same scores give the same numbers.
 """
 
 from __future__ import annotations
