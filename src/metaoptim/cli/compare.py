@@ -61,5 +61,4 @@ def compare(
         told = getattr(stop, "where", "")
         typer.echo(f"{told}\nTo go on: {again}".strip(), err=True)
         raise
-    screen = console()
-    screen.print(found.table(screen.width))
+    console().print(found.table())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,8 +18,7 @@ from metaoptim.core.checks import check_choice, check_positive
 from metaoptim.core.objectives import counts, weights_of
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.design.contenders import Contender
-from metaoptim.engine import Engine, rollout
-from metaoptim.engine.timed import TimedStep, side_by_side
+from metaoptim.engine import Engine
 from metaoptim.estimators import (
     Displacement,
     EvolutionStrategy,
@@ -30,18 +31,18 @@ from metaoptim.estimators import (
 )
 from metaoptim.recipes.experiment import Experiment
 from metaoptim.recipes.recipe import Recipe
+from metaoptim.runs import metrics
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import write_atomic
-from metaoptim.training.callbacks import AT_ONCE
 
 Kind = Literal["steps", "gradients", "seconds"]
 KINDS: tuple[Kind, ...] = ("steps", "gradients", "seconds")
 PACES = "paces.json"
-ENOUGH = 3  # timed rounds, for a pace
+WARM, TIMED = 3, 7  # outer steps, for a pace
 
 
 class Pace(NamedTuple):
-    """Seconds of an outer step, with its share of sampling and of validations; and the engine's way, where it was measured."""
+    """Seconds of an outer step, with its share of validations; and the engine's way, where it was measured."""
 
     seconds: float
     choice: str | None
@@ -78,26 +79,33 @@ def per_step(experiment: Experiment) -> int:
 
 
 def pace(recipe: Recipe) -> Pace:
-    """What an outer step takes here, through the engine of the recipe and with its validations; measured, in a few steps."""
-    experiment, options, settings = recipe.experiment(), recipe.tables["train"], recipe.tables["engine"]
-    method = experiment.method
-    engine = Engine(method, **settings, horizon=options["iterations"])
-    step = TimedStep(engine, experiment.batch())
-    side_by_side([step], ENOUGH)
-    began = time.perf_counter()
-    experiment.batch()
-    sampling = time.perf_counter() - began
-    every, validating = options["validate_every"], 0.0
-    if every and "val" in experiment.tasks.splits:
-        few = min(AT_ONCE, options["validate_episodes"])
-        steps = method.learner.steps if options["validate_steps"] is None else options["validate_steps"]
-        began = time.perf_counter()
-        batch = experiment.tasks.sample("val", seed=options["seed"], start=0, count=few)
-        batching = engine.choice.batching if engine.choice else "loop"
-        rollout(method, method.phi, trees.to(batch, method.phi.device), {}, steps, batching)
-        validating = (time.perf_counter() - began) * options["validate_episodes"] / few / every
-    choice = engine.choice.text if engine.choice and engine.choice.by == "measurement" else None
-    return Pace(step.seconds + sampling + validating, choice)
+    """What an outer step takes here, in training as the recipe says, with its share of validations; measured in a few steps.
+
+    Where the engine measures which way is the fastest, it does so now, for as many steps as the recipe has.
+    """
+    experiment, options, settings = recipe.experiment(), recipe.tables["train"], dict(recipe.tables["engine"])
+    method, choice = experiment.method, settings["choice"]
+    if settings["runtime"] == "auto" and choice is None:
+        engine, batch = Engine(method, **settings, horizon=options["iterations"]), experiment.batch()
+        choice = engine.plan(method.phi, batch, engine.init(method.phi, batch)).choice.text
+    few = {"iterations": WARM + TIMED, "log_every": 1, "early_stopping": None, "check": False}
+    tables = {"train": options | few, "engine": settings | by_name(choice)}
+    with TemporaryDirectory() as folder:
+        replace(recipe, tables=recipe.tables | tables).experiment().train(folder, progress=False)
+        lines = metrics.read(Path(folder))
+    step = statistics.median(line["seconds"] for line in lines[WARM:])
+    validation = lines[-1]["elapsed"] - lines[-2]["elapsed"] - lines[-1]["seconds"]  # which is after the last step
+    every = options["validate_every"]
+    return Pace(step + (max(0.0, validation) / every if every else 0.0), choice)
+
+
+def by_name(choice: str | None) -> dict[str, str | None]:
+    """The engine's settings that name a way which was measured, as `Choice.text` writes it; {} for none.
+
+    One that is named is taken at once, and isn't held to the plain loop now and then: it can be timed.
+    """
+    names = ("batching", "memory", "runtime")
+    return {} if choice is None else {"choice": None, **dict(zip(names, choice.split(), strict=True))}
 
 
 def check_budget(kind: Any, amount: Any) -> None:

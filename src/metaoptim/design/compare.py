@@ -205,8 +205,8 @@ def _rows(contenders: Sequence[Contender], judged: Mapping[str, Judged]) -> list
             one.iterations * budgets.per_step(experiment),
         )  # fmt: skip
         row = Row(
-            one.name, one.recipe.text(), one.seeds, tuple(map(str, one.folders)), one.iterations, experiment.count, own.steps, x,
-            float(x.mean()), statistics.over_episodes(x), statistics.over_seeds(x), statistics.iqm(x),
+            one.name, one.recipe.text(), one.seeds, tuple(map(str, one.folders)), one.iterations, experiment.count, own.steps,
+            x, float(x.mean()), statistics.over_episodes(x), statistics.over_seeds(x), statistics.iqm(x),
             statistics.iqm_over_seeds(x), ranks[one.name], cost, own.baselines,
             tuple(metrics.validations(place) for place in one.folders),
         )  # fmt: skip
@@ -218,7 +218,5 @@ def _step(contender: Contender) -> TimedStep:
     """A meta-step in the way in which the first run was trained: the one that was measured then, or else by rule."""
     recipe, experiment = contender.recipe, contender.experiment
     stored = recipe if contender.given else config.load(contender.folders[0] / RECIPE)
-    settings: dict[str, Any] = dict(stored.tables["engine"])
-    if choice := settings.pop("choice"):  # by name, for a way that was measured is held to the plain loop now and then
-        settings |= dict(zip(("batching", "memory", "runtime"), choice.split(), strict=True))
+    settings: dict[str, Any] = stored.tables["engine"] | budgets.by_name(stored.tables["engine"]["choice"])
     return TimedStep(Engine(experiment.method, **settings, wait=1), experiment.batch())

@@ -22,6 +22,7 @@ from metaoptim.runs.store import write_atomic
 FILE, SCORES, PICTURE = "comparison.json", "scores.safetensors", "comparison.png"
 FORMAT = 1
 WIDTH = 120
+ENOUGH = 10  # seeds, over which a bootstrap interval is about as long as it says
 
 
 @dataclass(frozen=True)
@@ -79,41 +80,63 @@ class Comparison:
         pair = next(p for p in self.pairs if {p.first, p.second} == {row.name, best.name})
         return pair if pair.first == row.name else pair.turned()
 
-    def table(self, width: int = WIDTH) -> RenderableType:
-        """Scores, with baselines below, and costs."""
-        return Group(self._scores(width), self._costs(width))
+    def table(self) -> RenderableType:
+        """Scores, differences to the best, costs, and what baselines reach."""
+        return Group(*(t for t in (self._scores(), self._differences(), self._costs(), self._baselines()) if t.row_count))
 
-    def _scores(self, width: int) -> Table:
-        facts, percent = self.facts, self.metric == "accuracy"
+    def _scores(self) -> Table:
         several = any(row.over_seeds for row in self.rows)
-        episodes, seeds = plural(facts["episodes"], "episode"), max(len(row.seeds) for row in self.rows)
-        title = f"{'accuracy, %' if percent else 'loss'}, with 95 % intervals over {episodes}"
-        caption = "p: of no difference to the best over episodes, by flipped signs, corrected by Holm for all pairs"
-        if not several:
-            caption += "; one seed: how much another training would differ isn't known"
-        elif seeds < 5:
-            caption += f"; intervals over {plural(seeds, 'seed')} are too short"
-        table = Table(title=title, caption=caption, width=min(width, WIDTH))
-        table.add_column("method", overflow="fold", ratio=1)
-        seeded = ["over seeds"] if several else []
-        for column in ("mean", *seeded, "to the best", *seeded, "p", "IQM", "rank"):
-            table.add_column(column, justify="right", no_wrap=True)
-
-        def cell(value: float, interval: Interval | None, signed: bool = False) -> str:
-            return f"{self._number(value, signed)} {self._ends(interval, signed)}".rstrip()
-
-        for i, row in enumerate(self.rows):
-            pair = self.against_best(row)
-            cells = [cell(row.mean, row.over_episodes), self._ends(row.over_seeds)]
-            cells += [cell(pair.difference, pair.over_episodes, True), self._ends(pair.over_seeds, True)] if pair else ["", ""]
-            shown = cells if several else cells[::2]
-            p = f"{pair.corrected:.4f}" if pair else ""
-            last = i == len(self.rows) - 1
-            table.add_row(row.name, *shown, p, self._number(row.iqm), f"{row.rank:.2f}", end_section=last)
-        for name, (mean, half) in self.baselines.items():
-            interval = Interval(mean - half, mean + half) if half == half else None
-            table.add_row(name, cell(mean, interval), style="dim")
+        seeded = ["over seeds", "IQM", "over seeds"] if several else ["IQM"]
+        title = f"{self._unit}: mean and interquartile mean, with 95 % intervals"
+        known = "" if several else "one seed: how much another training would differ isn't known"
+        if several and (seeds := max(len(row.seeds) for row in self.rows)) < ENOUGH:
+            known = f"intervals over {plural(seeds, 'seed')} are too short"
+        table = _table(title, [self._episodes, *seeded, "rank"], known)
+        for row in self.rows:
+            seeds_too = [self._ends(row.over_seeds)] if several else []
+            iqm_too = [self._ends(row.iqm_over_seeds)] if several else []
+            mean = f"{self._number(row.mean)} {self._ends(row.over_episodes)}"
+            table.add_row(row.name, mean, *seeds_too, self._number(row.iqm), *iqm_too, f"{row.rank:.2f}")
         return table
+
+    def _differences(self) -> Table:
+        pairs = [(row.name, pair) for row in self.rows if (pair := self.against_best(row))]
+        several = any(pair.over_seeds for _, pair in pairs)
+        caption = f"p: sign-flip test over episodes, corrected by Holm for {plural(len(self.pairs), 'pair')}"
+        columns = [self._episodes, *(["over seeds"] if several else []), "p"]
+        table = _table(f"difference to {self.rows[0].name}", columns, caption)
+        for name, pair in pairs:
+            over_seeds = [self._ends(pair.over_seeds, True)] if several else []
+            told = f"{self._number(pair.difference, True)} {self._ends(pair.over_episodes, True)}"
+            table.add_row(name, told, *over_seeds, f"{pair.corrected:.4f}")
+        return table
+
+    def _costs(self) -> Table:
+        budget = self.facts["budget"]
+        told = "each its own" if budget["kind"] is None else f"the same {budget['kind']}, {budget['amount']:g}"
+        columns = ["outer steps", "tasks", "gradients", "training, s", "step, ms", "peak, MiB"]
+        table = _table(f"cost; budget: {told}", columns, "means over the seeds")
+        for row in self.rows:
+            cost = row.cost
+            trained = sum(cost.training_seconds) / len(cost.training_seconds)
+            used = "–" if cost.bytes is None else f"{cost.bytes / 2**20:.0f}" if cost.bytes >= 2**20 else "< 1"
+            table.add_row(row.name, f"{row.iterations:,}", str(row.tasks_per_step), f"{cost.gradients:,}", f"{trained:.1f}",
+                          f"{1000 * cost.seconds_per_step:.1f}", used)  # fmt: skip
+        return table
+
+    def _baselines(self) -> Table:
+        table = _table("baselines", [self._unit], first="baseline")
+        for name, (mean, half) in self.baselines.items():
+            table.add_row(name, f"{self._number(mean)} ± {self._number(half)}" if half == half else self._number(mean))
+        return table
+
+    @property
+    def _unit(self) -> str:
+        return "accuracy, %" if self.metric == "accuracy" else "loss"
+
+    @property
+    def _episodes(self) -> str:
+        return f"over {plural(self.facts['episodes'], 'episode')}"
 
     @property
     def baselines(self) -> dict[str, tuple[float, float]]:
@@ -124,21 +147,6 @@ class Comparison:
             alike = len(set(known.values())) == 1 and len(known) > 1
             found |= {name: next(iter(known.values()))} if alike else {f"{name}, {who}": x for who, x in known.items()}
         return found
-
-    def _costs(self, width: int) -> Table:
-        budget = self.facts["budget"]
-        told = "each its own" if budget["kind"] is None else f"the same {budget['kind']}, {budget['amount']:g}"
-        table = Table(title=f"cost; budget: {told}", width=min(width, WIDTH))
-        table.add_column("method", overflow="fold", ratio=1)
-        for column in ("outer steps", "tasks", "gradients", "training, s", "step, s", "peak, MiB"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in self.rows:
-            cost = row.cost
-            trained = sum(cost.training_seconds) / len(cost.training_seconds)
-            used = "–" if cost.bytes is None else f"{cost.bytes / 2**20:.0f}" if cost.bytes >= 2**20 else "< 1"
-            table.add_row(row.name, str(row.iterations), str(row.tasks_per_step), f"{cost.gradients:,}", f"{trained:.3g}",
-                          f"{cost.seconds_per_step:.3g}", used)  # fmt: skip
-        return table
 
     def _number(self, value: float, signed: bool = False) -> str:
         scale, digits = (100, 2) if self.metric == "accuracy" else (1, 3 if abs(self.rows[0].mean) >= 0.1 else 4)
@@ -193,6 +201,15 @@ def ranked(metric: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> Compar
     ordered = sorted(rows, key=lambda row: -row.mean if metric == "accuracy" else row.mean)
     found = statistics.pairs({row.name: row.scores for row in ordered}, {row.name: row.seeds for row in ordered})
     return Comparison(metric, tuple(ordered), tuple(found), facts)
+
+
+def _table(title: str, columns: Sequence[str], caption: str = "", first: str = "method") -> Table:
+    """An empty table, whose first column are names and the others numbers."""
+    table = Table(title=title, caption=caption or None)
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def _ends(interval: Interval | None) -> list[float] | None:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from metaoptim.report.style import MORE, save, sheet
 
 WRAP = 22  # characters of a name per line
+LINES = {"over_episodes": (0.0, 4.0, None), "over_seeds": (0.18, 1.5, "0.3")}  # how far below the dot, how wide, its colour
 LOG_FROM = 20  # a loss that falls by more than this is drawn on a logarithmic axis
 
 
@@ -32,27 +33,27 @@ def draw(comparison: Mapping[str, Any], path: Path) -> None:
 
 
 def _forest(axes: Axes, comparison: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    """Each method's difference to the best: a dot, a thick line over episodes, a thin one over seeds."""
+    """Each method's difference to the best: a dot, a thick line over episodes, and below it a thin one over seeds."""
     methods, percent = comparison["methods"], comparison["metric"] == "accuracy"
     scale, best = 100 if percent else 1, methods[0]["name"]
     names = [method["name"] for method in methods]
     axes.axvline(0, color="0.6", linewidth=1)
-    for place, name in enumerate(names):
-        if place == 0:
-            axes.plot(0, place, "D", color=colours[name], markersize=7)
-            continue
+    axes.plot(0, 0, "D", color=colours[best], markersize=7)
+    for place, name in enumerate(names[1:], 1):
         pair = next(p for p in comparison["pairs"] if {p["first"], p["second"]} == {name, best})
         sign = scale if pair["first"] == name else -scale
-        for key, width, alpha in (("over_episodes", 5, 0.9), ("over_seeds", 1.5, 1.0)):
+        for key, (lower, width, colour) in LINES.items():
             if pair[key] is not None:
-                axes.plot(sign * np.array(pair[key]), [place, place], color=colours[name], linewidth=width, alpha=alpha,
-                          solid_capstyle="butt")  # fmt: skip
+                told = key.replace("_", " ") if place == 1 else None
+                axes.plot(sign * np.array(pair[key]), [place + lower] * 2, color=colour or colours[name], linewidth=width,
+                          marker="|", markersize=8, solid_capstyle="butt", label=told)  # fmt: skip
         axes.plot(sign * pair["difference"], place, "o", color=colours[name], markeredgecolor="white", markersize=9)
     axes.set_yticks(range(len(names)), [textwrap.fill(name, WRAP) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(f"{'accuracy, points' if percent else 'loss'}, minus that of {textwrap.shorten(best, 40, placeholder='…')}")
-    seeds = any(p["over_seeds"] for p in comparison["pairs"])
-    axes.set_title("difference to the best, 95 %: thick over episodes" + (", thin over seeds" if seeds else ""), fontsize=9.5)
+    axes.set_title("difference to the best, 95 % intervals")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
     axes.grid(alpha=0.3, axis="x")
 
 
