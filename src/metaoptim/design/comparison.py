@@ -21,7 +21,7 @@ from metaoptim.runs.store import write_atomic
 
 FILE, SCORES, PICTURE = "comparison.json", "scores.safetensors", "comparison.png"
 FORMAT = 1
-WIDTH = 120
+WIDTH, NARROW = 120, 90
 ENOUGH = 10  # seeds, over which a bootstrap interval is about as long as it says
 
 
@@ -205,7 +205,7 @@ def ranked(metric: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> Compar
 
 def _table(title: str, columns: Sequence[str], caption: str = "", first: str = "method") -> Table:
     """An empty table, whose first column are names and the others numbers."""
-    table = Table(title=title, caption=caption or None)
+    table = Table(title=title, caption=caption or None, min_width=NARROW)
     table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

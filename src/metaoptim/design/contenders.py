@@ -21,10 +21,11 @@ FEW = 2  # options that a name can hold
 class Contender:
     """A method: recipes that differ in their seed alone, and for each the folder where its run is, or will be.
 
-    given: whether the runs are there already, and are used as they are.
+    given: whether the runs are there already, and are used as they are. source: the file or the folder, without its path.
     """
 
     name: str
+    source: str
     recipes: tuple[Recipe, ...]
     folders: tuple[Path, ...]
     given: bool
@@ -67,14 +68,14 @@ def gather(what: Sequence[str | Path], seeds: Sequence[int] | None, settings: Se
             recipe = config.load(one, settings)
             own = seeds or [recipe.tables["train"]["seed"]]
             recipes = tuple(config.load(one, [*settings, f"train.seed={seed}"]) for seed in own)
-            found.append(Contender(recipe.name, recipes, (), given=False))
+            found.append(Contender(recipe.name, Path(one).stem, recipes, (), given=False))
             continue
         recipe = config.load(folder / RECIPE, settings)
         if (other := next((i for i, known in enumerate(found) if _joins(recipe, known)), None)) is not None:
             known = found[other]
             found[other] = replace(known, recipes=(*known.recipes, recipe), folders=(*known.folders, folder))
         else:
-            found.append(Contender(recipe.name, (recipe,), (folder,), given=True))
+            found.append(Contender(recipe.name, folder.name, (recipe,), (folder,), given=True))
     if len(found) < 2:
         raise ValueError(
             f"there is nothing to compare {found[0].name if found else 'it'} with; give two methods or more, as recipes or as "
@@ -96,7 +97,7 @@ def placed(contenders: Sequence[Contender], folder: Path) -> list[Contender]:
 def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:
     """The same, all judged as the first one's [evaluate] says, but for their own options, such as inner steps.
 
-    ValueError where they can't be: kinds that have nothing in common, other tasks, or losses of other kinds.
+    ValueError where they can't be: kinds that have nothing in common, or other tasks.
     """
     first = contenders[0]
     kind, options = first.recipe.kind, first.recipe.tables["evaluate"]
@@ -109,11 +110,11 @@ def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:
     episodes = alike[0].experiment.first_episodes()
     for one in alike[1:]:
         if one.experiment.first_episodes() != episodes:
-            reasons = [key for key in alike[0].recipe.differences(one.recipe) if key.startswith(("tasks.", "algorithm.loss"))]
+            reasons = [key for key in alike[0].recipe.differences(one.recipe) if key.startswith("tasks.")]
             told = f" (they differ in {', '.join(reasons)})" if reasons else ""
             raise ValueError(
-                f"{first.name} and {one.name} are judged on different episodes, or by different losses{told}, so that their "
-                "scores can't be compared; give methods for the same tasks."
+                f"{first.name} and {one.name} are judged on different episodes{told}, so that their scores can't be "
+                "compared; give methods for the same tasks."
             )
     return alike
 
@@ -137,17 +138,20 @@ def _joins(recipe: Recipe, known: Contender) -> bool:
 
 
 def _names(contenders: Sequence[Contender]) -> Iterator[str]:
-    """Names that tell methods apart: those of one name by the options in which they differ, or by numbers."""
+    """Names that tell methods apart: those of one name by a few options in which they differ, by their files, or by numbers."""
     taken: set[str] = set()
     for one in contenders:
         alike = [other for other in contenders if other.name == one.name and other is not one]
-        name, options = one.name, [key for other in alike for key in one.recipe.differences(other.recipe)]
-        telling = [key for key in dict.fromkeys(options) if key not in SEEDS_DIFFER]
-        if 0 < len(telling) <= FEW:
-            parts = [key.split(".", 1) for key in telling]
-            name += f" ({', '.join(f'{key}={one.recipe.tables[table].get(key)}' for table, key in parts)})"
-        number, unique = 2, name
-        while unique in taken:
-            unique, number = f"{name} #{number}", number + 1
-        taken.add(unique)
-        yield unique
+        options = dict.fromkeys(
+            key for other in alike for key in one.recipe.differences(other.recipe) if key not in SEEDS_DIFFER
+        )
+        told = one.source if alike and one.source != one.name else ""
+        values = {key: one.recipe.tables[key.split(".")[0]].get(key.split(".", 1)[1]) for key in options}
+        if 0 < len(values) <= FEW and all(isinstance(x, bool | int | float | str) for x in values.values()):
+            told = ", ".join(f"{key.split('.', 1)[1]}={x}" for key, x in values.items())
+        first = f"{one.name} ({told})" if told else one.name
+        name, number = first, 2
+        while name in taken:
+            name, number = f"{first} #{number}", number + 1
+        taken.add(name)
+        yield name

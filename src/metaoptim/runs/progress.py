@@ -159,7 +159,7 @@ class Reporter:
 def say(text: str, enabled: bool) -> None:
     """Prints a line of its own, such as which of several trainings begins."""
     if enabled:
-        _console().print(text, highlight=False, markup=False)
+        _console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def tracked(items: Sequence[int], description: str, enabled: bool) -> Iterable[int]:
