@@ -19,6 +19,7 @@ from metaoptim.cli.main import main
 from metaoptim.design import budget, compare, statistics, trials
 from metaoptim.design.comparison import FILE, Comparison
 from metaoptim.design.contenders import gather
+from metaoptim.engine import timed
 from metaoptim.estimators import FiniteDifferences, Joint, LastSteps, Unroll, WarpObjective, pes
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.few_shot import FewShot
@@ -97,6 +98,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     """A folder of its own; and pictures, which take long, in one test alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(statistics, "RESAMPLES", 299)
+    monkeypatch.setattr(timed, "ENOUGH", 0.0)
     if "better" not in request.node.name:
         monkeypatch.setattr(Comparison, "draw", lambda self, path: None)
 
@@ -276,6 +278,7 @@ def test_gradients_are_as_many_as_are_taken(monkeypatch: pytest.MonkeyPatch) -> 
         ({"budget": "steps", "amount": 2.5}, "a budget of steps is a whole number"),
         ({"budget": "steps", "amount": -1}, "amount=-1"),
         ({"seeds": [-1]}, "The seed is -1"),
+        ({"seeds": [3, 3]}, "seeds=3, 3: each counts once"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused(options: dict[str, Any], sentence: str) -> None:

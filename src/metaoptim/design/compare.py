@@ -73,6 +73,8 @@ def compare(
     check_flags(progress=progress)
     for seed in seeds or ():
         check_seed(seed)
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={', '.join(map(str, seeds))}: each counts once; give different ones.")
     if isinstance(what, str | Path):
         raise ValueError(f"compare takes several methods; found {str(what)!r}: give a list of them.")
     placing = [] if device is None else [f"{table}.device={device}" for table in ("train", "evaluate")]
@@ -80,6 +82,7 @@ def compare(
     folder = Path(out) if out is not None else default_folder([one.name for one in contenders])
     contenders, total = budgets.equalised(contenders, budget, amount, folder)
     contenders = placed(contenders, folder / "runs")
+    gradients = {one.name: one.iterations * budgets.per_step(one.experiment) for one in contenders}  # all methods are built now
     for one in (c for c in contenders if not c.given):
         for recipe, place in zip(one.recipes, one.folders, strict=True):
             check_same(recipe, place, ("train.device",))
@@ -106,7 +109,7 @@ def compare(
         "environment": environment(), "command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     say("weighing a meta-step of each", progress)
-    comparison = ranked(judged[kept[0].name].metric, _rows(kept, judged), facts)
+    comparison = ranked(judged[kept[0].name].metric, _rows(kept, judged, gradients), facts)
     comparison.save(folder)
     comparison.draw(folder / PICTURE)
     say(f"The numbers are in {folder / FILE}, the picture in {folder / PICTURE}.", progress)
@@ -190,7 +193,7 @@ def _check_alike(contenders: Sequence[Contender], judged: Mapping[str, Judged]) 
                 )
 
 
-def _rows(contenders: Sequence[Contender], judged: Mapping[str, Judged]) -> list[Row]:
+def _rows(contenders: Sequence[Contender], judged: Mapping[str, Judged], gradients: Mapping[str, int]) -> list[Row]:
     scores = {one.name: judged[one.name].scores for one in contenders}
     metric = judged[contenders[0].name].metric
     ranks = statistics.mean_ranks(scores, metric == "accuracy")
@@ -202,7 +205,7 @@ def _rows(contenders: Sequence[Contender], judged: Mapping[str, Judged]) -> list
         x = own.scores
         cost = Cost(
             step.seconds, step.most, step.way, tuple(metrics.elapsed(place) for place in one.folders),
-            one.iterations * budgets.per_step(experiment),
+            gradients[one.name],
         )  # fmt: skip
         row = Row(
             one.name, one.recipe.text(), one.seeds, tuple(map(str, one.folders)), one.iterations, experiment.count, own.steps,

@@ -10,8 +10,8 @@ from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.engine.autotune import peak
 from metaoptim.engine.engine import Engine
 
-ROUNDS, MOST = 5, 100
-ENOUGH = 1.0  # seconds, after which ROUNDS are enough
+ROUNDS, MOST = 5, 50
+ENOUGH = 0.5  # seconds, after which ROUNDS are enough
 
 
 class TimedStep:
