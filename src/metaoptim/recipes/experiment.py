@@ -46,6 +46,11 @@ class Evaluation(Protocol):
         ...
 
     @property
+    def of_runs(self) -> Tensor:
+        """The same of each run, (R, E), of which `scores` are the mean."""
+        ...
+
+    @property
     def beside(self) -> Mapping[str, tuple[float, float]]:
         """Mean and interval of each baseline, by name."""
         ...
@@ -78,6 +83,9 @@ class Experiment(Protocol):
 
     refused: ClassVar[Mapping[str, str]]
     """The tables and commands that this kind doesn't have, each with a sentence."""
+
+    shared: ClassVar[Sequence[str]]
+    """The options of [evaluate] that must be the same where evaluations are compared."""
 
     def __init__(self, recipe: Recipe) -> None: ...
 
@@ -123,6 +131,10 @@ class Experiment(Protocol):
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> Evaluation:
         """Judges a run, or runs that differ in their seed, as [evaluate] says."""
+        ...
+
+    def first_episodes(self) -> str:
+        """A hash of the first episodes that `evaluate` judges on; where two are the same, scores can be paired."""
         ...
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:

@@ -23,11 +23,13 @@ from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, eng
 from metaoptim.recipes.schema import CODE, REQUIRED, Option, options
 from metaoptim.runs import Run
 from metaoptim.tasks import TASKS, TaskFamily
-from metaoptim.tasks.base import check_seed
+from metaoptim.tasks.base import check_seed, episodes_hash
 from metaoptim.training.size import check_batch
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class FewShot:
         "export": "export takes runs of learned optimizers, and this one adapts a model: mo.load(RUN, method).adapt(support) "
         "returns the module, which torch saves."
     }
+
+    shared: ClassVar[Sequence[str]] = ("split", "episodes", "seed")
 
     @classmethod
     def options(cls, table: str, name: str) -> list[Option]:
@@ -119,6 +123,11 @@ class FewShot:
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> evaluation.Result:
         return evaluation.evaluate(list(runs), self.tasks, **self.recipe.tables["evaluate"], progress=progress)
+
+    def first_episodes(self) -> str:
+        options = self.recipe.tables["evaluate"]
+        few = min(FEW, options["episodes"])
+        return episodes_hash(self.tasks, options["split"], seed=options["seed"], start=0, count=few)
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         from metaoptim.report import draw  # here, because matplotlib is slow to load

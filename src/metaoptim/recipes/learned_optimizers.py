@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +16,14 @@ from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.lopt.data import load
 from metaoptim.lopt.families import FAMILIES
+from metaoptim.lopt.judge import judged_families, own_families
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.training import joined, learned_optimizer, streams
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, engine_options
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
 from metaoptim.runs import Run
-from metaoptim.tasks.base import check_seed
+from metaoptim.tasks.base import check_seed, digest_episodes
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -51,6 +53,8 @@ class LearnedOptimizers:
         "adapt": "adapt takes few-shot runs, and this one is of a learned optimizer: export it, and train with it.",
         "diagnose": "diagnose looks into few-shot runs, and this one is of a learned optimizer: evaluate it.",
     }
+
+    shared: ClassVar[Sequence[str]] = ("families", "problems", "seeds", "steps", "seed")
 
     @classmethod
     def options(cls, table: str, name: str) -> list[Option]:
@@ -128,6 +132,12 @@ class LearnedOptimizers:
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> lopt.Judgement:
         return lopt.evaluate(runs, **self.recipe.tables["evaluate"], progress=progress)
+
+    def first_episodes(self) -> str:
+        options, digest = self.recipe.tables["evaluate"], hashlib.sha256()
+        for family in judged_families(options["families"], own_families(self.tasks), options["steps"]).values():
+            digest_episodes(digest, family.sample("test", seed=options["seed"], start=0, count=1))
+        return digest.hexdigest()
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         cast(lopt.Judgement, found).draw(path)

@@ -7,6 +7,8 @@ kind of experiment a recipe is of, and so which tables it has.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
 from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.runs.checkpoint import strict_json
+from metaoptim.runs.store import RECIPE
 from metaoptim.tasks import TaskFamily
 
 KINDS: tuple[type[Experiment], ...] = (FewShot, LearnedOptimizers)
@@ -31,6 +35,7 @@ _OWN = ("model", "tasks")  # which may be code of the user's own
 _OPTIONS = ("algorithm", *_OWN, "train", "evaluate", "engine")
 _NOTES = ("expected", "published", "described")  # for people and for the ledger: training never reads them
 _TABLES = (*_OPTIONS, *_NOTES)
+_BESIDE = {("train", "seed"), ("tasks", "root"), ("engine", "choice")}  # of which the seed is a number of its own
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,20 @@ class Recipe:
     def kind(self) -> type[Experiment]:
         """What kind of experiment it is of."""
         return _kind_of(self.tables["algorithm"]["name"])
+
+    @property
+    def content(self) -> Tables:
+        """What it says of training and evaluation, but for the seed, where data lie, and what the engine has measured."""
+        return {
+            name: {key: value for key, value in self.tables[name].items() if (name, key) not in _BESIDE}
+            for name in _OPTIONS
+            if name in self.tables
+        }
+
+    @property
+    def content_hash(self) -> str:
+        """Of `content`, 12 digits."""
+        return hashlib.sha256(strict_json(self.content, sort_keys=True).encode()).hexdigest()[:12]
 
     def experiment(self, command: str = "") -> Experiment:
         """What there is to train and to judge. Errors: ConfigError for a command that its kind doesn't have."""
@@ -128,6 +147,23 @@ def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence
     for table in before:
         data[table] = _without_rest(table, before[table], data[table], folders)
     return _resolve(data, name, folders)
+
+
+def file_name(name: str) -> str:
+    """A name of a recipe, or of a method, as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+
+
+def check_same(recipe: Recipe, folder: Path, free: Sequence[str]) -> None:
+    """Raises a ValueError where a folder's run was started by another recipe, but for [evaluate] and options that are free;
+    where there is none, nothing is said."""
+    stored = folder / RECIPE
+    known = recipe.differences(load(stored)) if stored.is_file() else []
+    if changed := [key for key in known if not key.startswith("evaluate.") and key not in free]:
+        raise ValueError(
+            f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
+            "same ones, or start a new run in another folder (--out)."
+        )
 
 
 def builders(table: str) -> list[str]:
