@@ -23,6 +23,7 @@ with quitting():
     from metaoptim.cli.export import export
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
+    from metaoptim.cli.tune import tune
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while running (such as a loss that is not finite, a full disk, or an internal error); "
@@ -198,6 +199,7 @@ app.command()(compare)
 app.command()(adapt)
 app.command()(reproduce)
 app.command()(diagnose)
+app.command()(tune)
 app.command()(export)
 
 

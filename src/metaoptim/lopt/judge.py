@@ -110,6 +110,20 @@ def evaluate(
     return Judgement(tuple(rows), name, facts)
 
 
+def finals(run: Run, *, problems: int, seed: int, steps: int | None = None) -> tuple[Tensor, int]:
+    """The final loss of each of T problems of split "val", (T), a mean over the run's families, and the steps K of their runs.
+
+    Without baselines, and so a small part of what `evaluate` takes.
+    """
+    rule, (psi,), own, _ = _learned(run, None, None)
+    others: dict[str, Any] = {"logarithm": False} | ({} if steps is None else {"steps": steps})
+    families = [family.with_(**others) for family in own.values()]
+    place = psi[min(psi)].device
+    tasks = (_placed(family.sample("val", seed=seed, start=0, count=problems), place) for family in families)
+    found = [final(curves(family, rule, psi, task)[0]) for family, task in zip(families, tasks, strict=True)]
+    return torch.stack(found).mean(0), families[0].steps
+
+
 def _learned(
     learned: Any, psi: Params | None, device: str | None
 ) -> tuple[Rule, list[Params], dict[str, Family], int | None]:  # fmt: skip

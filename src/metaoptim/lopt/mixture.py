@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.types import Batch, Info, Params, Task
-from metaoptim.lopt.problem import SPLITS, Problems
+from metaoptim.lopt.problem import Problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,15 @@ class Mixture:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return SPLITS
+        return self.members[0].splits
 
     def with_(self, **changes: Any) -> Mixture:
         """The same, each member with these changes."""
         return Mixture(tuple(m.with_(**changes) for m in self.members))
+
+    def fold(self, number: int, count: int) -> Mixture:
+        """The same, each member's problems of split "train" alone, of which part `number` of `count` is the split "val"."""
+        return Mixture(tuple(m.fold(number, count) for m in self.members))
 
     def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
         """Whole runs of problems start … start+count−1: T = count, W = K."""

@@ -27,7 +27,7 @@ from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Batch, Info, Params, Task
 from metaoptim.lopt.look import check_functions, look
-from metaoptim.tasks.base import check_split, raw, uniforms
+from metaoptim.tasks.base import check_split, in_fold, raw, uniforms
 
 SPLITS = ("train", "val", "test")
 CEILING = 3.0  # of a judged loss, in units of what knowing nothing costs
@@ -56,6 +56,7 @@ class Problems:
         logarithm: whether the meta-loss is the logarithm of the loss (and 0.001): then a tenth less counts as much at the end
             of a run, where losses are small, as at its beginning.
         options: what else makes the family what it is, for records, in JSON types.
+        part: of a fold, which part of the problems of split "train", and of how many, is its split "val".
     """
 
     name: str
@@ -67,7 +68,7 @@ class Problems:
     rescaled: tuple[float, float] = (1.0, 1.0)
     logarithm: bool = False
     options: dict[str, Any] = field(default_factory=dict, repr=False)
-    splits: tuple[str, ...] = field(default=SPLITS, init=False, repr=False)
+    part: tuple[int, int] | None = field(default=None, repr=False, metadata={"later": True})
 
     __repr__ = brief
 
@@ -78,9 +79,17 @@ class Problems:
         if len(self.rescaled) != 2 or not 0 < self.rescaled[0] <= self.rescaled[1] < math.inf:
             raise ValueError(f"rescaled={self.rescaled}: it must be two positive numbers, the smaller one first.")
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.part is None else SPLITS[:2]
+
     def with_(self, **changes: Any) -> Problems:
         """The same family with other steps, another range of scales, another name, or the meta-loss as a logarithm."""
         return replace(self, **changes)
+
+    def fold(self, number: int, count: int) -> Problems:
+        """The problems of split "train" alone, of which part `number` of `count` is the split "val"."""
+        return self.with_(part=(number, count))
 
     def sample(self, split: str, *, seed: int, start: int, count: int) -> Task:
         """Whole runs of problems start … start+count−1: T = count, W = K."""
@@ -93,12 +102,13 @@ class Problems:
         check_split(split, self.splits)
         low, high = map(math.log, self.rescaled)
         found = []
-        for number, first, horizon in zip(problems, firsts, horizons, strict=True):
-            own = int(raw(seed, f"{self.name}/{split}", number, 1, 1)[0, 0])
+        stream, numbers = (split, problems) if self.part is None else ("train", in_fold(split, problems, *self.part))
+        for number, first, horizon in zip(numbers, firsts, horizons, strict=True):
+            own = int(raw(seed, f"{self.name}/{stream}", number, 1, 1)[0, 0])
             if self not in _SEEN:
                 look(self, own)
                 _SEEN.add(self)
-            scale = math.exp(low + (high - low) * uniforms(seed, f"{self.name}/{split}/scale", number, 1, 1)[0, 0])
+            scale = math.exp(low + (high - low) * uniforms(seed, f"{self.name}/{stream}/scale", number, 1, 1)[0, 0])
             weights = self.start(own)
             dtype = next(iter(weights.values())).dtype
             support = {
@@ -122,7 +132,8 @@ class Problems:
         """Family and split, as far as JSON can tell."""
         check_split(split, self.splits)
         known = {"steps": self.steps, "rescaled": list(self.rescaled), "logarithm": self.logarithm, "unit": self.unit}
-        return {"family": self.name, "options": known | self.options, "split": split}
+        fold = {} if self.part is None else {"fold": list(self.part)}
+        return {"family": self.name, "options": known | self.options, "split": split, **fold}
 
     def training(self, weights: Params, scale: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """The loss that is trained on, as a function of the weights that the rule sees."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -14,6 +15,7 @@ from metaoptim.engine import SETTINGS, Engine
 from metaoptim.recipes.schema import Option, options
 from metaoptim.runs import Run
 from metaoptim.tasks import TaskFamily
+from metaoptim.training.callbacks import OnStep
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -72,6 +74,23 @@ class Evaluation(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What validation tells of a run: one number for each episode or problem, after each number of inner steps.
+
+    Args:
+        metric: "accuracy", of which more is better, or "loss", of which less is.
+        steps: the numbers of inner steps at test, (C); one alone where a run is judged at its end only.
+        values: (E, C).
+        protocol: what it was measured on and how, in words.
+    """
+
+    metric: str
+    steps: tuple[int, ...]
+    values: Tensor = field(repr=False)
+    protocol: str
+
+
 class Experiment(Protocol):
     """A recipe of one kind: what may stand in its tables, and what is done with them."""
 
@@ -117,16 +136,29 @@ class Experiment(Protocol):
         """The modules that its numbers come from, beside those of training and evaluation."""
         ...
 
+    def with_tasks(self, tasks: Any) -> Experiment:
+        """The same recipe on other tasks of its kind, such as a fold of its own."""
+        ...
+
     def batch(self) -> Task:
         """The tasks of the first outer step. Errors: ValueError, for more than there is memory for."""
         ...
 
-    def train(self, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
-        """Meta-trains; errors: those of `training.train`."""
+    def train(
+        self, out: str | Path, *, resume: bool = False, progress: bool = True, on_step: OnStep | None = None
+    ) -> Run:  # fmt: skip
+        """Meta-trains; errors: those of `training.train`, whose `on_step` this is."""
         ...
 
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
         """The run of this recipe in a folder. Errors: ValueError, for one of another."""
+        ...
+
+    def score(self, run: Run, steps: int | None = None) -> Scores:
+        """Scores on split "val", on as many episodes as a validation of training takes and no baselines.
+
+        steps: the most inner steps K at test; as [evaluate] says if not given.
+        """
         ...
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> Evaluation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -19,11 +19,12 @@ from metaoptim.core.losses import LOSSES, Loss
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
-from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, engine_options
+from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
 from metaoptim.recipes.schema import CODE, REQUIRED, Option, options
 from metaoptim.runs import Run
-from metaoptim.tasks import TASKS, TaskFamily
+from metaoptim.tasks import TASKS, ImageTasks, TaskFamily
 from metaoptim.tasks.base import check_seed, episodes_hash
+from metaoptim.training.callbacks import OnStep
 from metaoptim.training.size import check_batch
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class FewShot:
     """An algorithm, a model and tasks; see `Experiment`."""
 
     recipe: Recipe
+    given: TaskFamily | None = None
     builders: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {
         "algorithm": ALGORITHMS | {"compose": compose},
         "model": MODELS,
@@ -86,7 +88,7 @@ class FewShot:
 
     @cached_property
     def tasks(self) -> TaskFamily:
-        family: TaskFamily = self._built("tasks")
+        family: TaskFamily = self._built("tasks") if self.given is None else self.given
         return family
 
     def _built(self, table: str) -> Any:
@@ -105,21 +107,37 @@ class FewShot:
         found += [parts.__name__, *parts.modules(algorithm)] if algorithm["name"] == "compose" else []
         return [*found, TASKS[tasks].__module__] if tasks in TASKS else found
 
+    def with_tasks(self, tasks: Any) -> FewShot:
+        tables = self.recipe.tables
+        if "classes" in tables["algorithm"] and isinstance(tasks, ImageTasks):  # a classifier of all training classes
+            tables = tables | {"algorithm": tables["algorithm"] | {"classes": tasks.classes("train")}}
+        return FewShot(replace(self.recipe, tables=tables), tasks)
+
     def batch(self) -> Task:
         seed = self.recipe.tables["train"]["seed"]
         check_counts(tasks_per_step=self.count)
         check_batch(self.tasks, seed, self.count)
         return self.tasks.sample("train", seed=seed, start=0, count=self.count)
 
-    def train(self, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
+    def train(
+        self, out: str | Path, *, resume: bool = False, progress: bool = True, on_step: OnStep | None = None
+    ) -> Run:  # fmt: skip
         tables, tasks = self.recipe.tables, self.tasks
         return training.train(
             self.method, tasks, **tables["train"], out=out, resume=resume, engine=tables["engine"], recipe=self.recipe.text(),
-            progress=progress,
+            progress=progress, on_step=on_step,
         )  # fmt: skip
 
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
         return stored.load(path, self.method, which)
+
+    def score(self, run: Run, steps: int | None = None) -> Scores:
+        tables = self.recipe.tables
+        asked = {key: tables["evaluate"][key] for key in ("steps", "normalisation", "seed", "device")}
+        asked |= {"episodes": tables["train"]["validate_episodes"]} | ({} if steps is None else {"steps": steps})
+        found = evaluation.evaluate(run, self.tasks, split="val", baselines=(), **asked, progress=False)
+        values = found.rows[0].scores[found.metric]
+        return Scores(found.metric, tuple(range(values.shape[1])), values, found.protocol)
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> evaluation.Result:
         return evaluation.evaluate(list(runs), self.tasks, **self.recipe.tables["evaluate"], progress=progress)

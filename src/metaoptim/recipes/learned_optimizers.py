@@ -16,14 +16,15 @@ from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.lopt.data import load
 from metaoptim.lopt.families import FAMILIES
-from metaoptim.lopt.judge import judged_families, own_families
+from metaoptim.lopt.judge import finals, judged_families, own_families
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.training import joined, learned_optimizer, streams
 from metaoptim.recipes import code, parts
-from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Tables, engine_options
+from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
 from metaoptim.runs import Run
 from metaoptim.tasks.base import check_seed, digest_episodes
+from metaoptim.training.callbacks import OnStep
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -41,6 +42,7 @@ class LearnedOptimizers:
     """A rule, an estimator and families of training problems; see `Experiment`."""
 
     recipe: Recipe
+    given: Family | None = None
     builders: ClassVar[Mapping[str, Mapping[str, Callable[..., Any]]]] = {
         "algorithm": {"learned_optimizer": learned_optimizer},
         "tasks": {**FAMILIES, "mixture": lopt.mixture},
@@ -89,7 +91,7 @@ class LearnedOptimizers:
 
     @cached_property
     def tasks(self) -> Family:
-        return self._family(self.recipe.tables["tasks"])
+        return self._family(self.recipe.tables["tasks"]) if self.given is None else self.given
 
     def _family(self, table: Mapping[str, Any]) -> Family:
         keys = dict(table)
@@ -114,21 +116,34 @@ class LearnedOptimizers:
     def modules(self) -> Sequence[str]:
         return ["metaoptim.lopt.training", "metaoptim.lopt.judge", *parts.modules(self.recipe.tables["algorithm"])]
 
+    def with_tasks(self, tasks: Any) -> LearnedOptimizers:
+        return LearnedOptimizers(self.recipe, tasks)
+
     def batch(self) -> Task:
         options = self.recipe.tables["train"]
         check_counts(problems_per_step=self.count)
         return streams(self.method, options["seed"], self.count, options["horizons"])(0, self.method.phi)
 
-    def train(self, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
+    def train(
+        self, out: str | Path, *, resume: bool = False, progress: bool = True, on_step: OnStep | None = None
+    ) -> Run:  # fmt: skip
         tables, tasks = self.recipe.tables, self.tasks
         keys = parts.built(tables["algorithm"])
         return lopt.meta_train(
             keys["rule"], tasks, estimator=keys["estimator"], objective=keys["objective"], **tables["train"], out=out,
-            resume=resume, engine=tables["engine"], recipe=self.recipe.text(), progress=progress,
+            resume=resume, engine=tables["engine"], recipe=self.recipe.text(), progress=progress, on_step=on_step,
         )  # fmt: skip
 
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
         return stored.load(path, self.method, which)
+
+    def score(self, run: Run, steps: int | None = None) -> Scores:
+        tables = self.recipe.tables
+        length = tables["evaluate"]["steps"] if steps is None else steps
+        episodes, seed = tables["train"]["validate_episodes"], tables["evaluate"]["seed"]
+        values, length = finals(run, problems=episodes, seed=seed, steps=length)
+        told = f"{self.tasks.name}, split val, runs of {length} steps, {episodes} problems of seed {seed}"
+        return Scores("loss", (length,), values.unsqueeze(1), told)
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> lopt.Judgement:
         return lopt.evaluate(runs, **self.recipe.tables["evaluate"], progress=progress)

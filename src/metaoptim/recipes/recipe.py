@@ -79,6 +79,20 @@ class Recipe:
         tables = {n: {k: x for k, x in table.items() if absent or x is not None} for n, table in self.tables.items()}
         return tomli_w.dumps({"name": self.name, "description": self.description, **_written(tables)})
 
+    def replaced(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values, by their keys, as in {"algorithm.lr": 0.3, "algorithm.estimator.sigma": 0.1}.
+
+        Errors: ConfigError, for a key or a value that can't be.
+        """
+        data = tomllib.loads(self.text())
+        for path, value in values.items():
+            *tables, key = path.split(".")
+            inner = data
+            for table in tables:
+                inner = inner.setdefault(table, {})
+            inner[key] = _written(value)
+        return _resolve(data, self.name, ())
+
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
         experiment = self.experiment()

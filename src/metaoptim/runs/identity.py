@@ -71,7 +71,9 @@ def described(x: Any) -> Any:
     if isinstance(x, set | frozenset):
         return sorted(map(str, x))
     if is_dataclass(x) and not isinstance(x, type):
-        return {"kind": type(x).__name__} | {f.name: described(getattr(x, f.name)) for f in fields(x) if f.init}
+        known = {f.name: getattr(x, f.name) for f in fields(x) if f.init}
+        absent = {f.name for f in fields(x) if f.metadata.get("later") and known.get(f.name) is None}  # when runs were saved
+        return {"kind": type(x).__name__} | {n: described(value) for n, value in known.items() if n not in absent}
     if isinstance(x, partial):
         return {"kind": x.func.__name__} | described(x.keywords) | {str(i): described(v) for i, v in enumerate(x.args)}
     if isinstance(x, np.generic):

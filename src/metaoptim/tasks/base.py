@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -66,6 +66,15 @@ def choose(keys: NDArray[np.float64], n: int) -> NDArray[np.intp]:
 def located(location: Mapping[str, str]) -> dict[str, Any]:
     """Where data lie, as an entry of `describe`; it is no part of what the tasks are, for data may be moved."""
     return {LOCATION: dict(location)} if location else {}
+
+
+def in_fold(split: str, numbers: Sequence[int], number: int, count: int) -> list[int]:
+    """Which episodes of a stream the episodes of a fold are: those of "val" are every `count`-th from `number` on, and those of
+    "train" all others."""
+    if split == "val":
+        return [n * count + number for n in numbers]
+    blocks = (divmod(n, count - 1) for n in numbers)
+    return [block * count + place + (place >= number) for block, place in blocks]
 
 
 def check_seed(seed: Any) -> None:

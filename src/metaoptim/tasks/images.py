@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from metaoptim.core.brief import plural
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks.base import check_split, choose, located, uniforms
+from metaoptim.tasks.splits import fold
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +186,10 @@ class ImageTasks:
             "classes_sha256": hashlib.sha256(names.encode()).hexdigest(),
             **located(self.location),
         }
+
+    def fold(self, number: int, count: int) -> ImageTasks:
+        """The training classes alone, of which part `number` of `count` is the split "val"."""
+        return replace(self, members=fold(self.members["train"], number, count))
 
     def _sizes(self, split: str, classes: NDArray[np.intp]) -> NDArray[np.int64]:
         """How many images there are of classes of a split, rotated ones among them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,7 +18,7 @@ from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks import csv_files
 from metaoptim.tasks.base import check_split, choose, located, uniforms
-from metaoptim.tasks.splits import divide
+from metaoptim.tasks.splits import divide, fold
 
 Kind = Literal["auto", "regression", "classification"]
 
@@ -164,6 +164,10 @@ class TableTasks:
             "tasks_sha256": hashlib.sha256(names.encode()).hexdigest(),
             **located(self.location),
         }
+
+    def fold(self, number: int, count: int) -> TableTasks:
+        """The training tasks alone, of which part `number` of `count` is the split "val"; scaled as before."""
+        return replace(self, members=fold(self.members["train"], number, count))
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         return torch.from_numpy(self.x[rows]), torch.from_numpy(self.y[rows])
