@@ -16,9 +16,6 @@ Verdict = Literal["pass", "drift", "fail", "not judged"]
 PROTOCOL = 1
 """The version of how episodes are drawn and scored; raised when either changes, for then numbers can't be compared."""
 STATED = ("metric", "value", "interval", "seed", "source", "protocol")
-MEASURED = ("algorithm", "model", "tasks", "train", "evaluate", "engine")  # as far as a recipe has them
-BESIDE = {("train", "seed"), ("tasks", "root"), ("engine", "choice")}
-"""What is no part of a recipe's content: the seed is a column of its own, and data may lie anywhere."""
 
 
 class Key(NamedTuple):
@@ -71,12 +68,7 @@ class Entry:
 
 def content(recipe: Recipe) -> str:
     """A hash of what a recipe says of training and evaluation, but for the seed and for where data lie."""
-    tables = {
-        name: {key: value for key, value in recipe.tables[name].items() if (name, key) not in BESIDE}
-        for name in MEASURED
-        if name in recipe.tables
-    }
-    return hashlib.sha256(strict_json(tables, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(strict_json(recipe.content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def stated(recipe: Recipe, table: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,37 +10,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from metaoptim.ledger.entry import Entry
-from metaoptim.runs.checkpoint import strict_json
+from metaoptim.runs import lines
 
 FILE, LOCK = "ledger.jsonl", ".ledger.lock"
 
 
 def read(folder: Path) -> list[Entry]:
     """All entries, oldest first; none where there is no ledger. A line that a kill cut short at the end is passed over."""
-    file = folder / FILE
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    entries = []
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith(b"\n"):
-            break
-        try:
-            entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"Line {number} of {file} is no entry of a ledger ({error}); mend it, or take it out.") from error
-    return entries
+    return lines.read(folder / FILE, Entry, "entry of a ledger")
 
 
 def append(folder: Path, entry: Entry) -> None:
     """Adds an entry as one whole line; OSError where that is impossible."""
-    file = folder / FILE
-    line = f"{strict_json(asdict(entry), sort_keys=True)}\n".encode()
-    with file.open("ab+") as opened:
-        opened.seek(0)
-        written = opened.read()
-        opened.truncate(written.rfind(b"\n") + 1)  # what a kill left of a line
-        opened.write(line)
-        opened.flush()
-        os.fsync(opened.fileno())
+    lines.append(folder / FILE, asdict(entry))
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _OWN = ("model", "tasks")  # which may be code of the user's own
 _OPTIONS = ("algorithm", *_OWN, "train", "evaluate", "engine")
 _NOTES = ("expected", "published", "described")  # for people and for the ledger: training never reads them
 _TABLES = (*_OPTIONS, *_NOTES)
+_BESIDE = {("train", "seed"), ("tasks", "root"), ("engine", "choice")}  # of which the seed is a number of its own
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Recipe:
     def kind(self) -> type[Experiment]:
         """What kind of experiment it is of."""
         return _kind_of(self.tables["algorithm"]["name"])
+
+    @property
+    def content(self) -> Tables:
+        """What it says of training and evaluation, but for the seed, where data lie, and what the engine has measured."""
+        return {
+            name: {key: value for key, value in self.tables[name].items() if (name, key) not in _BESIDE}
+            for name in _OPTIONS
+            if name in self.tables
+        }
 
     def experiment(self, command: str = "") -> Experiment:
         """What there is to train and to judge. Errors: ConfigError for a command that its kind doesn't have."""
