@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shared import CONSOLE
+
 from metaoptim.design import trials as stored
 from metaoptim.design.history import history, save_features
 from metaoptim.ledger import store
@@ -33,7 +35,7 @@ def main(args: list[str] | None = None) -> None:
     known: dict[str, dict[str, float]] = {}
     told = history(found, known)
     save_features(given.out, known)
-    print(told, dict(told.left_out))  # noqa: T201
+    CONSOLE.print(f"{told}; left out: {dict(told.left_out)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metaoptim.core.types import MetaOptimizer as MetaOptimizer
     from metaoptim.core.types import MetaParams as MetaParams
     from metaoptim.core.types import Task as Task
+    from metaoptim.design.recommend import recommend as recommend
     from metaoptim.diagnosis import *
     from metaoptim.engine import Engine as Engine
     from metaoptim.evaluation import *
@@ -38,6 +39,7 @@ _MODULES = {
 _NAMES = {
     "metaoptim.algorithms": ("ALGORITHMS", "compose"),
     "metaoptim.core.types": ("MetaOptimizer", "MetaParams", "Task"),
+    "metaoptim.design": ("recommend",),
     "metaoptim.diagnosis": ("diagnose",),
     "metaoptim.engine": ("Engine",),
     "metaoptim.evaluation": ("evaluate",),

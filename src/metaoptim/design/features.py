@@ -64,7 +64,7 @@ def features(tasks: TaskFamily, *, episodes: int = EPISODES, seed: int = 0) -> F
         "centroid": centroid(found),
         "linear": linear(found),
         "alignment": alignment(gradients),
-        "step": math.log(ratio),
+        "step": math.log(max(ratio, 1e-6)),
     }
 
 
@@ -190,4 +190,4 @@ def _explained(guess: Tensor, y: Tensor) -> float:
 def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(x, Tensor) and x.ndim >= 2 for x in batch):
         return batch[0], batch[1]
-    raise ValueError(f"the features of tasks are read from pairs (x, y) of tensors; found {type(batch).__name__} in an episode.")
+    raise ValueError(f"features of tasks are read from pairs (x, y) of tensors; an episode holds {type(batch).__name__}.")

@@ -2,8 +2,8 @@
 
 A score is made of e, what is left to do: 1 − accuracy, or the loss. Families differ in how hard they are and in how much
 depends on the strategy, so −log e is centred at the family's median and divided by its typical deviation (the median of
-|−log e − median|, times 1.4826, so that it is a standard deviation where scores are normal: Hampel 1974), and cut at ±3, which is
-also what a run that diverged gets. So 0 is the middle of what was tried on these tasks, and 1 one deviation better. Logarithms,
+|−log e − median|, times 1.4826, so that it is a standard deviation where scores are normal: Hampel 1974), and cut at ±3; a run
+that diverged gets −3. So 0 is the middle of what was tried on these tasks, and 1 one deviation better. Logarithms,
 because halving an error counts the same on easy and on hard tasks; medians, because some strategies fail altogether, and would
 make all others look the same; and not ranks, for which a hair's breadth counts as much as a factor of ten.
 """
@@ -64,8 +64,10 @@ class History:
     def data(self) -> list[str]:
         return list(dict.fromkeys(row.data for row in self.rows))
 
-    def __repr__(self) -> str:
-        return f"History({len(self.rows)} strategies on {len(self.families)} families of {len(self.data)} data sets)"
+    def __str__(self) -> str:
+        return f"{len(self.rows)} trials of {len(self.families)} families of tasks, from {len(self.data)} data sets"
+
+    __repr__ = __str__
 
 
 def shipped() -> list[Trial]:
@@ -75,7 +77,7 @@ def shipped() -> list[Trial]:
 
 
 def known_features(folder: Path | None = None) -> dict[str, Features]:
-    """The features of families that were looked at before, by `tasks_key`; none of `folder`: those that come with the library."""
+    """The features of families that were looked at before, by `tasks_key`; without a folder, those of the library."""
     if folder is None:
         with resources.as_file(resources.files("metaoptim") / "design" / RECORDS) as own:
             return known_features(own)
@@ -115,7 +117,7 @@ def judged_tasks(recipe: Recipe) -> Features:
 
 
 def left(metric: str, value: float | None, episodes: int) -> float:
-    """What is left to do, e: 1 − accuracy, at least that of half a mistaken episode, or the loss; infinite for what diverged."""
+    """What is left to do, e: 1 − accuracy, at least that of half a mistaken episode, or the loss; infinite if it diverged."""
     if value is None or not math.isfinite(value):
         return math.inf
     return max(1 - value, 0.5 / max(episodes, 1)) if metric == "accuracy" else max(value, 1e-12)
@@ -127,7 +129,7 @@ def standardised(remaining: Sequence[float]) -> list[float] | None:
 
 
 def centred(values: Sequence[float]) -> list[float] | None:
-    """Numbers less their median, in typical deviations (the mean one, where most are the same), cut at ±3; None for equal ones."""
+    """Numbers less their median, in typical deviations (the mean one, where most are equal), cut at ±3; None if all are."""
     finite = [x for x in values if math.isfinite(x)]
     middle = median(finite) if finite else 0.0
     deviations = [abs(x - middle) for x in finite]
@@ -141,7 +143,7 @@ def history(trials: Iterable[Trial], known: dict[str, Features]) -> History:
     groups: dict[tuple[str, str, str], dict[str, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         if trial.tables["algorithm"]["name"] in LearnedOptimizers.builders["algorithm"]:
-            left_out["they are of learned optimizers"] += 1
+            left_out["learned optimizers"] += 1
             continue
         group = groups[tasks_key(trial.tables["tasks"]), trial.metric, trial.split]
         group[strict_json(trial.tables, sort_keys=True)].append(trial)
@@ -150,7 +152,7 @@ def history(trials: Iterable[Trial], known: dict[str, Features]) -> History:
         found, reason = _family(key, metric, split, [_mean(seeds) for seeds in same.values()], known)
         rows += found
         if lost := len(same) - len(found):
-            left_out[reason or "their recipes can't be built"] += lost
+            left_out[reason or "recipes that can't be built"] += lost
     return History(rows, dict(left_out))
 
 
@@ -164,20 +166,17 @@ def _family(key: str, metric: str, split: str, tried: list[Trial], known: dict[s
         except (ValueError, OSError):
             continue
     if len(built) < FEWEST:
-        return [], f"their families have fewer than {FEWEST} strategies"
+        return [], f"families with fewer than {FEWEST} strategies"
     scores = standardised([left(metric, trial.value, trial.episodes) for trial, _, _ in built])
     if scores is None:
-        return [], "all strategies did the same there"
+        return [], "families where all strategies do the same"
     if key not in known:
         try:
             known[key] = judged_tasks(built[0][1])
         except (ValueError, OSError):
-            return [], "their data are not here, so that nothing is known of the tasks"
+            return [], "tasks whose data are not here"
     name, data = f"{key} {metric} {split}", data_key(built[0][1].tables["tasks"])
-    return [
-        Row(trial, name, data, score, known[key], like)
-        for (trial, _, like), score in zip(built, scores, strict=True)
-    ], ""
+    return [Row(trial, name, data, score, known[key], like) for (trial, _, like), score in zip(built, scores, strict=True)], ""
 
 
 def _mean(seeds: list[Trial]) -> Trial:

@@ -1,7 +1,7 @@
 """Models that predict the score of a strategy on a family from what both are like; all by scikit-learn, none of them tuned.
 
-Families weigh the same, however many strategies were tried on them. Names are turned into columns of 0 and 1, and what a strategy
-doesn't have (a step size) is given the mean, as AutoFolio does (Lindauer, Hoos, Hutter and Schaub 2015,
+Families weigh the same, however many strategies were tried on them. Names are turned into columns of 0 and 1, and what a
+strategy doesn't have (a step size) is given the mean, as AutoFolio does (Lindauer, Hoos, Hutter and Schaub 2015,
 https://doi.org/10.1613/jair.4726).
 """
 
@@ -36,7 +36,7 @@ def forest(rows: Sequence[Row]) -> Predict:
 
 
 def pairwise(rows: Sequence[Row]) -> Predict:
-    """A forest that says which of two strategies does better on a family, a mistake costing |y_i − y_j|; then votes are counted.
+    """A forest that says which of two strategies does better on a family, a mistake costing |y_i − y_j|; votes are counted.
 
     As in AutoFolio, but for this: there it is one forest for each pair of a few solvers, over many instances; here families are
     few and strategies many, so one forest reads what the family is like, what strategy i is, and how j differs from it.
