@@ -52,8 +52,9 @@ class Proposal:
     @property
     def settings(self) -> dict[str, Any]:
         """What a search starts from, as `table.key`."""
-        found = {(table, key): self.recipe.tables[table].get(key) for table, key in SETTINGS}
-        return {f"{table}.{key}": value for (table, key), value in found.items() if value is not None}
+        found = {f"{table}.{key}": self.recipe.tables[table].get(key) for table, key in SETTINGS}
+        found["train.lr"] = found["train.lr"] or self.recipe.experiment().method.outer.lr
+        return {name: value for name, value in found.items() if value is not None}
 
     def document(self) -> dict[str, Any]:
         return {
@@ -87,10 +88,10 @@ class Recommendation:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """Points from which to tune it: its own settings, those that its algorithm had elsewhere, and those of the next ones."""
+        """Points from which to tune it: its settings, those of its algorithm elsewhere, and what the next ones share."""
         first, *rest = self.proposals
         points = [proposal.settings for proposal in (first, *first.others)]
-        points += [{key: x for key, x in proposal.settings.items() if key in first.settings} for proposal in rest]
+        points += [{key: p.settings.get(key, own) for key, own in first.settings.items()} for p in rest]
         return [point for i, point in enumerate(points) if point not in points[:i]][:POINTS]
 
     @property
@@ -118,11 +119,11 @@ class Recommendation:
         shown = Table(title=f"What to try on {self.tasks}")
         for name, side in (
             ("algorithm", "left"), ("settings of", "left"), ("K", "right"), ("inner lr", "right"), ("outer lr", "right"),
-            ("predicted", "right"), (f"{LEVEL:.0%} of cases", "right"), ("mean of families", "right"),
+            ("predicted", "right"), (f"{LEVEL:.0%} of cases", "right"), ("mean (families)", "right"),
         ):  # fmt: skip
             shown.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
         if self.tried:
-            shown.add_column("measured here", justify="right")
+            shown.add_column("here", justify="right")
         for place, p in enumerate(self.proposals):
             point = p.settings
             cells = [
@@ -150,8 +151,8 @@ class Recommendation:
         return {
             "tasks": self.tasks, "features": self.features, "proposals": [p.document() for p in self.proposals],
             "judgement": self.judgement.document(), "learned_from": self.past, "left_out": dict(self.left_out),
-            "tried_here": self.tried, "sentences": self.sentences, "recipe": self.recipe.text(absent=False), "start": self.starts,
-            "environment": environment(),
+            "tried_here": self.tried, "sentences": self.sentences, "recipe": self.recipe.text(absent=False),
+            "start": self.starts, "environment": environment(),
         }  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:

@@ -48,7 +48,7 @@ class Judgement:
 
     model: the name of the one that does best when every data set is left out once. held: by name, with `CHOSEN`, which chooses
     among the models by leaving out data sets of those that it is told of, so that its numbers are of families that had no part
-    in any choice. width: half that of the interval of a predicted score. doubt: why the model is not to be followed ("": it is).
+    in any choice. width: half that of the interval of a prediction. doubt: why the model is not to be followed ("": it is).
     """
 
     model: str
@@ -103,7 +103,8 @@ def judge(past: History, models: Mapping[str, Fit] = MODELS, say: Callable[[str]
     for at in sets:
         here, rest = [r for r in past.rows if r.data == at], [r for r in past.rows if r.data != at]
         guesses = {name: guess(name, frozenset({at}), at) for name in models}
-        guesses[CHOSEN] = guesses[min(models, key=lambda name: regret(name, frozenset({at})))]
+        choice = min(models, key=lambda name: regret(name, frozenset({at}))) if len(models) > 1 else next(iter(models))
+        guesses[CHOSEN] = guesses[choice]
         for name, guessed in guesses.items():
             costs[name] |= picks(here, guessed)
             for row, score in zip(here, guessed, strict=True):
