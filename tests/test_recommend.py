@@ -22,7 +22,7 @@ from metaoptim.cli.main import main
 from metaoptim.core.types import Task
 from metaoptim.design import trials as stored
 from metaoptim.design.features import alignment, features, separability
-from metaoptim.design.history import History, Row, centred, history, known_features, left, shipped, tasks_key
+from metaoptim.design.history import History, Row, centred, history, known_features, left, shipped_trials, tasks_key
 from metaoptim.design.moved import goes, moved, wanted
 from metaoptim.design.predictors import MODELS, gaussian_process
 from metaoptim.design.selection import CHOSEN, RANDOM, SINGLE, gap, judge, picks, standing, width
@@ -239,7 +239,7 @@ def test_the_shipped_trials_are_those_of_the_ledger() -> None:
     entries = store.read(LEDGER)
     assert entries, "the repository has its ledger"
     measured = {(e.recipe, e.content, e.seed, e.date): e for e in entries}
-    for trial in shipped():
+    for trial in shipped_trials():
         content = hashlib.sha256(strict_json(trial.tables, sort_keys=True).encode()).hexdigest()[:12]
         entry = measured[trial.recipe, content, trial.seed, trial.date]
         assert (trial.metric, trial.value, trial.interval, trial.episodes) == (
@@ -247,7 +247,7 @@ def test_the_shipped_trials_are_those_of_the_ledger() -> None:
         )  # fmt: skip
         assert trial.iterations == entry.iterations and trial.source == "reproduce"
     again = records.trials(entries, {name: config.load(name) for name in config.names()})
-    dates = {(t.recipe, t.seed): t for t in shipped()}
+    dates = {(t.recipe, t.seed): t for t in shipped_trials()}
     same = [t for t in again if (old := dates.get((t.recipe, t.seed))) is not None and old.date == t.date]
     assert len(same) > 50 and all(t == dates[t.recipe, t.seed] for t in same)
 
@@ -292,7 +292,7 @@ def made_lopt() -> Trial:
 @pytest.fixture(scope="module")
 def past() -> History:
     """What the shipped trials are to a meta-model."""
-    return history(shipped(), dict(known_features()))
+    return history(shipped_trials(), dict(known_features()))
 
 
 def test_a_strategy_is_moved_with_what_its_model_needs(past: History) -> None:

@@ -70,7 +70,7 @@ class History:
     __repr__ = __str__
 
 
-def shipped() -> list[Trial]:
+def shipped_trials() -> list[Trial]:
     """The trials that come with the library."""
     with resources.as_file(resources.files("metaoptim") / "design" / RECORDS) as folder:
         return stored.read(folder)

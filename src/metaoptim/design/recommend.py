@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from metaoptim.design import moved as moving
-from metaoptim.design.history import CUT, History, Row, history, judged_tasks, known_features, shipped, tasks_key
+from metaoptim.design.history import CUT, History, Row, history, judged_tasks, known_features, shipped_trials, tasks_key
 from metaoptim.design.predictors import MODELS, Floats
 from metaoptim.design.recommendation import Proposal, Recommendation
 from metaoptim.design.selection import Judgement, judge, standing
@@ -24,6 +24,7 @@ def recommend(
     tasks: str | Path | Recipe,
     trials: Sequence[Trial] = (),
     *,
+    shipped: bool = True,
     overrides: Sequence[str] = (),
     features: Path | None = None,
     top: int = SHOWN,
@@ -37,7 +38,8 @@ def recommend(
     Args:
         tasks: a recipe, by name, file or itself, of which [tasks], [model], [evaluate] and [engine] are taken; or the name of a
             task family, which gets a usual model.
-        trials: what was tried beside the trials that come with the library (`design.trials.read`).
+        trials: what was tried (`design.trials.read`).
+        shipped: whether to learn from the trials that come with the library too.
         overrides: replace options of `tasks`, as in `tasks.ways=10`.
         features: a folder in which the features of families are kept that don't come with the library.
         top: how many algorithms are proposed.
@@ -54,7 +56,7 @@ def recommend(
         known[key] = judged_tasks(target)
     like = known[key]
     say("reading trials")
-    past = history([*shipped(), *trials], known)
+    past = history([*(shipped_trials() if shipped else ()), *trials], known)
     judgement = judge(past, say=say)
     rows = [row for row in past.rows if row.tasks["classification"] == like["classification"]]
     candidates = _candidates(rows, like, target)

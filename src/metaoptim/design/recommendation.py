@@ -22,7 +22,7 @@ from metaoptim.runs.store import write_atomic
 
 DOCUMENT, RECIPE, START = "recommendation.json", "recipe.toml", "start.toml"
 SETTINGS = (("algorithm", "steps"), ("algorithm", "lr"), ("algorithm", "first_order"), ("train", "lr"))
-POINTS = 5
+POINTS, MOST_STEPS = 5, 10
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,16 @@ class Proposal:
         found = {f"{table}.{key}": self.recipe.tables[table].get(key) for table, key in SETTINGS}
         found["train.lr"] = found["train.lr"] or self.recipe.experiment().method.outer.lr
         return {name: value for name, value in found.items() if value is not None}
+
+    def starts(self, rest: Sequence[Proposal] = ()) -> list[dict[str, Any]]:
+        """Different points within the space that `tune` searches by default around this one, itself first, five at the most.
+
+        Inner steps from 1 to 10, and step sizes from a tenth to ten times of its own.
+        """
+        own = {key: value for key, value in self.settings.items() if _near(key, value, value)}
+        points = [{key: p.settings.get(key, value) for key, value in own.items()} for p in (self, *self.others, *rest)]
+        near = [point for point in points if all(_near(key, point[key], value) for key, value in own.items())]
+        return [point for i, point in enumerate(near) if point and point not in near[:i]][:POINTS]
 
     def document(self) -> dict[str, Any]:
         return {
@@ -89,10 +99,7 @@ class Recommendation:
     @property
     def starts(self) -> list[dict[str, Any]]:
         """Points from which to tune it: its settings, those of its algorithm elsewhere, and what the next ones share."""
-        first, *rest = self.proposals
-        points = [proposal.settings for proposal in (first, *first.others)]
-        points += [{key: p.settings.get(key, own) for key, own in first.settings.items()} for p in rest]
-        return [point for i, point in enumerate(points) if point not in points[:i]][:POINTS]
+        return self.proposals[0].starts(self.proposals[1:])
 
     @property
     def sentences(self) -> list[str]:
@@ -172,6 +179,12 @@ def _gaps(held: Mapping[str, Held]) -> str:
     """What is left between a pick and the best one, of the model and of those that need none."""
     gaps = [f"{_number(held[name].gap, '.2f')} ({name})" for name in (CHOSEN, SINGLE, RANDOM) if held[name].gap is not None]
     return f"gaps to the best strategy: {', '.join(gaps)}" if gaps else "one algorithm is the best everywhere"
+
+
+def _near(key: str, value: Any, own: Any) -> bool:
+    if key == "algorithm.steps":
+        return bool(MOST_STEPS >= value >= 1)
+    return isinstance(value, bool) or bool(own / 10 <= value <= own * 10)
 
 
 def _number(value: Any, form: str = ".4g") -> str:
