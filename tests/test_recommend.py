@@ -285,6 +285,19 @@ def test_trials_become_rows() -> None:
     assert past.left_out == {"families with fewer than 4 strategies": 1, "learned optimizers": 1}
 
 
+def test_trials_on_data_that_are_not_here_are_left_out(tmp_path: Path) -> None:
+    plain = made("omniglot-maml", 0.9)
+    tables = {**plain.tables, "tasks": {"name": "from_folder", "ways": 5}}
+    tried = [
+        Trial(**{**vars(plain), "metric": "accuracy", "value": 0.9 + k / 100, "tables": {
+            **tables, "algorithm": {**plain.tables["algorithm"], "steps": k}}})
+        for k in range(1, 6)
+    ]  # fmt: skip
+    assert history(tried, {}).left_out == {"tasks whose data are not here": 5}
+    known = {tasks_key(tables["tasks"]): {"classification": 1.0}}
+    assert len(history(tried, known).rows) == 5, "unless they are known, as those that are asked for"
+
+
 def made_lopt() -> Trial:
     return Trial(**{**vars(made("sinusoid-maml", 1.0)), "tables": config.load("lopt-mlp-pes").content})
 
@@ -372,3 +385,16 @@ def test_what_can_not_be_recommended_is_said(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "families.json").write_text("{[")
     with pytest.raises(ValueError, match="remove it, and they are measured again"):
         known_features(tmp_path)
+
+
+def test_the_benchmark_of_warm_starts_counts_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of losses: the best of all is 0.2 ± 0.1, so 0.3 is near enough; of accuracies: 0.9 ± 0.05, so 0.85 is."""
+    monkeypatch.syspath_prepend(LEDGER.parent / "benchmarks")
+    bench = __import__("warm_start")
+    runs = [[(0.5, 0.1), None, (0.29, 0.1)], [(0.4, 0.1), (0.2, 0.1)]]
+    assert bench.target(runs, higher=False) == pytest.approx(0.3)
+    assert [bench.needed([x and x[0] for x in run], 0.3, higher=False) for run in runs] == [3, 2]
+    assert bench.target([[(0.9, 0.05), (0.8, 0.01)]], higher=True) == pytest.approx(0.85)
+    assert bench.needed([0.5, None], 0.85, higher=True) is None
+    cold = bench.cold_recipe("fertility-maml").tables
+    assert cold["algorithm"]["steps"] == 1 and cold["train"]["lr"] == 0.001, "and not what was found for these tasks"
