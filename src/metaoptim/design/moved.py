@@ -17,7 +17,6 @@ from metaoptim.recipes.recipe import Recipe
 from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.tasks import TASKS
-from metaoptim.training import TrainingError
 
 PLAIN = {"batching": "loop", "memory": "graph", "runtime": "eager"}
 
@@ -97,6 +96,6 @@ def goes(recipe: Recipe) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             Recipe(recipe.name, "", tables).experiment().train(Path(folder, "run"), progress=False)
-    except (ValueError, TrainingError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # torch says RuntimeError of shapes that don't fit
         return str(error)
     return ""

@@ -20,8 +20,8 @@ def rebuilt(name: str, tables: Mapping[str, Any]) -> Recipe:
     """The recipe of a trial's tables, which lack where data lie. Errors: ConfigError, where they are no recipe of today's."""
     given: Tables = {table: dict(keys) for table, keys in tables.items()}
     first = Recipe(name, "", given)
-    missing = [o.name for o in first.kind.options("tasks", given["tasks"]["name"]) if o.default is REQUIRED]
-    given["tasks"] |= {key: NOWHERE for key in missing if key == "root" and key not in given["tasks"]}
+    if any(o.name == "root" and o.default is REQUIRED for o in first.kind.options("tasks", given["tasks"]["name"])):
+        given["tasks"].setdefault("root", NOWHERE)
     return config.parse(first.text(), name)
 
 
