@@ -39,7 +39,7 @@ _MODULES = {
 _NAMES = {
     "metaoptim.algorithms": ("ALGORITHMS", "compose"),
     "metaoptim.core.types": ("MetaOptimizer", "MetaParams", "Task"),
-    "metaoptim.design": ("compare", "tune"),
+    "metaoptim.design": ("compare", "recommend", "tune"),
     "metaoptim.diagnosis": ("diagnose",),
     "metaoptim.engine": ("Engine",),
     "metaoptim.evaluation": ("evaluate",),

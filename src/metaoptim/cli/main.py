@@ -21,6 +21,7 @@ with quitting():
     from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
     from metaoptim.cli.export import export
+    from metaoptim.cli.recommend import recommend
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
     from metaoptim.cli.tune import tune
@@ -201,6 +202,7 @@ app.command()(reproduce)
 app.command()(diagnose)
 app.command()(tune)
 app.command()(export)
+app.command()(recommend)
 
 
 def _advice(folder: Path, again: str) -> str:

@@ -53,6 +53,7 @@ class LearnedOptimizers:
     refused: ClassVar[Mapping[str, str]] = {
         "model": "a learned optimizer has no [model], for the networks that it trains are those of [tasks]; leave [model] out.",
         "adapt": "adapt takes few-shot runs, and this one is of a learned optimizer: export it, and train with it.",
+        "recommend": "recommend knows few-shot recipes; this one is of a learned optimizer, and of those too few were tried.",
         "diagnose": "diagnose looks into few-shot runs, and this one is of a learned optimizer: evaluate it.",
     }
 
