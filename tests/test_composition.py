@@ -79,7 +79,6 @@ OBJECTIVES: dict[str, Any] = {
     "trajectory_mean": mo.objectives.trajectory_mean,
     "multi_step": mo.objectives.multi_step([0.25, 0.75]),
     "annealed": mo.objectives.AnnealedMultiStep(10),
-    "ramp": mo.objectives.Ramp(2.0),
 }
 
 

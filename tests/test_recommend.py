@@ -252,7 +252,8 @@ def test_the_shipped_trials_are_those_of_the_ledger() -> None:
     assert len(same) > 50 and all(t == dates[t.recipe, t.seed] for t in same)
 
 
-def test_the_shipped_features_are_measured_ones(past: History) -> None:
+def test_the_shipped_features_are_measured_ones(past: History, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAOPTIM_DATA", str(data_dir))
     known = known_features()
     assert (
         len(past.rows) > 70 and len(past.data) == 4 and {tasks_key(r.trial.tables["tasks"]) for r in past.rows} == known.keys()
