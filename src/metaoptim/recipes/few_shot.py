@@ -25,6 +25,7 @@ from metaoptim.runs import Run
 from metaoptim.tasks import TASKS, TaskFamily
 from metaoptim.tasks.base import check_seed
 from metaoptim.training.size import check_batch
+from metaoptim.training.source import source_of
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -105,7 +106,7 @@ class FewShot:
         seed = self.recipe.tables["train"]["seed"]
         check_counts(tasks_per_step=self.count)
         check_batch(self.tasks, seed, self.count)
-        return self.tasks.sample("train", seed=seed, start=0, count=self.count)
+        return source_of(self.method, self.tasks, seed, self.count)(0, self.method.phi)
 
     def train(self, out: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
         tables, tasks = self.recipe.tables, self.tasks
