@@ -1,5 +1,7 @@
-"""Does meta-learning share more between tasks than joint training does? One body with a head per task, with and without a cure
-for conflicts, beside MAML, ANIL and Reptile: as many gradients of tasks' losses for each, the same new tasks with 1 and 5 shots.
+"""Does meta-learning share more between tasks than joint training does?
+
+One body with a head per task, with and without a cure for conflicts, beside MAML, ANIL and Reptile: as many gradients of tasks'
+losses for each, and the same new tasks, with 1 and 5 shots.
 
     python benchmarks/multi_task.py [--only omniglot-1 …] [--share 0.01] [--out comparisons/multi-task]
 
@@ -13,15 +15,14 @@ import shlex
 import subprocess
 import sys
 import time
+from typing import Any
 
 from shared import CONSOLE, summary
 
 METHODS = ("multi-task", "multi-task-upgrad", "multi-task-pcgrad", "multi-task-mgda", "maml", "anil", "reptile")
-GRADIENTS = {
-    "omniglot": 20_000,
-    "fertility": 100_000,
-}  # of tasks' losses in each training, for a quarter of an hour or so on two cores
-BASELINES = {"omniglot": ["untrained", "prototypes"], "fertility": ["untrained"]}
+GRADIENTS = {"omniglot": 16_000, "fertility": 200_000}  # of tasks' losses, in each training
+EPISODES = {"omniglot": 300, "fertility": 600}
+BASELINES = {"omniglot": ["prototypes"], "fertility": ["untrained"]}  # judging a row with steps costs as much as a method
 PARTS = tuple(f"{family}-{shots}" for family in GRADIENTS for shots in (1, 5))
 
 
@@ -46,11 +47,14 @@ def command(part: str, share: float, seeds: str, out: str) -> list[str]:
     family, _, shots = part.partition("-")
     amount = max(1, round(share * GRADIENTS[family]))
     baselines = "[" + ", ".join(f'"{name}"' for name in BASELINES[family]) + "]"
-    settings = [f"tasks.shots={shots}", "train.validate_every=0", f"evaluate.baselines={baselines}"]
+    settings: dict[str, Any] = {"tasks.shots": shots, "train.validate_every": 0}
+    settings |= {"evaluate.episodes": EPISODES[family], "evaluate.baselines": baselines}
     return [
-        "compare", *(f"{family}-{name}" for name in METHODS), "--budget", "gradients", "--amount", str(amount), "--seeds", seeds,
-        *(word for setting in settings for word in ("--set", setting)), "--out", f"{out}/{part}",
-    ]  # fmt: skip
+        "compare",
+        *(f"{family}-{name}" for name in METHODS),
+        *("--budget", "gradients", "--amount", str(amount), "--seeds", seeds, "--out", f"{out}/{part}"),
+        *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
+    ]
 
 
 if __name__ == "__main__":

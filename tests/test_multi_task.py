@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +310,19 @@ def test_recipes_name_the_training_tasks_of_their_family(name: str, data_dir: Pa
         tables = config.load(f"{name}-{reduction}").tables
         assert tables["algorithm"] == mean["algorithm"] | {"reduction": reduction}
         assert all(tables[table] == mean[table] for table in ("model", "tasks", "train", "evaluate", "engine"))
+
+
+def test_the_benchmark_compares_recipes_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    script: Any = import_module("multi_task")
+    for part in script.PARTS:
+        words = script.command(part, 0.01, "0", "out")
+        settings = [after for before, after in itertools.pairwise(words) if before == "--set"]
+        for method in script.METHODS:
+            name = f"{part.partition('-')[0]}-{method}"
+            assert name in words and config.load(name, settings).tables["tasks"]["shots"] == int(part[-1])
+    for module in ("multi_task", "shared"):
+        monkeypatch.delitem(sys.modules, module)
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------------
