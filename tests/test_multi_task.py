@@ -388,5 +388,6 @@ def test_a_recipe_may_weigh_the_tasks_of_any_method() -> None:
         [train]
         iterations = 1
     """
-    method = config.parse(text, "mine").experiment().method
-    assert method.reduction == mo.reductions.UPGrad()
+    experiment = config.parse(text, "mine").experiment()
+    assert experiment.method.reduction == mo.reductions.UPGrad()
+    assert "metaoptim.reductions" in experiment.modules, "whose code makes its numbers"

@@ -16,6 +16,7 @@ from metaoptim import runs as stored
 from metaoptim.algorithms import ALGORITHMS, compose
 from metaoptim.core.checks import check_counts
 from metaoptim.core.losses import LOSSES
+from metaoptim.core.reductions import NAMED
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
@@ -100,6 +101,7 @@ class FewShot:
         algorithm, tasks = self.recipe.tables["algorithm"], self.recipe.tables["tasks"]["name"]
         found = [self.builders["algorithm"][algorithm["name"]].__module__]
         found += [parts.__name__, *parts.modules(algorithm)] if algorithm["name"] == "compose" else []
+        found += [NAMED[how].partition(":")[0]] if (how := algorithm.get("reduction")) in NAMED else []
         return [*found, TASKS[tasks].__module__] if tasks in TASKS else found
 
     def batch(self) -> Task:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaoptim.core.checks import check_counts, check_numbers
+from metaoptim.core.checks import check_counts, check_positive
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class UPGrad:
     regularisation: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_numbers(0, regularisation=self.regularisation)
+        check_positive(regularisation=self.regularisation)
 
     def weigh(self, gram: Tensor, key: int) -> Tensor:
         return _weights(_needed("torchjd.aggregation").UPGradWeighting(projector=self.project), gram)
@@ -83,7 +83,7 @@ class MGDA:
 
     def __post_init__(self) -> None:
         check_counts(iterations=self.iterations)
-        check_numbers(0, epsilon=self.epsilon)
+        check_positive(epsilon=self.epsilon)
 
     def weigh(self, gram: Tensor, key: int) -> Tensor:
         weighting = _needed("torchjd.aggregation").MGDAWeighting(epsilon=self.epsilon, max_iters=self.iterations)
