@@ -19,6 +19,8 @@ from torch import Tensor
 
 from metaoptim.core.checks import check_counts, check_positive
 
+PATIENCE = 100  # steps of the solver for each task, which needs a few
+
 
 @dataclass(frozen=True)
 class UPGrad:
@@ -48,7 +50,7 @@ class UPGrad:
         if trace == 0:
             return preferences
         root = np.linalg.cholesky(g / trace + self.regularisation * np.eye(len(g)))  # vᵀGv = |Lᵀv|², and v = u + w, w >= 0
-        found = np.stack([row + nnls(root.T, -root.T @ row)[0] for row in u])
+        found = np.stack([row + nnls(root.T, -root.T @ row, maxiter=PATIENCE * len(g))[0] for row in u])
         return torch.as_tensor(found, dtype=gram.dtype, device=gram.device)
 
 
