@@ -16,6 +16,7 @@ from metaoptim import runs as stored
 from metaoptim.algorithms import ALGORITHMS, compose
 from metaoptim.core.checks import check_counts
 from metaoptim.core.losses import LOSSES, Loss
+from metaoptim.core.reductions import NAMED
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
@@ -26,6 +27,7 @@ from metaoptim.tasks import TASKS, ImageTasks, TaskFamily
 from metaoptim.tasks.base import check_seed, episodes_hash
 from metaoptim.training.callbacks import OnStep
 from metaoptim.training.size import check_batch
+from metaoptim.training.source import source_of
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
@@ -105,6 +107,7 @@ class FewShot:
         algorithm, tasks = self.recipe.tables["algorithm"], self.recipe.tables["tasks"]["name"]
         found = [self.builders["algorithm"][algorithm["name"]].__module__]
         found += [parts.__name__, *parts.modules(algorithm)] if algorithm["name"] == "compose" else []
+        found += [NAMED[how].partition(":")[0]] if (how := algorithm.get("reduction")) in NAMED else []
         return [*found, TASKS[tasks].__module__] if tasks in TASKS else found
 
     def with_tasks(self, tasks: Any) -> FewShot:
@@ -117,7 +120,7 @@ class FewShot:
         seed = self.recipe.tables["train"]["seed"]
         check_counts(tasks_per_step=self.count)
         check_batch(self.tasks, seed, self.count)
-        return self.tasks.sample("train", seed=seed, start=0, count=self.count)
+        return source_of(self.method, self.tasks, seed, self.count)(0, self.method.phi)
 
     def train(
         self, out: str | Path, *, resume: bool = False, progress: bool = True, on_step: OnStep | None = None
