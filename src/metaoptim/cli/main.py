@@ -20,6 +20,7 @@ with quitting():
     from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
     from metaoptim.cli.export import export
+    from metaoptim.cli.report import report
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
 
@@ -196,12 +197,14 @@ def evaluate(
     except OSError as error:
         raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error
     typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
+    typer.echo(f"To see all of it on one page: {shlex.join(['metaoptim', 'report', str(runs[0])])}")
 
 
 app.command()(adapt)
 app.command()(reproduce)
 app.command()(diagnose)
 app.command()(export)
+app.command()(report)
 
 
 def _advice(folder: Path, again: str) -> str:

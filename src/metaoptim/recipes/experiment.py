@@ -17,6 +17,7 @@ from metaoptim.tasks import TaskFamily
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Part, Section
 
 Tables = dict[str, dict[str, Any]]
 """The TOML tables of a recipe, by name."""
@@ -127,6 +128,17 @@ class Experiment(Protocol):
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         """Writes a picture of what `evaluate` has found, a PNG."""
+        ...
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        """What its result.json says, as sections of a page: the headline beside the baselines, and what belongs to it."""
+        ...
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Part]:
+        """Some of what a run is judged on, as parts of a page, with its answers; () where `scored` shows all there is.
+
+        result: its result.json, which says what it was judged on; none: it is taken from [evaluate]. Errors: ValueError.
+        """
         ...
 
 

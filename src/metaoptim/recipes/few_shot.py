@@ -28,6 +28,9 @@ from metaoptim.training.size import check_batch
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Part, Section
+
+SHOWN = 3  # episodes on a page
 
 
 @dataclass(frozen=True)
@@ -124,3 +127,17 @@ class FewShot:
         from metaoptim.report import draw  # here, because matplotlib is slow to load
 
         draw(cast(evaluation.Result, found), runs[0], self.tasks, path)
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        from metaoptim.report.html import few_shot
+
+        return few_shot.sections(result)
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Part]:
+        from metaoptim.report.html.gallery import gallery
+
+        asked = self.recipe.tables["evaluate"]
+        steps = run.method.learner.steps if asked["steps"] is None else asked["steps"]
+        where = (asked["split"], asked["seed"], steps)
+        split, seed, steps = where if result is None else (result["split"], result["episode_seed"], result["steps"])
+        return gallery(run, self.tasks.sample(split, seed=seed, start=0, count=SHOWN), steps)
