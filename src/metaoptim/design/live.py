@@ -20,7 +20,7 @@ def opened(runs: Sequence[Path], settings: tuple[str, ...] = ()) -> list[RunFold
 
 def follow(runs: Sequence[Path], write: Callable[[bool], None], every: float = EVERY) -> None:
     """Calls write(True) at once and at any news, until the training of each run has ended."""
-    before: list[object] = []
+    before: list[tuple[int, int] | None] = []
     while not all(told_state(run).get("status") in OVER for run in runs):
         if (now := [_look(run / name) for run in runs for name in WATCHED]) != before:
             before = now

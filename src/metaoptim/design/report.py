@@ -131,17 +131,13 @@ def _metric(folder: RunFolder) -> str:
 
 def _gallery(folder: RunFolder, run: Run | str | None) -> list[Section]:
     """Real episodes, where there are some."""
-    title, about = (
-        "Episodes",
-        "The first episodes that it is judged on, answered by the network that was adapted to their support set.",
-    )
-    if not isinstance(run, Run) or isinstance(folder.recipe, str):
-        return [Section(title, (Note(f"Episodes can't be shown: {run}", "missing"),))]
     try:
-        parts = folder.recipe.experiment().gallery(run, folder.result)
+        if isinstance(run, Run) and isinstance(folder.recipe, Recipe):
+            return list(folder.recipe.experiment().gallery(run, folder.result))
+        reason = str(run)
     except (ValueError, OSError) as error:
-        parts = (Note(f"Episodes can't be shown: {error}", "missing"),)
-    return [Section(title, tuple(parts), about)] if parts else []
+        reason = str(error)
+    return [Section("Episodes", (Note(f"Episodes can't be shown: {reason}", "missing"),))]
 
 
 def _step_sizes(run: Run | str | None) -> list[Section]:

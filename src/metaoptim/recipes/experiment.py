@@ -17,7 +17,7 @@ from metaoptim.tasks import TaskFamily
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
-    from metaoptim.report.html.document import Part, Section
+    from metaoptim.report.html.document import Section
 
 Tables = dict[str, dict[str, Any]]
 """The TOML tables of a recipe, by name."""
@@ -134,8 +134,8 @@ class Experiment(Protocol):
         """What its result.json says, as sections of a page: the headline beside the baselines, and what belongs to it."""
         ...
 
-    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Part]:
-        """Some of what a run is judged on, as parts of a page, with its answers; () where `scored` shows all there is.
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        """Some of what a run is judged on, as sections of a page, with its answers; () where `scored` shows all there is.
 
         result: its result.json, which says what it was judged on; none: it is taken from [evaluate]. Errors: ValueError.
         """

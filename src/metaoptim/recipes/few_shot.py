@@ -28,9 +28,9 @@ from metaoptim.training.size import check_batch
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
-    from metaoptim.report.html.document import Part, Section
+    from metaoptim.report.html.document import Section
 
-SHOWN = 3  # episodes on a page
+SHOWN = 4  # episodes on a page
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ class FewShot:
 
         return few_shot.sections(result)
 
-    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Part]:
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
         from metaoptim.report.html.gallery import gallery
 
         asked = self.recipe.tables["evaluate"]
         steps = run.method.learner.steps if asked["steps"] is None else asked["steps"]
         where = (asked["split"], asked["seed"], steps)
         split, seed, steps = where if result is None else (result["split"], result["episode_seed"], result["steps"])
-        return gallery(run, self.tasks.sample(split, seed=seed, start=0, count=SHOWN), steps)
+        return [gallery(run, self.tasks.sample(split, seed=seed, start=0, count=SHOWN), steps)]

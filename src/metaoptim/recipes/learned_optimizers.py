@@ -25,7 +25,7 @@ from metaoptim.tasks.base import check_seed
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
-    from metaoptim.report.html.document import Part, Section
+    from metaoptim.report.html.document import Section
 
 RULES = "what is learnt: lstm, small_fc, celo2, or another rule that has something to learn; a list is a chain."
 ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estimator'])}."
@@ -137,7 +137,7 @@ class LearnedOptimizers:
 
         return optimizers.sections(result)
 
-    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Part]:
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
         return ()
 
 

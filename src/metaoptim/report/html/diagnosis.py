@@ -7,6 +7,7 @@ from typing import Any
 
 from metaoptim.report.html.document import GREY, Axis, Chart, Guide, HeatMap, Note, Number, Part, Section, Series
 from metaoptim.report.html.few_shot import scaled
+from metaoptim.report.html.training import spans
 
 Numbers = Mapping[str, Any]
 QUESTIONS = {
@@ -29,7 +30,10 @@ def section(found: Mapping[str, Any]) -> Section:
         parts.append(draw(title, reading["sentence"], reading["numbers"]) if draw else Note(f"{title} {reading['sentence']}"))
     out = "; ".join(f"{name.replace('_', ' ')}: {why.rstrip('.')}" for name, why in found["left_out"].items())
     facts = found["facts"]
-    about = f"On {facts['episodes']} episodes of split {facts['split']}; states, gradients and features are those of the first {facts['closely']}."
+    about = (
+        f"On {facts['episodes']} episodes of split {facts['split']}; states, gradients and features are those of the first "
+        f"{facts['closely']}."
+    )
     return Section("Diagnosis", (*parts, *([Note(f"Left out: {out}.")] if out else [])), about)
 
 
@@ -45,12 +49,12 @@ def _steps(title: str, sentence: str, numbers: Numbers) -> Chart:
     series = Series("", list(range(len(mean))), mean, *_ends(mean, half), marked=True)
     guide = Guide(numbers["training_steps"], "steps in training")
     label = "query accuracy, %" if metric == "accuracy" else "query loss"
-    return Chart(title, Axis("inner steps", whole=True), Axis(label), (series,), (guide,), sentence)
+    return Chart(title, Axis("inner steps", whole=True), Axis(label, log=spans([series])), (series,), (guide,), sentence)
 
 
 def _gain(title: str, sentence: str, numbers: Numbers) -> Chart:
     percent = numbers["metric"] == "accuracy"
-    names = {"before": "before the steps", "after": "after them", "shuffled": "after, targets shuffled"}
+    names = {"before": "before", "after": "after the steps", "shuffled": "after, shuffled"}
     rows = [(told, numbers[key]) for key, told in names.items() if numbers.get(key)]
     mean, half = ([scaled(row[part], 100 if percent else 1) for _, row in rows] for part in ("mean", "interval"))
     series = Series("", list(range(len(rows))), mean, *_ends(mean, half), "bars")
@@ -60,13 +64,12 @@ def _gain(title: str, sentence: str, numbers: Numbers) -> Chart:
 
 def _permutations(title: str, sentence: str, numbers: Numbers) -> Chart:
     rows = [(name, numbers[name]) for name in ("before", "after") if numbers[name] is not None]
-    places = list(range(len(rows)))
-    ends = [[100 * row[part] for _, row in rows] for part in ("worst", "best")]
+    worst, best = ([100 * row[part] for _, row in rows] for part in ("worst", "best"))
     middle = [100 * sum(row["means"]) / len(row["means"]) for _, row in rows]
-    spread = Series("mean, and an episode's worst and best assignment", places, middle, *ends, "dots")
-    return Chart(
-        title, Axis("", names=tuple(f"{n} adaptation" for n, _ in rows)), Axis("query accuracy, %"), (spread,), (), sentence
-    )
+    about = f"{sentence} Dots are means over the assignments, lines go from an episode's worst one to its best."
+    series = Series("", list(range(len(rows))), middle, worst, best, "dots")
+    names = tuple(f"{name} adaptation" for name, _ in rows)
+    return Chart(title, Axis("", names=names), Axis("query accuracy, %"), (series,), (), about)
 
 
 def _features(title: str, sentence: str, numbers: Numbers) -> Chart:

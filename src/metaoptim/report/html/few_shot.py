@@ -19,10 +19,9 @@ def sections(result: Result) -> list[Section]:
     found = [Section("Result", (score(result), beside(result), *_doubts(result)), told)]
     if result["steps"]:
         metrics = [m for m in ("accuracy", "loss") if m in result["rows"][0]]
-        charts = [_per_step(result, m, wide=len(metrics) == 1) for m in metrics]
-        found.append(
-            Section("Score after each inner step", (*charts, _table(result)), "Bands are 95 % intervals over episodes.")
-        )
+        charts = [_per_step(result, metric) for metric in metrics]
+        about = "Bands are 95 % intervals over episodes."
+        found.append(Section("Score after each inner step", (*charts, _table(result)), about))
     else:
         found.append(Section("Rows", (_table(result),)))
     if len(result["seeds"]) > 1:
@@ -43,9 +42,10 @@ def score(result: Result) -> Score:
     metric = result["metric"]
     steps = f"after {plural(result['steps'], 'inner step')}, " if result["steps"] else ""
     of = f", the mean of {len(result['seeds'])} training seeds" if len(result["seeds"]) > 1 else ""
-    about = f"{result['rows'][0]['name']}, {steps}on {plural(result['episodes'], 'episode')} of split {result['split']}{of}; ± is the 95 % interval"
+    episodes = f"{plural(result['episodes'], 'episode')} of split {result['split']}"
+    about = f"{result['rows'][0]['name']}, {steps}on {episodes}{of}; ± is the 95 % interval."
     value, half = written(metric, result["mean"]), written(metric, result["interval"], half=True)
-    return Score(value, "" if half == "–" else half, "% accuracy" if metric == "accuracy" else "loss", f"{about}.")
+    return Score(value, "" if half == "–" else half, "% accuracy" if metric == "accuracy" else "loss", about)
 
 
 def beside(result: Result) -> Chart:
@@ -88,7 +88,7 @@ def written(metric: str, value: Number, half: bool = False, signed: bool = False
     return minus(f"+{text}" if signed and value > 0 else text)
 
 
-def _per_step(result: Result, metric: str, wide: bool) -> Chart:
+def _per_step(result: Result, metric: str) -> Chart:
     scale, steps = (100 if metric == "accuracy" else 1), list(range(result["steps"] + 1))
     series = []
     for i, row in enumerate(row for row in result["rows"] if metric in row):
@@ -99,7 +99,7 @@ def _per_step(result: Result, metric: str, wide: bool) -> Chart:
         low, high = ([None if v is None or h is None else v + sign * h for v, h in zip(values, halves, strict=True)]
                      for sign in (-1, 1))  # fmt: skip
         series.append(Series(row["name"], steps, values, low, high, colour=i, dashed=constant, marked=not constant))
-    return Chart(LABELS[metric].capitalize(), Axis("inner steps", whole=True), Axis(LABELS[metric]), tuple(series), wide=wide)
+    return Chart(LABELS[metric].capitalize(), Axis("inner steps", whole=True), Axis(LABELS[metric]), tuple(series))
 
 
 def _table(result: Result) -> Table:
@@ -113,7 +113,7 @@ def _table(result: Result) -> Table:
     first = ("before any step",) if result["steps"] else ()
     unit = "accuracy in %" if metric == "accuracy" else "loss"
     last = f"after {plural(result['steps'], 'step')}" if result["steps"] else unit
-    about = f"{unit.capitalize()} ± 95 % interval; the difference is paired, episode by episode, and so more certain than two scores are."
+    about = f"{unit.capitalize()} ± 95 % interval; differences are paired, episode by episode, and so surer than two scores."
     return Table(("row", *first, last, "difference", "what it is"), tuple(rows), about=about)
 
 
@@ -127,11 +127,8 @@ def _seeds(result: Result) -> Table:
     for row in (row for row in result["rows"] if metric in row["seeds"]["means"]):
         means, spread = row["seeds"]["means"][metric], row["seeds"]["spread"][metric]
         rows.append((row["name"], *(written(metric, x) for x in means), written(metric, spread, half=True)))
-    return Table(
-        ("row", *(f"seed {s}" for s in result["seeds"]), "spread"),
-        tuple(rows),
-        about="The spread is the standard deviation over training seeds.",
-    )
+    about = "The spread is the standard deviation over training seeds."
+    return Table(("row", *(f"seed {s}" for s in result["seeds"]), "spread"), tuple(rows), about=about)
 
 
 def _doubts(result: Result) -> list[Part]:
@@ -143,10 +140,6 @@ def _doubts(result: Result) -> list[Part]:
         mean, half = gap.get("mean"), gap.get("interval")
         if mean is not None and half is not None and sign * mean > -half:
             better = "better than" if sign * mean > half else "as good as"
-            found.append(
-                Note(
-                    f"The baseline {row['name']} ({row['about']}) is {better} the method, as far as these episodes can tell.",
-                    "doubt",
-                )
-            )
+            text = f"The baseline {row['name']} ({row['about']}) is {better} the method, as far as these episodes can tell."
+            found.append(Note(text, "doubt"))
     return found

@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from metaoptim.core.brief import plural
 from metaoptim.core.types import Task
-from metaoptim.report.html.document import GREY, Axis, Chart, Episode, Note, Part, Picture, Series
-from metaoptim.report.html.scales import short
+from metaoptim.report.html.document import GREY, Axis, Chart, Episode, Note, Picture, Section, Series
 from metaoptim.runs import Run
 
+TITLE = "Episodes"
+IMAGES = "Below an image stands the probability of the class that it is taken for; where that is wrong, the class too."
+FITS = "Curves are what the network predicts before, between and after the steps."
 CLASSES, SUPPORT, QUERY = 10, 4, 6  # at the most: classes of an episode, images of a class
 PIXELS = 44  # of an image's longer side
 GRID = 81  # points of a curve
 CURVES = 4  # of an episode, the first and the last among them
 
 
-def gallery(run: Run, batch: Task, steps: int) -> list[Part]:
+def gallery(run: Run, batch: Task, steps: int) -> Section:
     """The episodes of a batch, answered after so many inner steps: images, curves, or predictions against truth.
 
     Errors: ValueError, where the run's learner is not built on one module.
     """
+    after = f"after {plural(steps, 'inner step')} on its support set" if steps else "with its support set"
+    about = f"Each is answered by the network {after}."
     pairs = all(isinstance(part, tuple) and len(part) == 2 for part in batch)
     if not pairs or not all(isinstance(x, Tensor) for part in batch for x in part):
-        return [Note("These tasks are not pairs of inputs and targets, so that there is nothing to show them by.", "missing")]
-    found: list[Part] = []
-    for e in range(len(batch.query[0])):
-        (xs, ys), (xq, yq) = ((x[e], y[e]) for x, y in batch)
-        if xs.ndim == 4 and yq.dtype == torch.int64:
-            found.append(_images(run, e, (xs, ys), (xq, yq), steps))
-        elif yq.dtype == torch.int64:
-            found.append(_answers(run, e, (xs, ys), (xq, yq), steps))
-        elif xs.shape[1:] == (1,) and ys.shape == xs.shape:
-            found.append(_fits(run, e, (xs, ys), (xq, yq), steps))
-        else:
-            found.append(_against(run, e, (xs, ys), (xq, yq), steps))
-    return found
+        note = Note("These tasks are not pairs of inputs and targets, so that there is nothing to show them by.", "missing")
+        return Section(TITLE, (note,))
+    xs, ys = batch.query
+    show, told = _images, IMAGES
+    if ys.dtype != torch.int64:
+        show, told = (_fits, FITS) if xs.shape[2:] == (1,) and ys.shape == xs.shape else (_against, "")
+    elif xs.ndim != 5:
+        show, told = _answers, ""
+    tasks = (((x[e], y[e]) for x, y in batch) for e in range(len(xs)))
+    parts = tuple(show(run, e, support, query, steps) for e, (support, query) in enumerate(tasks))
+    return Section(TITLE, parts, f"{about} {told}".strip())
 
 
 Pair = tuple[Tensor, Tensor]
@@ -69,11 +71,7 @@ def _images(run: Run, e: int, support: Pair, query: Pair, steps: int) -> Episode
         classes.append((str(c), given, tuple(shown)))
     right = sum(a == b for a, b in zip(taken, yq.tolist(), strict=True))
     left = " Some of the images and classes are left out." if sum(len(q) for *_, q in classes) < len(yq) else ""
-    about = (
-        f"{right} of {len(yq)} right after {steps} inner steps. Below each query image stands the probability of the class that "
-        f"it is taken for, which is named where it is wrong.{left}"
-    )
-    return Episode(f"Episode {e}", tuple(classes), about)
+    return Episode(f"Episode {e}", tuple(classes), f"{right} of {len(yq)} right.{left}")
 
 
 def _png(image: Tensor) -> bytes:
@@ -94,7 +92,7 @@ def _fits(run: Run, e: int, support: Pair, query: Pair, steps: int) -> Chart:
     grid = torch.linspace(float(seen.min()), float(seen.max()), GRID, dtype=xq.dtype)[:, None]
     shown = sorted({round(i * steps / (CURVES - 1)) for i in range(CURVES)} | {min(1, steps)})
     series = [
-        Series(f"after {k} steps" if k else "before", _list(grid), _list(_answer(run, support, grid, k)),
+        Series(_told(k), _list(grid), _list(_answer(run, support, grid, k)),
                colour=GREY if k == 0 else 0 if k == steps else i + 2, dashed=k < steps)
         for i, k in enumerate(shown)
     ]  # fmt: skip
@@ -103,6 +101,10 @@ def _fits(run: Run, e: int, support: Pair, query: Pair, steps: int) -> Chart:
         Series("support", *_sorted(xs, ys), shape="dots", colour=1),
     ]
     return Chart(f"Episode {e}", Axis("x"), Axis("y"), tuple(series))
+
+
+def _told(k: int) -> str:
+    return f"after {plural(k, 'step')}" if k else "before"
 
 
 def _sorted(x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
@@ -120,7 +122,7 @@ def _against(run: Run, e: int, support: Pair, query: Pair, steps: int) -> Chart:
     (_, _), (xq, yq) = support, query
     order = yq.flatten().argsort()
     series = [
-        Series(f"after {k} steps" if k else "before", _list(yq.flatten()[order]),
+        Series(_told(k), _list(yq.flatten()[order]),
                _list(_answer(run, support, xq, k).flatten()[order]), shape="dots", colour=colour)
         for k, colour in {0: GREY, steps: 0}.items()
     ]  # fmt: skip
@@ -142,16 +144,8 @@ def _answers(run: Run, e: int, support: Pair, query: Pair, steps: int) -> Chart:
         chances = _answer(run, support, xq, k).softmax(-1)
         own = chances.gather(-1, yq.to(chances.device)[:, None]).flatten()
         right = (chances.argmax(-1) == yq.to(chances.device)).tolist()
-        told = [f"{'right' if good else 'wrong'}" for good in right]
+        told = ["right" if good else "wrong" for good in right]
         values = [100 * p for p in _list(own)]
-        series.append(
-            Series(f"after {k} steps" if k else "before", list(range(len(yq))), values, shape="dots", colour=colour, notes=told)
-        )
-    about = (
-        f"{_share(series[-1].notes)} of {len(yq)} right after {steps} inner steps; dots are probabilities of the true class."
-    )
+        series.append(Series(_told(k), list(range(len(yq))), values, shape="dots", colour=colour, notes=told))
+    about = f"{list(series[-1].notes).count('right')} of {len(yq)} right; dots are probabilities of the true class."
     return Chart(f"Episode {e}", Axis("query", names=names), Axis("probability, %"), tuple(series), about=about)
-
-
-def _share(notes: Sequence[str]) -> str:
-    return short(sum(note == "right" for note in notes))

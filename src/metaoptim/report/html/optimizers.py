@@ -29,32 +29,33 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     value, half = written("loss", result["mean"]), written("loss", result["interval"], half=True)
     head = Score(value, "" if half == "–" else half, "loss", about)
     beside = forest("Beside tuned baselines", names, means, halves, f"final {UNIT}")
-    told = f"Losses are in units of knowing nothing. Baselines were tuned over {facts['step_sizes']} step sizes, on other problems."
+    tuned = f"Baselines were tuned over {facts['step_sizes']} step sizes, on other problems."
+    told = f"Losses are in units of knowing nothing. {tuned}"
     each = max(40, min(120, POINTS // len(families)))
-    charts = tuple(_curves(result, family, each, wide=len(families) == 1) for family in families)
+    charts = tuple(_curves(result, family, each) for family in families)
     bands = "Medians over the runs; bands go from the first to the ninth decile."
     return [Section("Result", (head, beside), told), Section("Loss curves", (*charts, _table(result)), bands)]
 
 
-def _curves(result: Mapping[str, Any], family: str, count: int, wide: bool) -> Chart:
+def _curves(result: Mapping[str, Any], family: str, count: int) -> Chart:
     rows = [row for row in result["rows"] if row["family"] == family]
     series = []
     for i, row in enumerate(rows):
         low, middle, high = (row["curve"][key] for key in sorted(row["curve"], key=float))
         at = thinned(range(len(middle)), count)
-        own = row["name"] == result["name"]
-        values = ([x[k] for k in at] for x in (middle, low, high))
-        series.append(Series(row["name"], [float(k) for k in at], *values, colour=i, dashed=not own and bool(i % 2)))
+        median, first, ninth = ([x[k] for k in at] for x in (middle, low, high))
+        dashed = bool(i % 2)  # of two that agree, both are seen
+        series.append(Series(row["name"], [float(k) for k in at], median, first, ninth, colour=i, dashed=dashed))
     last, trained = len(rows[0]["curve"]["0.5"]) - 1, result["facts"].get("trained_steps")
     guides = (Guide(trained, "meta-trained up to here"),) if trained and trained < last else ()
-    return Chart(family, Axis("steps", whole=True), Axis(UNIT, log=True), tuple(series), guides, wide=wide)
+    return Chart(family, Axis("steps", whole=True), Axis(UNIT, log=True), tuple(series), guides)
 
 
 def _table(result: Mapping[str, Any]) -> Table:
     rows = [
         (
-            row["family"], row["name"], f"{short(row['lr'], 2)}{'*' if row['edge'] else ''}", short(row["final"], 3),
-            short(row["final_ratio"], 3), short(row["area"], 3), "never" if row["steps"] is None else str(row["steps"]),
+            row["family"], row["name"], f"{short(row['lr'], 2)}{'*' if row['edge'] else ''}", _fixed(row["final"], 3),
+            _fixed(row["final_ratio"], 2), _fixed(row["area"], 3), "never" if row["steps"] is None else str(row["steps"]),
             "never" if row["seconds"] is None else short(row["seconds"], 2), short(100 * row["diverged"], 3),
         )
         for row in result["rows"]
@@ -65,6 +66,10 @@ def _table(result: Mapping[str, Any]) -> Table:
         "step size was the first or the last one that was tried."
     )
     return Table(header, tuple(rows), about=about)
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def _over_families(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:

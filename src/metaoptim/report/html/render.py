@@ -6,13 +6,14 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from metaoptim.report.html.document import Chart, HeatMap, Page, Part, Series, Table
+from metaoptim.report.html.document import Chart, Episode, HeatMap, Page, Part, Score, Series, Table
 from metaoptim.report.html.svg import draw
 from metaoptim.report.html.values import colour_of, table, told
 
@@ -38,7 +39,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters.update(kind=_kind, drawn=_drawn, numbers=_numbers, table=table, colour=colour_of, data=_data)
-    made.filters.update(shown=_shown, slug=_slug)
+    made.filters.update(shown=_shown, slug=_slug, laid=_laid)
     return made
 
 
@@ -54,12 +55,27 @@ def _kind(part: Part) -> str:
     return "figure" if isinstance(part, Chart | HeatMap) else type(part).__name__.lower()
 
 
-def _drawn(figure: Chart | HeatMap) -> dict[str, Any]:
+def _laid(parts: Sequence[Part]) -> list[tuple[Part, bool]]:
+    """The parts, and whether each has the whole width: two that take half of it stand beside each other, one chart does not."""
+    found: list[tuple[Part, bool]] = []
+    left = False  # whether the left half of a line is taken
+    for i, part in enumerate(parts):
+        half = _takes_half(part)
+        alone = half and not left and not (i + 1 < len(parts) and _takes_half(parts[i + 1]))
+        found.append((part, not half or (alone and isinstance(part, Chart))))
+        left = half and not left
+    return found
+
+
+def _takes_half(part: Part) -> bool:
+    return isinstance(part, HeatMap | Episode | Score) or (isinstance(part, Chart) and not part.wide)
+
+
+def _drawn(figure: Chart | HeatMap, wide: bool) -> dict[str, Any]:
     """Two drawings of a figure, for a large and for a small screen, and what their spots tell."""
-    wide = isinstance(figure, Chart) and figure.wide
     both = {"large": draw(figure, WIDE if wide else HALF), "small": draw(figure, PHONE)}
     pictures = {size: {"svg": one.svg, "spots": _spots(one.spots)} for size, one in both.items()}
-    return pictures | {"wide": wide, "hover": json.dumps(told(figure), ensure_ascii=False, separators=(",", ":"))}
+    return pictures | {"hover": json.dumps(told(figure), ensure_ascii=False, separators=(",", ":"))}
 
 
 def _spots(spots: tuple[tuple[float, float | None], ...]) -> str:

@@ -26,7 +26,7 @@ class Scale:
         low, high, x = (math.log10(max(v, 1e-300)) for v in (self.low, self.high, value)) if self.log else (
             self.low, self.high, value)  # fmt: skip
         share = (x - low) / (high - low) if high > low else 0.5
-        return self.start + min(max(share, -0.05), 1.05) * (self.end - self.start)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
 
 def scale(axis: Axis, values: Iterable[Number], bounds: tuple[Number, Number], start: float, end: float) -> Scale:
@@ -98,7 +98,7 @@ def minus(text: str) -> str:
 
 def width(text: str, size: float = 12) -> float:
     """About how wide a text is, in pixels."""
-    return size * sum(1.0 if east_asian_width(c) in "WF" else 0.56 for c in text)
+    return size * sum(1.0 if east_asian_width(c) in "WF" else 0.6 for c in text)
 
 
 def cut(text: str, room: float, size: float = 12) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from metaoptim.report.html.document import GREY, Axis, Chart, Series
 
 FEW = 24  # values of a layer that are shown one by one
-BINS = 24
+BINS = 16
 LINES = 7  # histograms in one figure
 
 

@@ -13,8 +13,7 @@ from metaoptim.report.html.scales import Scale, cut, scale, ticks, width
 
 COLOURS = 7
 MARKS = ("circle", "square", "triangle", "diamond")
-SIZE = 12.0  # of letters, in pixels
-TURNED = 0.64, 0.77  # cosine and sine of the angle of long names
+TURNED = 50, 0.77  # degrees that long names are turned by, and the sine
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def _frame(
     left = min(names + 12, across * 0.42) if y.names else 32 + max((width(text) for _, text in lines), default=20.0)
     room = across - left - 14
     longest = max((width(name) for name in x.names), default=0.0)
-    turned = longest > room / max(len(x.names), 1) - 6
-    below = 46.0 + (min(longest, 120.0) * TURNED[1] if x.names and turned else 0)
+    turned = bool(x.names) and longest > room / len(x.names) - 6
+    below = (46.0 if x.label else 28.0) + (min(longest, 120.0) * TURNED[1] - 8 if turned else 0)
     height += below - 46
     down = (10.0, height - below) if y.names else (height - below, 10.0)
     return Frame(across, height, scale(x, xs, bounds[0], left, across - 14), scale(y, ys, bounds[1], *down))
@@ -113,7 +112,7 @@ def _axes(x: Axis, y: Axis, frame: Frame, grid: bool = True) -> Iterator[Markup]
         if grid and not x.names:
             yield tag("line", class_="grid", x1=place, x2=place, y1=top, y2=bottom)
         if turned:
-            shown, at = cut(text, 120.0), f"rotate(-50 {place + 4:.1f} {bottom + 14:.1f})"
+            shown, at = cut(text, 120.0), f"rotate(-{TURNED[0]} {place + 4:.1f} {bottom + 14:.1f})"
             yield tag("text", shown, class_="tick", x=place + 4, y=bottom + 14, text_anchor="end", transform=at)
         else:
             yield tag("text", text, class_="tick", x=place, y=bottom + 18, text_anchor="middle")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from metaoptim.report.html.document import Axis, Chart, Episode, HeatMap, Series, Table
+from metaoptim.report.html.document import GREY, Axis, Chart, Episode, HeatMap, Series, Table
 from metaoptim.report.html.scales import short
-from metaoptim.report.html.svg import COLOURS, GREY, positions
+from metaoptim.report.html.svg import COLOURS, positions
 
 
 class Told(NamedTuple):
@@ -35,9 +35,7 @@ def colour_of(series: Series) -> str:
 
 def _place(chart: Chart, at: float) -> str:
     axis = chart.y if chart.y.names else chart.x
-    if axis.names:
-        return axis.names[int(at)] if at == int(at) and 0 <= at < len(axis.names) else short(at)
-    return f"{axis.label} {short(at, 6)}" if axis.label else short(at, 6)
+    return _name(axis, at) if axis.names else f"{axis.label} {short(at, 6)}".strip()
 
 
 def _rows(chart: Chart, at: float) -> Iterator[tuple[str, str, str]]:
@@ -71,14 +69,14 @@ def table(figure: Chart | HeatMap | Episode) -> Table:
         return Table(header, tuple((name, *(short(v) for v in row)) for name, row in lines))
     axis: Axis = figure.y if figure.y.names else figure.x
     shown = [s for s in figure.series if not s.faint]
-    rows = tuple(
-        (
-            axis.names[int(at)] if axis.names and at == int(at) else short(at, 6),
-            *(
-                "; ".join(value + (f", {s.notes[i]}" if s.notes else "") for i, value in _at(figure, s, at)) or "–"
-                for s in shown
-            ),
-        )
-        for at in positions(figure)
-    )
-    return Table((axis.label or "", *(s.name for s in shown)), rows)
+    body = tuple((_name(axis, at), *(_cell(figure, s, at) for s in shown)) for at in positions(figure))
+    return Table((axis.label, *(s.name or "value" for s in shown)), body)
+
+
+def _name(axis: Axis, at: float) -> str:
+    return axis.names[int(at)] if axis.names and at == int(at) and 0 <= at < len(axis.names) else short(at, 6)
+
+
+def _cell(chart: Chart, series: Series, at: float) -> str:
+    found = (value + (f", {series.notes[i]}" if series.notes else "") for i, value in _at(chart, series, at))
+    return "; ".join(found) or "–"
