@@ -14,7 +14,7 @@ from typing import Any
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.recipes.schema import ConfigError
-from metaoptim.runs.store import METRICS, RECIPE, SPOILT, told_state
+from metaoptim.runs.store import METRICS, RECIPE, SPOILT, WARNINGS, told_state
 
 RESULT, DIAGNOSIS = "result.json", Path("diagnosis", "diagnosis.json")
 OVER = ("finished", "failed", "interrupted")
@@ -92,10 +92,18 @@ class RunFolder:
         """Whether lines of metrics.jsonl were lost."""
         return (self.path / SPOILT).exists()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What training has warned of."""
+        with suppress(OSError, UnicodeDecodeError):
+            return (self.path / WARNINGS).read_text(encoding="utf-8").splitlines()
+        return []
+
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """The last evaluation; none: there is none, or it can't be read."""
-        return self._json(RESULT)
+        found = self._json(RESULT)
+        return found if found and {"metric", "mean", "interval", "rows"} <= found.keys() else None
 
     @cached_property
     def diagnosis(self) -> dict[str, Any] | None:

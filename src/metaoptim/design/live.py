@@ -18,14 +18,14 @@ def opened(runs: Sequence[Path], settings: tuple[str, ...] = ()) -> list[RunFold
     return [RunFolder(run, settings) for run in runs]
 
 
-def follow(runs: Sequence[Path], write: Callable[[bool], None], every: float = EVERY) -> None:
+def follow(runs: Sequence[Path], write: Callable[[bool], None]) -> None:
     """Calls write(True) at once and at any news, until the training of each run has ended."""
     before: list[tuple[int, int] | None] = []
     while not all(told_state(run).get("status") in OVER for run in runs):
         if (now := [_look(run / name) for run in runs for name in WATCHED]) != before:
             before = now
             write(True)
-        time.sleep(every)
+        time.sleep(EVERY)
 
 
 def _look(file: Path) -> tuple[int, int] | None:

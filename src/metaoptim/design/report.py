@@ -17,12 +17,10 @@ from metaoptim.recipes.again import command
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.report.html import diagnosis, step_sizes, training
 from metaoptim.report.html.document import Chapter, Code, Note, Page, Part, Section, Table
-from metaoptim.report.html.few_shot import LABELS, written
+from metaoptim.report.html.few_shot import LABELS, cell
 from metaoptim.runs import Run
 
-HUGE = 1_500_000  # bytes of a page
 REFRESH = 5  # seconds after which a page loads itself again, while a run trains
-QUIET = 120  # seconds without news, after which a run may have been killed
 
 
 def page(folders: Sequence[RunFolder], live: bool = False) -> Page:
@@ -78,7 +76,7 @@ def _facts(folder: RunFolder, run: Run | str | None) -> Iterator[tuple[str, str]
     total = recipe.tables["train"]["iterations"] if isinstance(recipe, Recipe) else None
     yield "outer steps", f"{done:,}" + (f" of {total:,}" if total and total != done else "")
     if best := folder.best:
-        score = written(best["metric"], best["score"])
+        score = cell(best["metric"], best["score"])
         yield "best validation", f"{score}{' %' if best['metric'] == 'accuracy' else ''}, step {best['step']:,}"
     if seconds := [r["seconds"] for r in folder.records[1:] if r.get("seconds")]:
         each = median(seconds)
@@ -176,6 +174,8 @@ def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
         )
     elif told == "running":
         yield Note("Training had not ended when this page was written.", "plain")
+    for warning in folder.warnings:
+        yield Note(f"Training warned: {warning}", "doubt")
     if folder.spoilt:
         yield Note(
             "Lines of metrics.jsonl were damaged, and are missing here: metrics.damaged.jsonl is a copy of all.", "doubt"
@@ -200,8 +200,7 @@ def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
 
 def _provenance(folder: RunFolder) -> Section:
     result, recipe = folder.result or {}, folder.recipe
-    known = {f"{name}": x for name, x in folder.environment.items() if name != "folder"}
-    rows = [(name, str(x)) for name, x in known.items()]
+    rows = [(name, str(x)) for name, x in folder.environment.items() if name != "folder"]  # pages are handed on; paths stay
     tasks = result.get("tasks") if isinstance(result.get("tasks"), dict) else {}
     hashes: Mapping[str, Any] = {
         "test episodes": result.get("episodes_sha256") or (result.get("facts") or {}).get("episodes_sha256"),
@@ -227,13 +226,8 @@ def _together(folders: Sequence[RunFolder]) -> Chapter:
     for name, folder in zip(names, folders, strict=True):
         best, result = folder.best, folder.result or {}
         metric = str(result.get("metric", ""))
-        score = (
-            written(metric, result["mean"])
-            + (f" ± {written(metric, result['interval'], half=True)}" if result.get("interval") else "")
-            if metric
-            else "–"
-        )
-        validation = written(best["metric"], best["score"]) if best else "–"
+        score = cell(metric, result["mean"], result["interval"]) if metric else "–"
+        validation = cell(best["metric"], best["score"]) if best else "–"
         step = str(folder.records[-1]["step"]) if folder.records else "0"
         rows.append((name, folder.status, step, validation, score, LABELS.get(metric, metric) or "–"))
     header = ("run", "training", "outer steps", "best validation", "score", "what")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaoptim.core.brief import plural
 from metaoptim.report.html.document import GREY, Axis, Chart, Note, Number, Part, Score, Section, Series, Table
-from metaoptim.report.html.scales import minus, short
+from metaoptim.report.html.scales import minus
 
 Result = Mapping[str, Any]
 LABELS = {"accuracy": "query accuracy, %", "loss": "query loss"}
@@ -44,8 +45,8 @@ def score(result: Result) -> Score:
     of = f", the mean of {len(result['seeds'])} training seeds" if len(result["seeds"]) > 1 else ""
     episodes = f"{plural(result['episodes'], 'episode')} of split {result['split']}"
     about = f"{result['rows'][0]['name']}, {steps}on {episodes}{of}; ± is the 95 % interval."
-    value, half = written(metric, result["mean"]), written(metric, result["interval"], half=True)
-    return Score(value, "" if half == "–" else half, "% accuracy" if metric == "accuracy" else "loss", about)
+    value, half = written(metric, result["mean"], result["interval"])
+    return Score(value, half, "% accuracy" if metric == "accuracy" else "loss", about)
 
 
 def beside(result: Result) -> Chart:
@@ -80,12 +81,23 @@ def scaled(value: Number, scale: float) -> Number:
     return None if value is None else scale * value
 
 
-def written(metric: str, value: Number, half: bool = False, signed: bool = False) -> str:
-    """A score in words: accuracy in per cent."""
+def written(metric: str, value: Number, half: Number = None, signed: bool = False) -> tuple[str, str]:
+    """A score and half its interval in words, accuracy in per cent; "" where there is no interval."""
     if value is None:
-        return "–" if half else "not finite"
-    text = f"{100 * value:.1f}" if metric == "accuracy" else short(value, 2 if half else 3)
-    return minus(f"+{text}" if signed and value > 0 else text)
+        return "not finite", ""
+    scale, digits = (100, 1) if metric == "accuracy" else (1, _digits(half or value, 2 if half else 3))
+    sign = "+" if signed else ""
+    return minus(f"{scale * value:{sign}.{digits}f}"), "" if half is None else f"{scale * half:.{digits}f}"
+
+
+def _digits(value: float, significant: int) -> int:
+    """How many stand behind the point of a number with so many significant ones."""
+    return min(max(significant - 1 - math.floor(math.log10(abs(value))), 0), 7) if value else significant - 1
+
+
+def cell(metric: str, value: Number, half: Number = None, signed: bool = False) -> str:
+    """The same as one text."""
+    return " ± ".join(part for part in written(metric, value, half, signed) if part)
 
 
 def _per_step(result: Result, metric: str) -> Chart:
@@ -107,8 +119,8 @@ def _table(result: Result) -> Table:
     for row in result["rows"]:
         against = row.get("against_first")
         numbers = row.get(metric, {"mean": [None], "interval": [None]})
-        cells = [_cell(metric, numbers["mean"][k], numbers["interval"][k]) for k in (0, -1)]
-        gap = _cell(metric, against["mean"], against["interval"], signed=True) if against else "–"
+        cells = [cell(metric, numbers["mean"][k], numbers["interval"][k]) for k in (0, -1)]
+        gap = cell(metric, against["mean"], against["interval"], signed=True) if against else "–"
         rows.append((row["name"], *(cells if result["steps"] else cells[1:]), gap, row["about"]))
     first = ("before any step",) if result["steps"] else ()
     unit = "accuracy in %" if metric == "accuracy" else "loss"
@@ -117,16 +129,11 @@ def _table(result: Result) -> Table:
     return Table(("row", *first, last, "difference", "what it is"), tuple(rows), about=about)
 
 
-def _cell(metric: str, value: Number, half: Number, signed: bool = False) -> str:
-    text = written(metric, value, signed=signed)
-    return text if half is None or value is None else f"{text} ± {written(metric, half, half=True)}"
-
-
 def _seeds(result: Result) -> Table:
     metric, rows = result["metric"], []
     for row in (row for row in result["rows"] if metric in row["seeds"]["means"]):
         means, spread = row["seeds"]["means"][metric], row["seeds"]["spread"][metric]
-        rows.append((row["name"], *(written(metric, x) for x in means), written(metric, spread, half=True)))
+        rows.append((row["name"], *(cell(metric, x) for x in means), cell(metric, spread)))
     about = "The spread is the standard deviation over training seeds."
     return Table(("row", *(f"seed {s}" for s in result["seeds"]), "spread"), tuple(rows), about=about)
 

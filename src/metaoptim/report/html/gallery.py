@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from metaoptim.core.brief import plural
 from metaoptim.core.types import Task
-from metaoptim.report.html.document import GREY, Axis, Chart, Episode, Note, Picture, Section, Series
+from metaoptim.report.html.document import GREY, Axis, Chart, Episode, Note, Part, Picture, Section, Series
 from metaoptim.runs import Run
 
 TITLE = "Episodes"
@@ -21,6 +22,8 @@ CLASSES, SUPPORT, QUERY = 10, 4, 6  # at the most: classes of an episode, images
 PIXELS = 44  # of an image's longer side
 GRID = 81  # points of a curve
 CURVES = 4  # of an episode, the first and the last among them
+
+Pair = tuple[Tensor, Tensor]
 
 
 def gallery(run: Run, batch: Task, steps: int) -> Section:
@@ -35,7 +38,8 @@ def gallery(run: Run, batch: Task, steps: int) -> Section:
         note = Note("These tasks are not pairs of inputs and targets, so that there is nothing to show them by.", "missing")
         return Section(TITLE, (note,))
     xs, ys = batch.query
-    show, told = _images, IMAGES
+    show: Callable[[Run, int, Pair, Pair, int], Part] = _images
+    told = IMAGES
     if ys.dtype != torch.int64:
         show, told = (_fits, FITS) if xs.shape[2:] == (1,) and ys.shape == xs.shape else (_against, "")
     elif xs.ndim != 5:
@@ -43,9 +47,6 @@ def gallery(run: Run, batch: Task, steps: int) -> Section:
     tasks = (((x[e], y[e]) for x, y in batch) for e in range(len(xs)))
     parts = tuple(show(run, e, support, query, steps) for e, (support, query) in enumerate(tasks))
     return Section(TITLE, parts, f"{about} {told}".strip())
-
-
-Pair = tuple[Tensor, Tensor]
 
 
 def _answer(run: Run, support: Pair, x: Tensor, steps: int) -> Tensor:

@@ -26,8 +26,7 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         f"{result['name']}: mean loss over the last tenth of a run, on {len(rows[0]['finals'])} fresh problems of "
         f"{'each of ' if len(families) > 1 else ''}{', '.join(families)}; ± is the 95 % interval."
     )
-    value, half = written("loss", result["mean"]), written("loss", result["interval"], half=True)
-    head = Score(value, "" if half == "–" else half, "loss", about)
+    head = Score(*written("loss", result["mean"], result["interval"]), "loss", about)
     beside = forest("Beside tuned baselines", names, means, halves, f"final {UNIT}")
     tuned = f"Baselines were tuned over {facts['step_sizes']} step sizes, on other problems."
     told = f"Losses are in units of knowing nothing. {tuned}"

@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from metaoptim.report.html.document import Chart, Episode, HeatMap, Page, Part, Score, Series, Table
 from metaoptim.report.html.svg import draw
@@ -39,8 +40,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters.update(kind=_kind, drawn=_drawn, numbers=_numbers, table=table, colour=colour_of, data=_data)
-    made.filters.update(shown=_shown, slug=_slug, laid=_laid)
+    made.filters.update(prose=_prose, shown=_shown, slug=_slug, laid=_laid)
     return made
+
+
+def _prose(text: str) -> Markup:
+    """A text in which what stands between backticks is code."""
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # one that has no partner is a letter
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _text(name: str) -> str:
