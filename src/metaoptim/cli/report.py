@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from metaoptim.cli.interrupts import quitting
-from metaoptim.cli.shared import Data, Settings, recipe_of, use
+from metaoptim.cli.shared import Data, Settings, use
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of a comparison or of a search.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page; report.html in the first folder if not given.")
     ] = None,
@@ -21,28 +21,30 @@ def report(
     set_: Settings = None,
     data: Data = None,
 ) -> None:
-    """Write a page about runs: scores, curves, episodes, diagnosis and provenance in one file.
+    """Write a page about runs, a comparison or a search: scores, curves, episodes, diagnosis and provenance in one file.
 
     Nothing is evaluated: what is missing is named, with the command that makes it. A run that was started from Python may need
     names for its code, as in --set model.name=my.py:Net.
     """
     with quitting():
         from metaoptim.design import live as watching
-        from metaoptim.design.report import page
+        from metaoptim.design.folder import RunFolder
+        from metaoptim.design.report import opened, page
         from metaoptim.report.html.render import render
         from metaoptim.runs.store import write_atomic
 
     use(data)
-    for run in runs:
-        recipe_of(run)
+    settings = tuple(set_ or ())
+    others = [run for run in runs if not isinstance(opened(run, settings), RunFolder)]
+    if live and others:
+        raise ValueError(f"--live follows runs while they train, and {others[0]} holds none; leave --live out.")
     path = runs[0] / "report.html" if out is None else out
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected the name of a file, as in --out {path / 'report.html'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = tuple(set_ or ())
 
     def write(unfinished: bool) -> None:
-        write_atomic(path, render(page(watching.opened(runs, settings), unfinished)).encode())
+        write_atomic(path, render(page([opened(run, settings) for run in runs], unfinished)).encode())
 
     try:
         if live:

@@ -6,16 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from metaoptim.design.folder import OVER, RunFolder
+from metaoptim.design.folder import OVER
 from metaoptim.runs.store import METRICS, told_state
 
 EVERY = 1.0  # seconds between looks
 WATCHED = (METRICS, "state.json", "result.json")
-
-
-def opened(runs: Sequence[Path], settings: tuple[str, ...] = ()) -> list[RunFolder]:
-    """The folders, as they are now."""
-    return [RunFolder(run, settings) for run in runs]
 
 
 def follow(runs: Sequence[Path], write: Callable[[bool], None]) -> None:

@@ -1,10 +1,12 @@
-"""A page about runs: gathered from their folders, and from the runs themselves where that takes no evaluation."""
+"""A page about runs, comparisons and searches: gathered from their folders, and from runs where that takes no evaluation."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,24 +17,54 @@ from metaoptim.diagnosis.step_sizes import by_layer
 from metaoptim.evaluation.evaluate import phi_hash
 from metaoptim.recipes.again import command
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.report.html import diagnosis, step_sizes, training
-from metaoptim.report.html.document import Chapter, Code, Note, Page, Part, Section, Table
+from metaoptim.report.html import comparison, diagnosis, provenance, step_sizes, study, training
+from metaoptim.report.html.document import Chapter, Note, Page, Part, Section, Table
 from metaoptim.report.html.few_shot import LABELS, cell
 from metaoptim.runs import Run
+from metaoptim.runs.store import RECIPE
 
 REFRESH = 5  # seconds after which a page loads itself again, while a run trains
 
 
-def page(folders: Sequence[RunFolder], live: bool = False) -> Page:
-    """Everything that is known of these runs; live: it is going to be written again, so that the run itself is left alone."""
-    chapters = [chapter(folder, live) for folder in folders]
+def page(found: Sequence[RunFolder | Chapter], live: bool = False) -> Page:
+    """Everything that is known of these runs, and chapters that are written already.
+
+    live: it is going to be written again, so that the runs themselves are left alone.
+    """
+    runs = [one for one in found if isinstance(one, RunFolder)]
+    chapters = [chapter(one, live) if isinstance(one, RunFolder) else one for one in found]
     title = chapters[0].title
-    if len(folders) > 1:
-        title = f"{chapters[0].title} and {plural(len(folders) - 1, 'other run')}"
-        chapters.insert(0, _together(folders))
+    if len(found) > 1:
+        title = f"{title} and {len(found) - 1} more"
+    if len(runs) > 1:
+        chapters.insert(0, _together(runs))
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     footer = f"Written by metaoptim {metaoptim.__version__} on {now}. This page is one file, and loads nothing from anywhere."
     return Page(title, tuple(chapters), footer, REFRESH if live else 0)
+
+
+def opened(path: Path, settings: tuple[str, ...] = ()) -> RunFolder | Chapter:
+    """A run's folder, or the chapter on the comparison or the search that a folder holds.
+
+    Errors: ValueError, for a folder that holds none of them, or a record that can't be read.
+    """
+    for name, told in ((comparison.FILE, comparison.chapter), (study.FILE, _studied(path))):
+        if (path / name).is_file():
+            try:
+                return told(json.loads((path / name).read_text(encoding="utf-8")))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path / name} is damaged, or of another version ({error}); make it again.") from error
+    if not (path / RECIPE).is_file():
+        raise ValueError(
+            f"there is no {path / RECIPE}; expected the folder of a run that `metaoptim train` wrote, of a comparison or of a "
+            "search."
+        )
+    return RunFolder(path, settings)
+
+
+def _studied(path: Path) -> Callable[[Mapping[str, Any]], Chapter]:
+    trained = shlex.join(["metaoptim", "train", str(path / RECIPE)])
+    return lambda found: study.chapter(found, trained)
 
 
 def chapter(folder: RunFolder, live: bool = False) -> Chapter:
@@ -200,7 +232,6 @@ def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
 
 def _provenance(folder: RunFolder) -> Section:
     result, recipe = folder.result or {}, folder.recipe
-    rows = [(name, str(x)) for name, x in folder.environment.items() if name != "folder"]  # pages are handed on; paths stay
     tasks = result.get("tasks") if isinstance(result.get("tasks"), dict) else {}
     hashes: Mapping[str, Any] = {
         "test episodes": result.get("episodes_sha256") or (result.get("facts") or {}).get("episodes_sha256"),
@@ -208,15 +239,10 @@ def _provenance(folder: RunFolder) -> Section:
         **{f"φ that was judged{f' ({i})' if i else ''}": r.get("phi_sha256") for i, r in enumerate(result.get("runs", ()))},
         **folder.hashes(),
     }
-    trained = command(recipe) if isinstance(recipe, Recipe) else f"metaoptim train {shlex.quote('recipe.toml')}"
-    again = f"{trained} --out RUN\nmetaoptim evaluate RUN"
-    parts: list[Part] = [
-        Note("The same run again, and its score:", "plain", again),
-        Table(("what", "value"), tuple(rows), "Trained with") if rows else Note("Its environment was not kept.", "missing"),
-        Table(("what", "SHA-256"), tuple((n, str(x)) for n, x in hashes.items() if x), "Hashes"),
-        Code("The recipe, with every option written out", folder.text),
-    ]
-    return Section("Provenance", tuple(parts))
+    trained = command(recipe) if isinstance(recipe, Recipe) else "metaoptim train recipe.toml"
+    commands = [f"{trained} --out RUN", "metaoptim evaluate RUN"]
+    texts = {"The recipe, with every option written out": folder.text}
+    return provenance.section("The same run again, and its score:", commands, folder.environment, hashes, texts)
 
 
 def _together(folders: Sequence[RunFolder]) -> Chapter:
