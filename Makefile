@@ -1,4 +1,4 @@
-# make demo: meta-train MAML on generated letters and judge it.   make test: style, types and the fast tests.
+# make demo: meta-train MAML on generated letters, judge it and write a page about it.   make test: style, types and the fast tests.
 # make test-all: the exhaustive tests too, with the branches that all cover; fails below 90 %.   All of them set up .venv first.
 # make bench: speed and memory beside other libraries, each in an environment of its own.
 PYTHON ?= python3
@@ -23,6 +23,7 @@ demo: .venv/ready
 	rm -rf $(DEMO)
 	$(BIN)/metaoptim train glyphs-maml --out $(DEMO) $(TRAIN)
 	$(BIN)/metaoptim evaluate $(DEMO) $(EVALUATE)
+	$(BIN)/metaoptim report $(DEMO)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -16,11 +16,11 @@ import torch
 
 import metaoptim as mo
 from metaoptim import lopt
-from metaoptim.cli.export import command
 from metaoptim.cli.main import main
 from metaoptim.lopt.families import FAMILIES
 from metaoptim.optim import factory
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.again import command
 from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs.store import load_checkpoint
 

@@ -22,6 +22,7 @@ with quitting():
     from metaoptim.cli.errors import told
     from metaoptim.cli.export import export
     from metaoptim.cli.recommend import recommend
+    from metaoptim.cli.report import report
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
     from metaoptim.cli.tune import tune
@@ -194,6 +195,7 @@ def evaluate(
     except OSError as error:
         raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error
     typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
+    typer.echo(f"To see all of it on one page: {shlex.join(['metaoptim', 'report', str(runs[0])])}")
 
 
 app.command()(compare)
@@ -203,6 +205,7 @@ app.command()(diagnose)
 app.command()(tune)
 app.command()(export)
 app.command()(recommend)
+app.command()(report)
 
 
 def _advice(folder: Path, again: str) -> str:

@@ -19,6 +19,7 @@ from metaoptim.training.callbacks import OnStep
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Section
 
 Tables = dict[str, dict[str, Any]]
 """The TOML tables of a recipe, by name."""
@@ -171,6 +172,17 @@ class Experiment(Protocol):
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         """Writes a picture of what `evaluate` has found, a PNG."""
+        ...
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        """What its result.json says, as sections of a page: the headline beside the baselines, and what belongs to it."""
+        ...
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        """Some of what a run is judged on, as sections of a page, with its answers; () where `scored` shows all there is.
+
+        result: its result.json, which says what it was judged on; none: it is taken from [evaluate]. Errors: ValueError.
+        """
         ...
 
 

@@ -31,8 +31,10 @@ from metaoptim.training.source import source_of
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Section
 
-FEW = 4
+FEW = 4  # episodes by whose hash others are known
+SHOWN = 4  # episodes on a page
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,20 @@ class FewShot:
         from metaoptim.report import draw  # here, because matplotlib is slow to load
 
         draw(cast(evaluation.Result, found), runs[0], self.tasks, path)
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        from metaoptim.report.html import few_shot
+
+        return few_shot.sections(result)
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        from metaoptim.report.html.gallery import gallery
+
+        asked = self.recipe.tables["evaluate"]
+        steps = run.method.learner.steps if asked["steps"] is None else asked["steps"]
+        where = (asked["split"], asked["seed"], steps)
+        split, seed, steps = where if result is None else (result["split"], result["episode_seed"], result["steps"])
+        return [gallery(run, self.tasks.sample(split, seed=seed, start=0, count=SHOWN), steps)]
 
 
 def _loss(name: str) -> Loss:

@@ -28,6 +28,7 @@ from metaoptim.training.callbacks import OnStep
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Section
 
 RULES = "what is learnt: lstm, small_fc, celo2, or another rule that has something to learn; a list is a chain."
 ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estimator'])}."
@@ -157,6 +158,14 @@ class LearnedOptimizers:
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         cast(lopt.Judgement, found).draw(path)
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        from metaoptim.report.html import optimizers
+
+        return optimizers.sections(result)
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        return ()
 
 
 def _family_options(name: str) -> list[Option]:
