@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
 PROSE = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md") if (ROOT / name).exists())]
 SHELL = {"bash", "sh", "shell", "console"}
-FEW = 4  # blocks of all pages together that may be left out, besides those that need another library, which run where it is installed
+FEW = 4  # blocks of all pages together that may be left out; those that need another library run where it is installed
 NEEDS = "needs "  # how the reason of such a block begins
 
 
@@ -72,7 +72,8 @@ def test_the_blocks_are_found() -> None:
 def test_there_is_something_to_check_and_little_is_left_out() -> None:
     assert (ROOT / "README.md").exists()
     assert python_blocks(ROOT / "README.md")
-    left_out = [f"{name_of(page)}:{b.line}" for page in PAGES for b in python_blocks(page) if b.reason and not b.reason.startswith(NEEDS)]
+    reasons = [(b.reason, f"{name_of(page)}:{b.line}") for page in PAGES for b in python_blocks(page)]
+    left_out = [where for reason, where in reasons if reason and not reason.startswith(NEEDS)]
     assert len(left_out) <= FEW, left_out
 
 
