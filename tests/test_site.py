@@ -74,7 +74,7 @@ def test_docstrings_become_restructured_text() -> None:
     lines = told.split("\n")
     reference.as_restructured_text(None, "function", "f", None, None, lines)
     expected = (
-        "MAML: \\*a\\* start\\_.\n\n::\n\n    θ ← θ − β * ∇\n    and on\n\nText `a*b` \\| c.\n\nArgs:\n    x: one\n\n    more"
+        "MAML: \\*a\\* start\\_.\n\n::\n\n    θ ← β * ∇\n    and on\n\nText `a*b` \\| c.\n\nArgs:\n    x: one\n\n    more"
     )
     assert "\n".join(lines) == expected
     rooms = reference.rooms()

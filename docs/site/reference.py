@@ -61,7 +61,7 @@ def _block(directives: str) -> str:
 def as_restructured_text(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Hook of Sphinx: a docstring's indented formulas become literal blocks, and its * and | plain characters."""
     if isinstance(thing, dict) and lines[:1] == (inspect.getdoc(dict) or "").splitlines()[:1]:
-        lines[:] = ["Names: " + ", ".join(f"``{key}``" for key in thing) + "."]  # what a dictionary is needs no telling
+        lines[:] = ["By name, " + ", ".join(f"``{key}``" for key in thing) + "."]  # what a dictionary is needs no telling
     found: list[str] = []
     above, literal = "", False
     for line in lines:
