@@ -196,7 +196,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PROSE, ids=name_of)
-def test_make_targets_and_toml_exist(page: Path) -> None:
+def test_make_targets_and_toml_exist(page: Path, tmp_path: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)) if (ROOT / "Makefile").exists() else set()
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.language in SHELL:
@@ -205,7 +205,10 @@ def test_make_targets_and_toml_exist(page: Path) -> None:
         if block.language == "toml":
             tables = tomllib.loads(block.text)
             if {"algorithm", "tasks"} <= tables.keys():
-                config.parse(block.text, "a page's recipe")
+                for file, name in re.findall(r'"(\w+\.py):(\w+)"', block.text):  # which the page shows
+                    code = next(b.text for b in python_blocks(page) if re.search(rf"^(class|def) {name}\b", b.text, re.M))
+                    (tmp_path / file).write_text(code)
+                config.parse(block.text, "a page's recipe", folders=[tmp_path])
 
 
 def anchors(page: Path) -> set[str]:
