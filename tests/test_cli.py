@@ -188,6 +188,8 @@ def test_train_then_evaluate_then_resume(cli: Cli, tmp_path: Path) -> None:
 
 
 OWN = """
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -210,6 +212,21 @@ def lines(shots: int = 5):
 
 class NotOne:
     pass
+
+@dataclass(frozen=True)
+class HeavyBall:
+    lr: float
+    keep: float = 0.5
+
+    def start(self, weights, generator):
+        return {f"lr.{n}": w.new_tensor(self.lr) for n, w in weights.items()}
+
+    def init(self, psi, weights):
+        return {n: w.new_zeros(w.shape) for n, w in weights.items()}
+
+    def update(self, psi, grads, state, weights, step):
+        speed = {n: self.keep * state[n] + g for n, g in grads.items()}
+        return {n: -psi[f"lr.{n}"] * v for n, v in speed.items()}, speed
 """
 
 
@@ -240,6 +257,32 @@ def test_a_recipe_names_code_of_ones_own(cli: Cli, own: str, tmp_path: Path) -> 
     }.items():
         code, _, err = cli("train", "tiny.toml", "--set", setting)
         assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+def test_a_recipe_names_a_rule_of_ones_own(cli: Cli, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("project").mkdir()
+    Path(f"{own}.py").rename(f"project/{own}.py")
+    rule = f'rule = [{{name = "clip", norm = 1.0}}, {{name = "{own}.py:HeavyBall", lr = 0.02}}]\nsteps = 2'
+    recipe = TINY.replace('name = "maml"', f'name = "compose"\n{rule}').replace("lr = 0.01\n", "")
+    Path("project/own.toml").write_text(recipe)
+    code, _, err = cli("train", "project/own.toml", "--out", "run")
+    assert code == 0, err
+    made, _ = config.load("run/recipe.toml").build()
+    assert [float(size) for size in made.phi.rule.values()] == pytest.approx(4 * [0.02])
+    assert tomllib.loads(Path("run/recipe.toml").read_text())["algorithm"]["rule"][1]["keep"] == 0.5
+    monkeypatch.chdir("project")
+    assert cli("train", "own.toml", "--out", "../run", "--resume")[0] == 0
+    assert cli("evaluate", "../run", "--episodes", "4")[0] == 0
+    for wrong, words in {
+        'name = "X.py:HeavyBal", lr = 1.0': "there is no `HeavyBal` in X; did you mean `HeavyBall`?",
+        'name = "X.py:HeavyBall", lr = 1.0, kep = 0.1': "unknown key `kep` in [algorithm.rule]; did you mean `keep`?",
+        'name = "X.py:HeavyBall"': "missing key `lr` in [algorithm.rule]",
+        'name = "X.py:NotOne"': "it gave NotOne; expected a rule, with start, init and update",
+    }.items():
+        code, _, err = cli("train", "own.toml", "--set", f"algorithm.rule={{{wrong.replace('X.py', f'{own}.py')}}}")
+        assert code == 2 and words.replace(" X;", f" {own};") in err and err.count("\n") == 1, err
+    code, _, err = cli("train", "own.toml", "--set", f"algorithm.estimator={own}.py:NotOne")
+    assert code == 2 and "it gave NotOne; expected an estimator" in err, err
 
 
 def test_code_takes_the_place_of_a_model_and_of_its_options(cli: Cli, own: str) -> None:

@@ -21,7 +21,7 @@ import tomli_w
 
 from metaoptim.core.callers import warn
 from metaoptim.core.types import MetaOptimizer
-from metaoptim.recipes import code
+from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
@@ -240,8 +240,7 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
-    own = {key: code.located(x, folders) for key, x in given["algorithm"].items() if code.is_code(x)}
-    given["algorithm"] |= own
+    given["algorithm"] = parts.located(given["algorithm"], folders)
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:
