@@ -194,6 +194,7 @@ def ruled(noise: bool, seed: int = 0, sets: int = 6) -> History:
     return History(rows, {})
 
 
+@pytest.mark.slow
 def test_a_rule_is_found_and_noise_is_not() -> None:
     found = judge(ruled(noise=False), QUICK)
     assert found.trusted and found.model == "Gaussian process"

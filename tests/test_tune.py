@@ -419,6 +419,7 @@ def test_a_trial_that_is_worse_than_most_is_pruned(tmp_path: Path, monkeypatch: 
     assert found.rows[2].mean == () and "2 complete, 1 pruned" in str(found)
 
 
+@pytest.mark.slow
 def test_time_that_is_up_ends_the_search_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no trial came to its end within 1e-06 seconds"):
         quick(tmp_path / "s", trials=None, seconds=1e-6)
