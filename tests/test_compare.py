@@ -289,9 +289,12 @@ def test_budgets_that_cannot_be_are_refused(options: dict[str, Any], sentence: s
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained() -> None:
     Path("learned.toml").write_text(OPTIMIZER.format(lr=0.01))
     Path("more.toml").write_text(Path(tiny("a")).read_text().replace('"sinusoid"', '"sinusoid"\nshots = 3'))
+    Path("own.py").write_text("def l1(output, target):\n    return (output - target).abs().mean()\n")
+    Path("robust.toml").write_text(Path("a.toml").read_text().replace('"mse"', '"own.py:l1"'))
     Path("empty").mkdir()
     for others, sentence in {
-        ("a.toml", "more.toml"): r"a and more are judged on different episodes \(they differ in tasks.shots\)",
+        ("a.toml", "more.toml"): r"a and more are judged on different episodes .* \(they differ in tasks.shots\)",
+        ("a.toml", "robust.toml"): r"or by different losses \(they differ in algorithm.loss\)",
         ("a.toml", "learned.toml"): "one adapts a model to a few examples, the other is a learned optimizer",
         ("a.toml",): "nothing to compare a with; give two methods or more",
         ("a.toml", "empty"): "there is no empty/recipe.toml",

@@ -110,11 +110,11 @@ def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:
     episodes = alike[0].experiment.first_episodes()
     for one in alike[1:]:
         if one.experiment.first_episodes() != episodes:
-            reasons = [key for key in alike[0].recipe.differences(one.recipe) if key.startswith("tasks.")]
+            reasons = [key for key in alike[0].recipe.differences(one.recipe) if key.startswith(("tasks.", "algorithm.loss"))]
             told = f" (they differ in {', '.join(reasons)})" if reasons else ""
             raise ValueError(
-                f"{first.name} and {one.name} are judged on different episodes{told}, so that their scores can't be "
-                "compared; give methods for the same tasks."
+                f"{first.name} and {one.name} are judged on different episodes or by different losses{told}, so that their "
+                "scores can't be compared; give methods for the same tasks."
             )
     return alike
 

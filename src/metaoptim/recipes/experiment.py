@@ -167,7 +167,8 @@ class Experiment(Protocol):
         ...
 
     def first_episodes(self) -> str:
-        """A hash of the first episodes that `evaluate` judges on; where two are the same, scores can be paired."""
+        """A hash of the first episodes that `evaluate` judges on, and the loss where that is the score; where two are the same,
+        scores can be paired."""
         ...
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:

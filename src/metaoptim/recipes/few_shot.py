@@ -18,6 +18,7 @@ from metaoptim.core.checks import check_counts
 from metaoptim.core.losses import LOSSES, Loss
 from metaoptim.core.reductions import NAMED
 from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.evaluation.baselines import has_classes
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
@@ -149,8 +150,10 @@ class FewShot:
 
     def first_episodes(self) -> str:
         options = self.recipe.tables["evaluate"]
-        few = min(FEW, options["episodes"])
-        return episodes_hash(self.tasks, options["split"], seed=options["seed"], start=0, count=few)
+        few, where = min(FEW, options["episodes"]), {"seed": options["seed"], "start": 0}
+        found = episodes_hash(self.tasks, options["split"], **where, count=few)
+        scored = has_classes(self.tasks.sample(options["split"], **where, count=1))  # by accuracy, whatever the loss
+        return found if scored else f"{found} {self.recipe.tables['algorithm']['loss']}"
 
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         from metaoptim.report import draw  # here, because matplotlib is slow to load
