@@ -82,7 +82,15 @@ def shrunk(code: str) -> str:
     return re.sub(r"\b(iterations|episodes)=\d{3,}\b", r"\1=2", code)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
+# Algorithms' pages are alike, so that one stands for them among the fast tests.
+SLOW = {page for page in PAGES if page.parent.name == "algorithms" and page.stem != "maml"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES if python_blocks(page)],
+    ids=name_of,
+)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """One after the other, in one namespace, in an empty folder; warnings are errors, as in every test."""
     if any("omniglot(" in block.text for block in python_blocks(page)):
