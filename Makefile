@@ -1,5 +1,6 @@
-# make demo: meta-train MAML on generated letters and judge it.   make test: style, types and the fast tests.
+# make demo: meta-train MAML on generated letters, judge it and write a page about it.   make test: style, types and the fast tests.
 # make test-all: the exhaustive tests too, with the branches that all cover; fails below 90 %.   All of them set up .venv first.
+# make docs: the site in build/site, with every warning an error and every link looked at.
 # make bench: speed and memory beside other libraries, each in an environment of its own.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n auto
 TEST ?=
 COVERAGE := --cov=metaoptim --cov-branch
 
-.PHONY: setup demo lint test test-all bench format clean
+.PHONY: setup demo lint test test-all docs bench format clean
 
 setup: .venv/ready
 
@@ -23,6 +24,7 @@ demo: .venv/ready
 	rm -rf $(DEMO)
 	$(BIN)/metaoptim train glyphs-maml --out $(DEMO) $(TRAIN)
 	$(BIN)/metaoptim evaluate $(DEMO) $(EVALUATE)
+	$(BIN)/metaoptim report $(DEMO)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -35,6 +37,16 @@ test: lint
 test-all:
 	$(MAKE) test TEST="$(COVERAGE) --cov-report="
 	$(PYTEST) -m slow $(COVERAGE) --cov-append --cov-report=term:skip-covered --cov-fail-under=90
+
+docs: .venv/docs
+	rm -rf build/site build/doctrees
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs/site -d build/doctrees . build/site
+	$(BIN)/python docs/site/check.py build/site
+	@echo "the site: build/site/index.html"
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 bench: .venv-bench/ready .venv-jax/ready
 	.venv-bench/bin/python benchmarks/speed.py

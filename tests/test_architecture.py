@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"learners", "rules", "estimators"}),
     frozenset({"algorithms"}),
     frozenset({"engine"}),
-    frozenset({"tasks"}),
+    frozenset({"tasks", "reductions"}),
     frozenset({"training", "evaluation", "runs", "gradcheck", "diagnosis"}),
     frozenset({"lopt", "optim", "report"}),
     frozenset({"recipes"}),

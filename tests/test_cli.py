@@ -188,6 +188,8 @@ def test_train_then_evaluate_then_resume(cli: Cli, tmp_path: Path) -> None:
 
 
 OWN = """
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -210,6 +212,21 @@ def lines(shots: int = 5):
 
 class NotOne:
     pass
+
+@dataclass(frozen=True)
+class HeavyBall:
+    lr: float
+    keep: float = 0.5
+
+    def start(self, weights, generator):
+        return {f"lr.{n}": w.new_tensor(self.lr) for n, w in weights.items()}
+
+    def init(self, psi, weights):
+        return {n: w.new_zeros(w.shape) for n, w in weights.items()}
+
+    def update(self, psi, grads, state, weights, step):
+        speed = {n: self.keep * state[n] + g for n, g in grads.items()}
+        return {n: -psi[f"lr.{n}"] * v for n, v in speed.items()}, speed
 """
 
 
@@ -242,6 +259,32 @@ def test_a_recipe_names_code_of_ones_own(cli: Cli, own: str, tmp_path: Path) -> 
         assert code == 2 and words in err and err.count("\n") == 1, err
 
 
+def test_a_recipe_names_a_rule_of_ones_own(cli: Cli, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("project").mkdir()
+    Path(f"{own}.py").rename(f"project/{own}.py")
+    rule = f'rule = [{{name = "clip", norm = 1.0}}, {{name = "{own}.py:HeavyBall", lr = 0.02}}]\nsteps = 2'
+    recipe = TINY.replace('name = "maml"', f'name = "compose"\n{rule}').replace("lr = 0.01\n", "")
+    Path("project/own.toml").write_text(recipe)
+    code, _, err = cli("train", "project/own.toml", "--out", "run")
+    assert code == 0, err
+    made, _ = config.load("run/recipe.toml").build()
+    assert [float(size) for size in made.phi.rule.values()] == pytest.approx(4 * [0.02])
+    assert tomllib.loads(Path("run/recipe.toml").read_text())["algorithm"]["rule"][1]["keep"] == 0.5
+    monkeypatch.chdir("project")
+    assert cli("train", "own.toml", "--out", "../run", "--resume")[0] == 0
+    assert cli("evaluate", "../run", "--episodes", "4")[0] == 0
+    for wrong, words in {
+        'name = "X.py:HeavyBal", lr = 1.0': "there is no `HeavyBal` in X; did you mean `HeavyBall`?",
+        'name = "X.py:HeavyBall", lr = 1.0, kep = 0.1': "unknown key `kep` in [algorithm.rule]; did you mean `keep`?",
+        'name = "X.py:HeavyBall"': "missing key `lr` in [algorithm.rule]",
+        'name = "X.py:NotOne"': "it gave NotOne; expected a rule, with start, init and update",
+    }.items():
+        code, _, err = cli("train", "own.toml", "--set", f"algorithm.rule={{{wrong.replace('X.py', f'{own}.py')}}}")
+        assert code == 2 and words.replace(" X;", f" {own};") in err and err.count("\n") == 1, err
+    code, _, err = cli("train", "own.toml", "--set", f"algorithm.estimator={own}.py:NotOne")
+    assert code == 2 and "it gave NotOne; expected an estimator" in err, err
+
+
 def test_code_takes_the_place_of_a_model_and_of_its_options(cli: Cli, own: str) -> None:
     for recipe in ("tiny.toml", "sinusoid-maml"):
         with pytest.warns(
@@ -254,6 +297,32 @@ def test_code_takes_the_place_of_a_model_and_of_its_options(cli: Cli, own: str) 
     for kind in ("model", "tasks"):
         code, _, err = cli("train", "tiny.toml", "--set", f"{kind}.name={own}.py")
         assert code == 2 and f"`name` in [{kind}]: {own}.py is a file alone; expected FILE.py:NAME" in err, err
+
+
+def test_a_loss_of_ones_own(cli: Cli, own: str) -> None:
+    Path(f"{own}_losses.py").write_text(
+        "def near(output, target):\n    return (output - target).abs().mean()\n\n\nnumber = 3\n"
+    )
+    text = Path("tiny.toml").read_text()
+    Path("own.toml").write_text(text.replace('loss = "mse"', f'loss = "{own}_losses.py:near"'))
+    status, _, err = cli("train", "own.toml", "--out", "run")
+    assert status == 0, err
+    assert cli("evaluate", "run")[0] == 0
+    told = json.loads(Path("run/result.json").read_text())
+    assert cli("train", "tiny.toml", "--out", "squared")[0] == 0 and cli("evaluate", "squared")[0] == 0
+    assert told["mean"] != json.loads(Path("squared/result.json").read_text())["mean"]
+    loss = importlib.import_module(f"{own}_losses").near
+    method = mo.maml(mo.nn.mlp([1, 8, 1]), loss, lr=0.01)
+    mo.train(method, mo.tasks.sinusoid(), iterations=2, tasks_per_step=2, validate_every=0, progress=False, out="started")
+    assert tomllib.loads(Path("started/recipe.toml").read_text())["algorithm"]["loss"] == f"{own}_losses.py:near"
+    assert cli("evaluate", "started", "--episodes", "4")[0] == 0
+    for value, words in {
+        f"{own}_losses.py:nea": "did you mean `near`?",
+        f"{own}_losses.py:number": "it is int; expected a function of (output, target)",
+        "mes": 'expected "cross_entropy" or "mse" or FILE.py:NAME; did you mean `mse`?',
+    }.items():
+        status, _, err = cli("train", "tiny.toml", "--set", f"algorithm.loss={value}")
+        assert status == 2 and words in err and err.count("\n") == 1, err
 
 
 def test_code_is_found_beside_the_recipe_and_where_a_run_was_started(

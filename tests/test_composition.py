@@ -206,6 +206,7 @@ def test_objectives_go_by_the_names_that_recipes_have() -> None:
         "first": r"objective='first' is unknown: choose one of last, trajectory_mean",
         "multi_step": r"wants weights: give mo\.objectives\.multi_step\(weights\)",
         "annealed_multi_step": r"give mo\.objectives\.AnnealedMultiStep\(multi_step_until\)",
+        "ramp": r"give mo\.objectives\.Ramp\(power\)",
         (lambda steps, outer_step: 1.0): r"not iterable\): it must be a function of .* that returns 3 numbers",
         (lambda steps, outer_step: None): "not iterable",
         (lambda steps: [0.0] * steps + [1.0]): "takes 1 positional argument but 2 were given",

@@ -9,6 +9,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator
 from contextlib import chdir
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
 PROSE = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md") if (ROOT / name).exists())]
 SHELL = {"bash", "sh", "shell", "console"}
-FEW = 4  # blocks of all pages together that may be left out
+FEW = 4  # blocks of all pages together that may be left out; those that need another library run where it is installed
+NEEDS = "needs "  # how the reason of such a block begins
 
 
 class Block(NamedTuple):
@@ -70,7 +72,8 @@ def test_the_blocks_are_found() -> None:
 def test_there_is_something_to_check_and_little_is_left_out() -> None:
     assert (ROOT / "README.md").exists()
     assert python_blocks(ROOT / "README.md")
-    left_out = [f"{name_of(page)}:{b.line}" for page in PAGES for b in python_blocks(page) if b.reason]
+    reasons = [(b.reason, f"{name_of(page)}:{b.line}") for page in PAGES for b in python_blocks(page)]
+    left_out = [where for reason, where in reasons if reason and not reason.startswith(NEEDS)]
     assert len(left_out) <= FEW, left_out
 
 
@@ -79,7 +82,15 @@ def shrunk(code: str) -> str:
     return re.sub(r"\b(iterations|episodes)=\d{3,}\b", r"\1=2", code)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
+# Algorithms' pages are alike, so that one stands for them among the fast tests.
+SLOW = {page for page in PAGES if page.parent.name == "algorithms" and page.stem != "maml"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES if python_blocks(page)],
+    ids=name_of,
+)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """One after the other, in one namespace, in an empty folder; warnings are errors, as in every test."""
     if any("omniglot(" in block.text for block in python_blocks(page)):
@@ -92,6 +103,35 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 # Padded, so that a traceback shows the page's own line.
                 code = compile("\n" * (block.line - 1) + shrunk(block.text), str(page), "exec")
                 exec(code, namespace)
+
+
+COMING_FROM = ROOT / "docs" / "coming-from.md"
+PEERS = [block.reason.removeprefix(NEEDS) for block in python_blocks(COMING_FROM) if block.reason.startswith(NEEDS)]
+
+
+def test_the_page_has_blocks_of_the_libraries_that_install() -> None:
+    assert PEERS == ["higher", "torchopt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
+def test_another_library_gives_the_same_gradient(peer: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        try:
+            import_module(peer)
+        except ImportError:
+            pytest.skip(f"{peer} is not installed: `pip install {peer}`, or `make bench`, which sets up .venv-bench with it")
+        namespace: dict[str, Any] = {}
+        with torch.random.fork_rng(devices=[]):
+            for block in python_blocks(COMING_FROM):
+                if block.reason in ("", f"{NEEDS}{peer}"):
+                    exec(compile("\n" * (block.line - 1) + block.text, str(COMING_FROM), "exec"), namespace)
+    ours, theirs = namespace["ours"], namespace["theirs"]
+    assert len(theirs) == len(ours) == 6
+    for name, gradient in theirs.items():
+        gap = (gradient - ours[f"weights.{name}"]).norm() / gradient.norm()
+        assert gap < 1e-6, f"{peer}: {name} differs by {gap:.1e}"
 
 
 def commands(page: Path) -> list[tuple[int, list[str]]]:
@@ -164,7 +204,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PROSE, ids=name_of)
-def test_make_targets_and_toml_exist(page: Path) -> None:
+def test_make_targets_and_toml_exist(page: Path, tmp_path: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)) if (ROOT / "Makefile").exists() else set()
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.language in SHELL:
@@ -173,7 +213,10 @@ def test_make_targets_and_toml_exist(page: Path) -> None:
         if block.language == "toml":
             tables = tomllib.loads(block.text)
             if {"algorithm", "tasks"} <= tables.keys():
-                config.parse(block.text, "a page's recipe")
+                for file, name in re.findall(r'"(\w+\.py):(\w+)"', block.text):  # which the page shows
+                    code = next(b.text for b in python_blocks(page) if re.search(rf"^(class|def) {name}\b", b.text, re.M))
+                    (tmp_path / file).write_text(code)
+                config.parse(block.text, "a page's recipe", folders=[tmp_path])
 
 
 def anchors(page: Path) -> set[str]:
@@ -216,8 +259,8 @@ def row_of(page: str, name: str) -> str:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_tables_list_every_algorithm(name: str) -> None:
-    for page in ("README.md", "docs/index.md"):
-        assert f"algorithms/{name}.md" in row_of(page, name) or name.startswith("article_")
+    assert f"({name}.md)" in row_of("docs/algorithms/index.md", name)
+    assert f"algorithms/{name}.md" in row_of("README.md", name) or name.startswith("article_")
 
 
 @pytest.mark.parametrize("name", config.names())

@@ -12,7 +12,7 @@ from metaoptim.core import linalg
 from metaoptim.core.gradients import exact
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.losses import mse
-from metaoptim.core.objectives import AnnealedMultiStep
+from metaoptim.core.objectives import AnnealedMultiStep, Ramp, last, trajectory_mean
 from metaoptim.core.types import Batch, Clock, Info, Loss, Memory, MetaParams, Params, State, Task
 from metaoptim.estimators import Displacement, Implicit, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
@@ -97,6 +97,14 @@ def test_golden_weights_of_an_annealed_multi_step_loss(outer_step: int, expected
     found = AnnealedMultiStep(10)(5, torch.tensor(outer_step))
     assert found[0] == 0.0
     close(torch.stack([torch.as_tensor(v) for v in found[1:]]), expected)
+
+
+def test_golden_weights_of_a_ramp() -> None:
+    assert Ramp(2.0)(3, torch.tensor(0)) == pytest.approx((0, 1 / 14, 4 / 14, 9 / 14))
+    assert Ramp(0.0)(4, torch.tensor(0)) == trajectory_mean(4, torch.tensor(0)) and Ramp(2.0)(0, torch.tensor(0)) == (1.0,)
+    assert Ramp(200.0)(4, torch.tensor(7)) == pytest.approx(last(4, torch.tensor(7)))
+    with pytest.raises(ValueError, match="power=-1"):
+        Ramp(-1)
 
 
 def test_an_annealed_multi_step_loss_has_a_floor_and_serves_any_number_of_steps() -> None:

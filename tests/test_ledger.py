@@ -18,7 +18,7 @@ from metaoptim.cli.main import main
 from metaoptim.evaluation import Result
 from metaoptim.ledger import reproduce, source, store
 from metaoptim.ledger.cost import cost
-from metaoptim.ledger.entry import Entry, content, judged
+from metaoptim.ledger.entry import Entry, judged
 from metaoptim.ledger.page import grouped, page
 from metaoptim.recipes import recipe as config
 
@@ -91,7 +91,7 @@ def test_an_interval_that_is_no_number_counts_for_nothing() -> None:
 
 def test_a_recipes_content_is_what_changes_its_numbers() -> None:
     def of(*settings: str, text: str = TINY) -> str:
-        return content(config.parse(text, "tiny", settings))
+        return config.parse(text, "tiny", settings).content_hash
 
     same = [of("train.seed=3"), of("engine.choice=loop graph eager"), of(text=TINY.replace("a tiny one", "another"))]
     same += [of(text=TINY.replace("Somebody", "Nobody")), of("expected.value=3")]
@@ -103,7 +103,7 @@ def test_a_recipes_content_is_what_changes_its_numbers() -> None:
 
 def test_where_data_lie_is_no_part_of_a_recipe() -> None:
     recipes = [config.load("fertility-maml", [f"tasks.root={root}"]) for root in ("a", "b")]
-    assert content(recipes[0]) == content(recipes[1]) == content(config.load("fertility-maml"))
+    assert recipes[0].content_hash == recipes[1].content_hash == config.load("fertility-maml").content_hash
 
 
 def test_the_code_that_matters_is_what_is_imported() -> None:

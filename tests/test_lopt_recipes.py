@@ -16,11 +16,11 @@ import torch
 
 import metaoptim as mo
 from metaoptim import lopt
-from metaoptim.cli.export import command
 from metaoptim.cli.main import main
 from metaoptim.lopt.families import FAMILIES
 from metaoptim.optim import factory
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.again import command
 from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs.store import load_checkpoint
 
@@ -94,6 +94,7 @@ def test_every_option_is_filled_in_from_the_signatures() -> None:
         "name": "learned_optimizer",
         "rule": {"name": "small_fc"},
         "estimator": {"name": "pes", "window": 2, "sigma": 0.01, "pairs": 1},
+        "objective": None,
     }
     assert tables["tasks"] == {
         "name": "quadratics",
@@ -152,7 +153,7 @@ def test_code_of_ones_own_may_be_the_family(tmp_path: Path, monkeypatch: pytest.
 BAD = [
     ("algorithm.rule=smal_fc", "unknown rule `smal_fc` in [algorithm]; did you mean `small_fc`?"),
     ("algorithm.rule={name='lstm', hiden=3}", "unknown key `hiden` in [algorithm.rule]; did you mean `hidden`?"),
-    ("algorithm.loss=mse", "unknown key `loss` in [algorithm]; expected one of: rule, estimator."),
+    ("algorithm.loss=mse", "unknown key `loss` in [algorithm]; expected one of: rule, estimator, objective."),
     ("algorithm.estimator=pes", "missing key `window` in [algorithm.estimator]"),
     ("tasks.name=quadratic", "unknown tasks `quadratic` in [tasks]; did you mean `quadratics`?"),
     ("tasks.name=sinusoid", "unknown tasks `sinusoid` in [tasks]"),

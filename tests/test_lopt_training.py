@@ -15,6 +15,7 @@ from torch import Tensor
 import metaoptim as mo
 from metaoptim import lopt
 from metaoptim.core import trees
+from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import MetaParams, Params
 from metaoptim.estimators import Guarded, Truncated, Unroll, pes
 from metaoptim.lopt.data import Data
@@ -172,6 +173,10 @@ def test_the_estimator_is_named_and_psi_given_as_in_meta_training() -> None:
     method = lopt.learned_optimizer(RULE, [family()], "truncated", window=WINDOW, psi=start)
     assert log_lr(method.phi.rule) == log_lr(start) and "Truncated(window=4)" in repr(method)
     assert log_lr(learn(iterations=1, lr=1e-9, psi=start).phi.rule) == pytest.approx(log_lr(start))
+    whole = {"window": None, "horizons": None, "iterations": 2, "validate_every": 0}
+    found = learn(estimator="unroll", objective="trajectory_mean", **whole).phi.rule
+    mean = learn(estimator=Unroll(objective=trajectory_mean), **whole).phi.rule
+    assert log_lr(found) == log_lr(mean) != log_lr(learn(estimator="unroll", **whole).phi.rule)
 
 
 CASES: list[tuple[Callable[[], Any], str]] = [
@@ -181,6 +186,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(window=0), "window=0"),
     (lambda: learn(estimator="es"), "estimator='es': it must be one of pes, nres, truncated_es, truncated"),
     (lambda: learn(estimator=Truncated(4), window=2), "window=2 was given beside"),
+    (lambda: learn(estimator="unroll", window=2), "window=2 was given beside 'unroll', which goes through whole runs"),
+    (lambda: learn(objective="last"), "objective=.*EvolutionStrategy says itself which states it judges"),
     (lambda: learn(estimator=Unroll(), window=None), r"horizons=\(4, 12\): Unroll goes through whole runs, of 8 steps"),
     (lambda: learn(problems=[]), "the members are none"),
     (lambda: learn(problems_per_step=0), "problems_per_step=0"),

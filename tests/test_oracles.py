@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -106,8 +106,14 @@ def linear_rule() -> Rule:
     return rules.chain(rules.Clip(norm=0.5), rules.Momentum(0.2, decay=0.8))
 
 
+class Scales(StepSizes):
+    """Step sizes that don't say that they take a step, so that they can scale another rule's."""
+
+    takes_step: ClassVar[Any] = None
+
+
 def chained_step_sizes() -> Rule:
-    return rules.chain(rules.Momentum(1.0, 0.5), rules.Clip(value=0.3), StepSizes(0.05, 0.3))
+    return rules.chain(rules.Momentum(1.0, 0.5), rules.Clip(value=0.3), Scales(0.05, 0.3))
 
 
 RULES: dict[str, Callable[[], Rule]] = {

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from metaoptim import lopt, rules
+from metaoptim.algorithms.alfa import Generated
+from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
+from metaoptim.algorithms.mt_net import Masked
 from metaoptim.core import trees
 from metaoptim.core.losses import cross_entropy, mse
 from metaoptim.core.types import MetaParams, Params, Rule, State, Step
@@ -179,6 +183,10 @@ def test_rules_that_do_not_say_whether_they_take_a_step_go_on_working_in_chains(
         rules.sgd_hd(0.1, 0.0),
         lopt.Celo2(),
         lopt.LSTM(),
+        StepSizes(0.1, 0.1),
+        Curvature(0.1),
+        Generated(0.1, 0.0, 1),
+        Masked(0.1),
     ):
         assert rules.chain(rules.Clip(norm=1.0), rules.chain(rule, rules.Schedule(1.0))).takes_step is True
 
@@ -282,8 +290,14 @@ def test_an_average_is_a_running_mean_of_the_weights_that_begins_short() -> None
             rules.Average(wrong)
 
 
+class Scales(StepSizes):
+    """Step sizes that don't say that they take a step, so that several can be chained."""
+
+    takes_step: ClassVar[Any] = None
+
+
 def test_chain_feeds_each_rule_with_what_came_before_and_keeps_their_parameters_apart() -> None:
-    rule = rules.chain(StepSizes(0.1, 0.2), rules.Momentum(2.0, 0.5), StepSizes(0.3, 0.4))
+    rule = rules.chain(Scales(0.1, 0.2), rules.Momentum(2.0, 0.5), Scales(0.3, 0.4))
     weights, grads = start(), start()
     psi = rule.start(weights, torch.Generator())
     assert psi.keys() == {"0.lr.a", "0.lr.b", "2.lr.a", "2.lr.b"}
@@ -297,7 +311,7 @@ def test_chain_feeds_each_rule_with_what_came_before_and_keeps_their_parameters_
 
 
 def test_chain_of_more_than_ten_rules_tells_their_parameters_apart() -> None:
-    rule = rules.chain(*[StepSizes(-1.0, -1.0)] * 11, StepSizes(3.0, 3.0))
+    rule = rules.chain(*[Scales(-1.0, -1.0)] * 11, Scales(3.0, 3.0))
     weights = {"a": torch.ones(2)}
     psi = rule.start(weights, torch.Generator())
     updates, _ = rule.update(psi, {"a": torch.ones(2)}, rule.init(psi, weights), weights, at(0))

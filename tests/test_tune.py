@@ -420,6 +420,7 @@ def test_a_trial_that_is_worse_than_most_is_pruned(tmp_path: Path, monkeypatch: 
     assert found.rows[2].mean == () and "2 complete, 1 pruned" in str(found)
 
 
+@pytest.mark.slow
 def test_time_that_is_up_ends_the_search_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no trial came to its end within 1e-06 seconds"):
         quick(tmp_path / "s", trials=None, seconds=1e-6)
@@ -565,3 +566,21 @@ def test_several_machines_work_on_one_study(postgres: str, tmp_path: Path) -> No
     assert all(trials.read(folder / "s") for folder in (first, second)), "each has tried some"
     assert all("secret" not in (folder / "s" / "study.json").read_text() for folder in (first, second))
     assert studies[0]["study"] == studies[1]["study"] and studies[0]["trials"][0] == studies[1]["trials"][0]
+
+
+@pytest.mark.slow
+def test_a_trial_of_another_machine_that_shows_no_life_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(tmp_path / "s", trials=1)
+    url, folder = f"sqlite:///{tmp_path}/s/study.db", tmp_path / "s"
+    monkeypatch.setattr(storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage, "GRACE", 1)
+    with storage.quiet():
+        name = storage.names(url)[0]
+        worker = Worker(Job(url, name, str(folder), 2, shared=True), Setup.of(storage.setup_in(url, name)))
+        lost = worker.study.ask()
+        lost.set_user_attr("place", "elsewhere:/s")
+        worker.study._storage.record_heartbeat(lost._trial_id)
+        assert not worker.once(), "as long as it may be alive, it is left alone"
+        time.sleep(2.5)
+        assert worker.once() and not worker.once()
+        assert [r.number for r in storage.rows(worker.study)] == [0, 1]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaoptim import estimators, learners, lopt, nn, optim, rules, tasks
+    from metaoptim import estimators, learners, lopt, nn, optim, reductions, rules, tasks
     from metaoptim.algorithms import *
     from metaoptim.core import losses, objectives
     from metaoptim.core.types import MetaOptimizer as MetaOptimizer
@@ -33,13 +33,14 @@ _MODULES = {
     "nn": "metaoptim.nn",
     "objectives": "metaoptim.core.objectives",
     "optim": "metaoptim.optim",
+    "reductions": "metaoptim.reductions",
     "rules": "metaoptim.rules",
     "tasks": "metaoptim.tasks",
 }
 _NAMES = {
     "metaoptim.algorithms": ("ALGORITHMS", "compose"),
-    "metaoptim.design": ("tune",),
     "metaoptim.core.types": ("MetaOptimizer", "MetaParams", "Task"),
+    "metaoptim.design": ("compare", "recommend", "tune"),
     "metaoptim.diagnosis": ("diagnose",),
     "metaoptim.engine": ("Engine",),
     "metaoptim.evaluation": ("evaluate",),

@@ -21,6 +21,7 @@ from metaoptim.algorithms.meta_curvature import meta_curvature as meta_curvature
 from metaoptim.algorithms.meta_sgd import meta_sgd as meta_sgd
 from metaoptim.algorithms.metaoptnet import metaoptnet as metaoptnet
 from metaoptim.algorithms.mt_net import mt_net as mt_net
+from metaoptim.algorithms.multi_task import multi_task as multi_task
 from metaoptim.algorithms.pretrain import pretrain as pretrain
 from metaoptim.algorithms.proto_maml import proto_maml as proto_maml
 from metaoptim.algorithms.protonet import protonet as protonet
@@ -57,6 +58,7 @@ ALGORITHMS: dict[str, Callable[..., MetaOptimizer]] = {
     "pretrain": pretrain,
     "baseline_pp": baseline_pp,
     "joint": joint,
+    "multi_task": multi_task,
     "warpgrad": warpgrad,
     "article_maml": article_maml,
     "article_reptile": article_reptile,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Generated:
     lr: float
     decay: float
     steps: int
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from metaoptim.core import trees
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_numbers, check_time
 from metaoptim.core.objectives import Objective, objective_called
+from metaoptim.core.reductions import Reduce
 from metaoptim.core.types import Batch, Estimator, MetaOptimizer, MetaParams, Normalisation, Outer, Params, Rule
 from metaoptim.estimators import Unroll, judging
 from metaoptim.learners import GradientLearner, Mask, Network, mask, nothing
@@ -35,7 +35,7 @@ def compose(
     start: Callable[[Params, Batch], Params] | None = None,
     per_step: Callable[[str], bool] = nothing,
     normalisation: Normalisation = "transductive",
-    reduction: Literal["mean", "sum"] = "mean",
+    reduction: Reduce = "mean",
     outer: Outer = ADAM,
     name: str = "compose",
 ) -> MetaOptimizer:
@@ -57,7 +57,8 @@ def compose(
         start: values that a task's support set gives to some weights before the first step (see `GradientLearner`).
         per_step: names of weights that have a version for each of the states s_0 … s_K (see `Network`).
         normalisation: whose statistics batch norms use on the query set.
-        reduction: how the tasks of a batch are put together.
+        reduction: how the tasks of a batch are put together: "mean" or "sum"; or, where they pull in different directions,
+            "upgrad", "pcgrad" or "mgda", or one of `mo.reductions` or of your own.
         outer: the outer optimizer.
         name: what tables call it.
     """

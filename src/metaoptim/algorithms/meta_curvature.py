@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Curvature:
     and {scale.NAME: …}, element by element, for those of one axis or none."""
 
     lr: float
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

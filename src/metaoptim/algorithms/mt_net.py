@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Masked:
     """u = −lr · m ∘ g with ψ = {LAYER.logits_U: ζ (U)}, 0 at the start, for the U units of a layer: its weights' first axis."""
 
     lr: float
+    takes_step: ClassVar[bool] = True
 
     __repr__ = brief
 

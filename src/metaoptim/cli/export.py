@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from metaoptim.cli.interrupts import quitting
 from metaoptim.cli.shared import Data, Settings, recipe_of, use
-
-if TYPE_CHECKING:
-    from metaoptim.recipes.recipe import Recipe
 
 
 def export(
@@ -33,6 +28,7 @@ def export(
     with quitting():
         from metaoptim import optim
         from metaoptim.recipes import recipe as config
+        from metaoptim.recipes.again import command
 
     use(data)
     recipe = config.load(recipe_of(run), set_ or ())
@@ -43,26 +39,3 @@ def export(
     scored = "the scores of its last evaluation" if factory.header["scores"] else "no scores, for it wasn't evaluated yet"
     typer.echo(f"The rule is in {file}, with its recipe and {scored}.")
     typer.echo(f"In Python: optimizer = metaoptim.optim.load({str(file)!r})(model.named_parameters())")
-
-
-def command(recipe: Recipe) -> str:
-    """How such a run is trained again."""
-    from metaoptim.recipes import recipe as config
-
-    if recipe.name not in config.names():
-        return f"metaoptim train {shlex.quote(f'{recipe.name}.toml')}"
-    shipped = config.load(recipe.name)
-    settings = []
-    for key in (key for key in recipe.differences(shipped) if not key.startswith("evaluate.")):
-        table, _, option = key.partition(".")
-        settings += ["--set", f"{key}={_toml(recipe.tables[table].get(option))}"]
-    return shlex.join(["metaoptim", "train", recipe.name, *settings])
-
-
-def _toml(value: Any) -> str:
-    """A value as --set takes it, on one line."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_toml(x)}' for key, x in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps("none" if value is None else value)

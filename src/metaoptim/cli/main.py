@@ -9,7 +9,7 @@ with quitting():
     import sys
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import TYPE_CHECKING, Annotated, Literal
+    from typing import Annotated, Literal
 
     import typer
     from typer.main import get_command
@@ -17,15 +17,15 @@ with quitting():
     import metaoptim
     from metaoptim.cli.adapt import adapt
     from metaoptim.cli.check import check
+    from metaoptim.cli.compare import compare
     from metaoptim.cli.diagnose import diagnose
     from metaoptim.cli.errors import told
     from metaoptim.cli.export import export
+    from metaoptim.cli.recommend import recommend
+    from metaoptim.cli.report import report
     from metaoptim.cli.reproduce import reproduce
     from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
     from metaoptim.cli.tune import tune
-
-if TYPE_CHECKING:
-    from metaoptim.recipes.recipe import Recipe
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while running (such as a loss that is not finite, a full disk, or an internal error); "
@@ -99,7 +99,8 @@ def train(
     chosen = config.load(recipe, settings)
     folder = Path(out) if out else Path("runs", chosen.name)
     if resume:
-        _check_same(chosen, folder)
+        # A run may go on elsewhere, and further where `train` finds that it can.
+        config.check_same(chosen, folder, ("train.device", "train.iterations"))
     try:
         chosen.experiment().train(folder, resume=resume)
     except training.TrainingError as error:
@@ -167,9 +168,8 @@ def evaluate(
     model.name=my.py:Net.
     """
     with quitting():
-        from metaoptim.core.callers import warn
         from metaoptim.recipes import recipe as config
-        from metaoptim.runs.store import told_state
+        from metaoptim.runs.run import warn_unless_finished
 
     use(data)
     given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
@@ -183,10 +183,8 @@ def evaluate(
             )
     experiments = [recipe.experiment() for recipe in recipes]
     trained = [one.load(run, checkpoint) for run, one in zip(runs, experiments, strict=True)]
-    for run, found, recipe in zip(runs, trained, recipes, strict=True):
-        if told_state(run).get("status", "finished") != "finished":
-            total = recipe.tables["train"]["iterations"]
-            warn(f"{run} has not come to its end: what is judged is step {found.step} of {total}; train --resume goes on.")
+    for found, recipe in zip(trained, recipes, strict=True):
+        warn_unless_finished(found, recipe.tables["train"]["iterations"])
     result = experiments[0].evaluate(trained)
     screen = console()
     screen.print(result.table(screen.width))
@@ -197,13 +195,17 @@ def evaluate(
     except OSError as error:
         raise typer.TyperException(f"the result, printed above, could not be saved: {error}") from error
     typer.echo(f"The numbers are in {numbers}, the picture in {picture}.")
+    typer.echo(f"To see all of it on one page: {shlex.join(['metaoptim', 'report', str(runs[0])])}")
 
 
+app.command()(compare)
 app.command()(adapt)
 app.command()(reproduce)
 app.command()(diagnose)
 app.command()(tune)
 app.command()(export)
+app.command()(recommend)
+app.command()(report)
 
 
 def _advice(folder: Path, again: str) -> str:
@@ -215,21 +217,6 @@ def _advice(folder: Path, again: str) -> str:
         return "Nothing was saved."
     saved = any((folder / name).is_file() for name in (LAST, PREVIOUS))
     return f"To go on: {again}" if saved else f"No step was saved yet. To start again: {again}"
-
-
-def _check_same(recipe: Recipe, folder: Path) -> None:
-    from metaoptim.recipes import recipe as config
-
-    stored = folder / "recipe.toml"
-    if not stored.is_file():
-        return  # `train` says what is missing
-    free = ("train.device", "train.iterations")  # a run may go on elsewhere, and further where `train` finds that it can
-    changed = [k for k in recipe.differences(config.load(stored)) if not k.startswith("evaluate.") and k not in free]
-    if changed:
-        raise ValueError(
-            f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
-            "same ones, or start a new run in another folder (--out)."
-        )
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metaoptim.cli.interrupts import quitting
-from metaoptim.cli.shared import Data, Device, console, use
+from metaoptim.cli.shared import Data, Device, console, numbers, use
 
 if TYPE_CHECKING:
     from metaoptim.ledger.entry import Entry
@@ -44,7 +43,7 @@ def reproduce(
         from metaoptim.recipes import recipe as config
 
     use(data)
-    wanted = [] if page_only else list(measure.jobs(recipes or config.names(), _numbers(seeds), device))
+    wanted = [] if page_only else list(measure.jobs(recipes or config.names(), numbers(seeds), device))
     with store.alone(out):
         entries = store.read(out)
         todo = measure.missing(wanted, entries, any_code=only_missing)
@@ -110,12 +109,3 @@ def _write(page: Path, out: Path) -> None:
 
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, text(store.read(out)).encode())
-
-
-def _numbers(seeds: str | None) -> Sequence[int] | None:
-    if seeds is None:
-        return None
-    parts = [part.strip() for part in seeds.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ValueError(f"--seeds {seeds}: expected whole numbers with commas between them, each once, as in 0,1,2.")
-    return [int(part) for part in parts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,16 @@ def recipe_of(run: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"there is no {path}; expected the folder of a run that `metaoptim train` wrote.")
     return path
+
+
+def numbers(seeds: str | None) -> Sequence[int] | None:
+    """Seeds with commas between them; ValueError for anything else."""
+    if seeds is None:
+        return None
+    parts = [part.strip() for part in seeds.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(f"--seeds {seeds}: expected whole numbers with commas between them, each once, as in 0,1,2.")
+    return [int(part) for part in parts]
 
 
 def console(stderr: bool = False) -> Console:

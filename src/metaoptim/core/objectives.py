@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core.brief import brief
-from metaoptim.core.checks import check_counts
+from metaoptim.core.checks import check_counts, check_numbers
 
 Weight = float | Tensor
 Objective = Callable[[int, Tensor], Sequence[Weight]]
@@ -108,11 +108,31 @@ class AnnealedMultiStep:
         return [0.0, *[early] * (steps - 1), late]
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """Weights for the losses after steps 1 … K that rise towards the last one: v_k ∝ (k/K)^power, with a sum of 1.
+
+    A power of 0 is `trajectory_mean`, and the larger it is, the closer to `last`: about the last K / (power + 1) states count.
+    """
+
+    power: float
+
+    def __post_init__(self) -> None:
+        check_numbers(0, power=self.power)
+
+    def __call__(self, steps: int, outer_step: Tensor) -> tuple[float, ...]:
+        if not steps:
+            return (1.0,)
+        rising = [(k / steps) ** self.power for k in range(1, steps + 1)]
+        return (0.0, *(v / sum(rising) for v in rising))
+
+
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "last": lambda: last,
     "trajectory_mean": lambda: trajectory_mean,
     "multi_step": multi_step,
     "annealed_multi_step": AnnealedMultiStep,
+    "ramp": Ramp,
 }
 """What makes each objective, by its name."""
 

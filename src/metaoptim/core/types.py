@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core.brief import brief, shapes
+from metaoptim.core.reductions import Reduce, reduction_called
 
 Params = dict[str, Tensor]
 """Tensors by name, flat: the keys are those of `named_parameters()`."""
@@ -259,13 +260,12 @@ class MetaOptimizer:
     estimator: Estimator
     phi: MetaParams = field(repr=False)
     learns: Callable[[str], bool] = everything
-    reduction: Literal["mean", "sum"] = "mean"
+    reduction: Reduce = "mean"
     outer: Outer = field(default=Outer())
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction {self.reduction!r} is unknown: choose mean or sum.")
+        object.__setattr__(self, "reduction", reduction_called(self.reduction))
         learnt, _ = self.split(self.phi)
         if not learnt.weights and not learnt.rule:
             raise ValueError(
@@ -280,7 +280,7 @@ class MetaOptimizer:
         steps = [f"steps={learner.steps}"] if learner.steps else []
         policy = getattr(getattr(learner, "model", None), "normalisation", "transductive")
         others = [f"normalisation={policy!r}"] if policy != "transductive" else []
-        others += [f"reduction={self.reduction!r}"] if self.reduction != "mean" else []
+        others += [f"reduction={brief(self.reduction)}"] if self.reduction != "mean" else []
         adapting = sum(p.numel() for n, p in self.phi.weights.items() if learner.adapts(n))
         counts = {"weights": sum(p.numel() for p in self.phi.weights.values()), "of them adapt": adapting}
         counts |= {"in the rule": sum(p.numel() for p in self.phi.rule.values())}

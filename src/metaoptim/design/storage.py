@@ -170,11 +170,15 @@ def again(study: Study, trial: FrozenTrial) -> None:
 
 
 def requeue_killed(study: Study, folder: Path, alone: bool) -> None:
-    """Puts those trials back whose worker on this machine is gone, whatever ended it: it holds their locks no more.
+    """Puts those trials back whose worker is gone, whatever ended it: on this machine it holds their locks no more, and on
+    another one it hasn't shown for a while that it is alive.
 
     alone: whether all workers are on this machine, so that a trial which names none has none.
     """
+    from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
+
+    fail_stale_trials(study)
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.user_attrs.get("place", place(folder) if alone else "") == place(folder):

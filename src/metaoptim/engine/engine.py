@@ -20,6 +20,7 @@ from metaoptim.engine.gate import gap
 from metaoptim.engine.graphs.guards import Unsteady
 from metaoptim.engine.inspect import inspect
 from metaoptim.engine.options import Choice, check_settings, chosen
+from metaoptim.engine.reducer import Reducer
 from metaoptim.engine.rule import by_rule
 
 SHARE = 0.7  # of the machine's memory, for a budget that was not given
@@ -28,8 +29,9 @@ SHARE = 0.7  # of the machine's memory, for a budget that was not given
 class Engine:
     """Computes meta-gradients: `engine(phi, batch, carry, outer_step) -> Estimate` over T tasks; no carry: of runs that begin.
 
-    The loss and the gradient are put together as the meta-optimizer asks (mean or sum, always in the order of the
-    tasks); the carry keeps its leading axis T; `info["losses"]` holds the T single losses, other entries are means.
+    The loss and the gradient are put together as the meta-optimizer's `reduction` asks, in the order of the tasks; where it
+    weighs gradients, the loss is the mean, and `info["conflicts"]` the share of pairs of tasks that conflict. The carry keeps
+    its leading axis T; `info["losses"]` holds the T single losses, other entries are means.
     Every setting gives the same numbers, up to rounding (but for precision="bf16"). What is "auto" follows a rule, and nothing
     is timed, unless runtime is "auto" too: then the fastest way is taken that was seen on a batch, with a peak in the budget.
     A way that was not asked for by name must agree with the plain loop, task by task, on the first batch and, where it was
@@ -197,7 +199,7 @@ class Engine:
                 single = peak.of(lambda: alone(phi, few[0], few[1], 0), phi.device)[1] or 0
             search = Search(build, settings, estimator.memories, check_tasks(batch), learner.steps, single, budget,
                             phi.device, self.horizon or UNKNOWN, known or (), rest=self.release, say=self.say,
-                            attempt=cache.Journal(key))  # fmt: skip
+                            attempt=cache.Journal(key), beside=Reducer(self.method).bytes(phi, check_tasks(batch)))  # fmt: skip
             found = search.run()
         cache.write(key, found.rows)
         taken = found.choice[:3]

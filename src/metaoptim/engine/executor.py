@@ -23,14 +23,15 @@ from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.engine.graphs.guards import Guards
 from metaoptim.engine.graphs.parts import Parts
 from metaoptim.engine.options import cut
+from metaoptim.engine.reducer import Reducer
 from metaoptim.nn import steady
 
 
 class Executor:
     """`executor(phi, batch, carry, outer_step) -> Estimate` over T tasks, with the settings of `Engine`, none of them "auto".
 
-    The batch is cut into pieces; each gives its tasks' losses and carries and the sum of their gradients; the sums are put
-    together in the order of the tasks, whoever was done first.
+    The batch is cut into pieces; each gives its tasks' losses and carries and the sum of their gradients (or each of them,
+    where they are weighed); these are put together in the order of the tasks, whoever was done first.
     """
 
     def __init__(self, method: MetaOptimizer, batching: str, memory: str, runtime: str, precision: str = "full") -> None:
@@ -43,6 +44,7 @@ class Executor:
         self.method, self.batching, self.cut, self.half = method, batching, cut(batching), precision == "bf16"
         guards = Guards({"the learner": method.learner, "the estimator": method.estimator}) if runtime != "eager" else None
         self.graphs = Graphs(guards, compiled=runtime == "compile")
+        self.reducer = Reducer(method)
         self.by_autograd = runtime == "eager" and not self.cut.vmapped
         self.whole = runtime != "eager" and memory == "graph"
         self.estimator = estimator.keeping(memory, directly if runtime == "eager" else Parts(self.graphs))
@@ -53,22 +55,23 @@ class Executor:
         self.graphs.look()
         count, device = count_tasks(batch), trees.device(batch)
         learnt, fixed = self.method.split(phi)
-        parts, cuts = (batch, carry, keys(count, device)), self.cut.pieces(count)
+        parts, cuts = (batch, carry, drawn := keys(count, device)), self.cut.pieces(count)
         step = torch.tensor(outer_step, device=device)
         pieces = [(learnt, fixed, step, *(trees.index(parts, rows) if len(cuts) > 1 else parts)) for rows in cuts]
-        scale = 1.0 if self.method.reduction == "sum" else 1.0 / count
-        grad: Any = None
+        added: Any = None
+        each: list[MetaParams] = []
         others: list[tuple[Tensor, Carry, Any]] = []
         with steady():
             for found in self._side_by_side(pieces) if self.cut.workers > 1 else (self.piece(*piece) for piece in pieces):
-                grad = found.grad if grad is None else trees.plus(grad, found.grad)
+                kept: Any = found.grad  # as `Reducer.of_piece` gives it
+                added = kept.added if added is None else trees.plus(added, kept.added)
+                each.append(kept.each)
                 others.append((found.loss, found.carry, found.info))
         losses, after, info = trees.cat(others) if len(others) > 1 else others[0]
+        grad, told = self.reducer.one(added, each, count, drawn)
+        scale = 1.0 if self.method.reduction == "sum" else 1.0 / count
         return Estimate(
-            losses.sum() * scale,
-            trees.map_tensors(lambda g: g * scale, grad),
-            after,
-            {name: x.mean() for name, x in info.items()} | {"losses": losses},
+            losses.sum() * scale, grad, after, {name: x.mean() for name, x in info.items()} | told | {"losses": losses}
         )
 
     def _side_by_side(self, pieces: list[tuple[Any, ...]]) -> list[Estimate]:
@@ -118,15 +121,15 @@ class Executor:
     def _piece(
         self, learnt: MetaParams, fixed: Params, outer_step: Tensor, batch: Task, carry: Carry, keys: Tensor
     ) -> Estimate:
-        """Losses, carry and info stacked over the tasks of a piece; gradients summed."""
+        """Losses, carry and info stacked over the tasks of a piece; of gradients, what the reducer keeps."""
         with self.precision(batch), autograd(self.by_autograd):
             if not self.cut.vmapped:
                 alone = self._one(learnt, fixed, outer_step, *trees.index((batch, carry, keys), 0))
                 loss, after, info = trees.map_tensors(lambda x: x[None], (alone.loss, alone.carry, alone.info))
-                return Estimate(loss, alone.grad, after, info)
+                return Estimate(loss, cast(Any, self.reducer.of_piece(alone.grad, stacked=False)), after, info)
             mapped = vmap(self._one, in_dims=(None, None, None, 0, 0, 0), randomness="different")
             stacked: Estimate = mapped(learnt, fixed, outer_step, batch, carry, keys)
-        return stacked._replace(grad=trees.map_tensors(lambda g: g.sum(0), stacked.grad))
+        return stacked._replace(grad=cast(Any, self.reducer.of_piece(stacked.grad, stacked=True)))
 
     def precision(self, batch: Task) -> AbstractContextManager[Any]:
         """The autocast that was asked for; a surrounding one stays in force where none was."""

@@ -18,6 +18,7 @@ from metaoptim.core.types import MetaOptimizer, MetaParams, Task
 from metaoptim.engine.bound import Bound
 from metaoptim.engine.executor import count_tasks, keys
 from metaoptim.engine.options import Choice, cut
+from metaoptim.engine.reducer import Reducer
 from metaoptim.learners import network_of
 
 SMALL = (
@@ -38,7 +39,8 @@ def by_rule(method: MetaOptimizer, phi: MetaParams, batch: Task, settings: Seque
         if memory == "graph" and "steps" in method.estimator.memories and method.learner.steps > 1:
             size, workers = cut(batching).size, cut(batching).workers
             at_once = min(count_tasks(batch), (size or count_tasks(batch)) * workers)
-            if at_once * method.learner.steps * one_step(method, phi, batch) > budget:
+            beside = Reducer(method).bytes(phi, count_tasks(batch))
+            if beside + at_once * method.learner.steps * one_step(method, phi, batch) > budget:
                 memory = "steps"
     return Choice(batching, memory, "eager" if runtime == "auto" else runtime, by="rule")
 

@@ -82,6 +82,11 @@ class Result:
         return self.rows[0].scores[self.metric][:, -1]
 
     @property
+    def of_runs(self) -> Tensor:
+        """The same of each run, of which `scores` are the mean, (R, E)."""
+        return torch.stack([scores[self.metric][:, -1] for scores in self.rows[0].runs])
+
+    @property
     def beside(self) -> dict[str, tuple[float, float]]:
         """Mean and interval of each baseline, by name."""
         return {row.name: (row.mean(self.metric)[-1], row.interval(self.metric)[-1]) for row in self.rows[1:]}

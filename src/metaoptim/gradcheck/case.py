@@ -55,8 +55,10 @@ def recast(x: Any, dtype: torch.dtype) -> Any:
 
 
 def unguarded(method: MetaOptimizer) -> MetaOptimizer:
-    """The same without a guard, which changes gradients that are not finite or long, and those alone."""
-    return replace(method, estimator=estimators.unguarded(method.estimator))
+    """The same without a guard, which changes gradients that are not finite or long, and those alone; and with the mean of the
+    tasks' gradients where they are weighed, for a weighed sum is the gradient of no loss."""
+    reduction = method.reduction if isinstance(method.reduction, str) else "mean"
+    return replace(method, estimator=estimators.unguarded(method.estimator), reduction=reduction)
 
 
 class Mixed(ValueError):

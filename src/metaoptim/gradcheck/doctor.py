@@ -51,6 +51,8 @@ ZERO = (
 )
 UNKNOWN = "no layer, loss or rule is off by itself: look at what puts them together, such as a learner of your own."
 
+WEIGHED = "the mean of the tasks' gradients was checked: weighed by their conflicts, they are the gradient of no loss."
+
 NOISY = 16  # repetitions of a random estimate, whose spread is told
 
 SAME = 1e-2  # beyond it, float32 drew other random numbers
@@ -84,13 +86,15 @@ def check(
     """
     check_method(method, "check")
     _check_modes(modes)
+    weighed = not isinstance(method.reduction, str)
     method = unguarded(method)
     batch = sample(method, tasks, input)
     refuse_unreadable(method, batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, which is not about what is right
         warnings.filterwarnings("ignore", r"(?s).*From here on: ")  # the engine's, of what the verdict tells
-        return _examine(method, batch, gradient, modes, say)
+        report = _examine(method, batch, gradient, modes, say)
+    return replace(report, notes=(*report.notes, WEIGHED)) if weighed else report
 
 
 def _check_modes(modes: Any) -> None:

@@ -16,9 +16,10 @@ from metaoptim.engine import check_tasks
 from metaoptim.engine.faults import explained
 from metaoptim.gradcheck.differences import seeded
 from metaoptim.gradcheck.parts import said
-from metaoptim.learners import network_of
+from metaoptim.learners import Heads, network_of
 from metaoptim.nn import written_out
 from metaoptim.tasks import TaskFamily
+from metaoptim.tasks.training_tasks import numbered
 
 TASKS = 3  # so that two at a time leave a rest
 ROWS = 6  # of a random task
@@ -33,6 +34,8 @@ def sample(method: MetaOptimizer, tasks: Task | TaskFamily | None, shape: Sequen
         return tasks
     if tasks is None:
         return random_tasks(method, shape)
+    if isinstance(pooled := getattr(method.learner, "pooled", None), Heads):
+        return numbered(tasks, pooled.heads, pooled.outputs, seed=0, step=0, count=TASKS)
     return tasks.sample("train" if "train" in tasks.splits else tasks.splits[0], seed=0, start=0, count=TASKS)
 
 
@@ -73,8 +76,11 @@ def refuse_unreadable(method: MetaOptimizer, batch: Task) -> None:
         return
     for part in trees.index(batch, 0):
         output = forward(method, part[0])
-        with explained(batch, method):
-            network.mean_loss(output, part[1])
+        with explained(batch, method), torch.no_grad(), seeded(trees.device(part)):
+            if isinstance(pooled := getattr(method.learner, "pooled", None), Heads):
+                pooled(network, method.phi, part)
+            else:
+                network.mean_loss(output, part[1])
 
 
 def forward(method: MetaOptimizer, x: Any) -> Any:

@@ -4,6 +4,7 @@ from metaoptim.learners.classes import class_means, embedded, members
 from metaoptim.learners.classifier import Classifier
 from metaoptim.learners.closed_form import ClosedForm, logarithms
 from metaoptim.learners.gradient import GradientLearner, Inner
+from metaoptim.learners.heads import Heads
 from metaoptim.learners.masks import Mask, Names, in_the_head, mask, named
 from metaoptim.learners.network import (
     CHOOSE,
@@ -24,6 +25,7 @@ __all__ = [
     "ClosedForm",
     "GradientLearner",
     "HeadStart",
+    "Heads",
     "Inner",
     "Mask",
     "Names",

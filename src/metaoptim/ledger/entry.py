@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.runs.checkpoint import strict_json
 
 Verdict = Literal["pass", "drift", "fail", "not judged"]
 
@@ -64,11 +62,6 @@ class Entry:
     def key(self) -> Key:
         """What makes another measurement the same."""
         return Key(self.content, self.seed, self.code)
-
-
-def content(recipe: Recipe) -> str:
-    """A hash of what a recipe says of training and evaluation, but for the seed and for where data lie."""
-    return hashlib.sha256(strict_json(recipe.content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def stated(recipe: Recipe, table: str) -> dict[str, Any]:

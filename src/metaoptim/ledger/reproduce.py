@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,12 +11,13 @@ from pathlib import Path
 import metaoptim
 from metaoptim.ledger import source
 from metaoptim.ledger.cost import cost
-from metaoptim.ledger.entry import PROTOCOL, Entry, Key, content, judged, stated
+from metaoptim.ledger.entry import PROTOCOL, Entry, Key, judged, stated
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Evaluation
 from metaoptim.recipes.recipe import Recipe
+from metaoptim.runs import metrics
 from metaoptim.runs.environment import environment
-from metaoptim.runs.store import METRICS, RECIPE
+from metaoptim.runs.store import RECIPE
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Job:
 
     def folder(self, out: Path) -> Path:
         """Where its run lies, half done or whole."""
-        name = re.sub(r"[^\w.-]+", "-", self.recipe.name)
-        return out / "runs" / f"{name}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
+        return out / "runs" / f"{config.file_name(self.recipe.name)}-s{self.key.seed}-{self.key.content[:6]}{self.key.code[:6]}"
 
 
 def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None = None) -> Iterator[Job]:
@@ -48,7 +45,7 @@ def jobs(names: Iterable[str], seeds: Sequence[int] | None, device: str | None =
             recipe = config.load(name, [*settings, f"train.seed={seed}"])
             for table in ("expected", "published"):
                 stated(recipe, table)  # a mistake there is told now, and not after hours
-            yield Job(recipe, Key(content(recipe), seed, code))
+            yield Job(recipe, Key(recipe.content_hash, seed, code))
 
 
 def missing(wanted: Iterable[Job], entries: Iterable[Entry], any_code: bool = False) -> list[Job]:
@@ -98,7 +95,7 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
     trained = experiment.train(folder, resume=(folder / RECIPE).is_file(), progress=progress)
     result = experiment.evaluate([trained], progress=progress)
     result.save(folder)
-    expected = stated(recipe, "expected")
+    expected, pace = stated(recipe, "expected"), metrics.pace(folder)
     entry = Entry(
         recipe=recipe.name,
         content=job.key.content,
@@ -117,7 +114,7 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
         protocol={"name": result.protocol, "version": PROTOCOL},
         iterations=recipe.tables["train"]["iterations"],
         tasks_per_step=experiment.count,
-        steps_per_second=_pace(folder / METRICS),
+        steps_per_second=None if pace is None else 1 / pace,
         verdict=judged(result.metric, result.mean, result.interval, job.key.seed, expected),
         rows={name: list(score) for name, score in result.beside.items()},
         cost=cost(trained.method, experiment.batch()),
@@ -126,10 +123,3 @@ def run(job: Job, out: Path, progress: bool = True) -> tuple[Entry, Evaluation]:
         environment=environment(),
     )
     return entry, result
-
-
-def _pace(metrics: Path) -> float | None:
-    """Outer steps per second, by the median of those that were logged."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    return 1 / max(statistics.median(seconds), 1e-9) if seconds else None

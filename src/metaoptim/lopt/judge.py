@@ -86,8 +86,7 @@ def evaluate(
     numbers: Any = rule  # whose fields a Rule doesn't promise
     if tuned and "lr" not in getattr(numbers, "__dataclass_fields__", {}):
         raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
-    others: dict[str, Any] = {"logarithm": False} | ({} if steps is None else {"steps": steps})
-    judged = {n: f.with_(**others) for n, f in _families(families, own).items()}
+    judged = judged_families(families, own, steps)
     _check(rule, psis, judged, seed)
     name = f"learned {type(rule).__name__}"
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
@@ -147,8 +146,8 @@ def _learned(
         raise ValueError(f"lopt.evaluate takes a run of lopt.meta_train, or a rule; found a run of {runs[0].method.name}.")
     check_seeds(runs)
     placed = runs if device is None else [on_device(run, device) for run in runs]
-    own: dict[str, Family] = {f.name: f.with_(rescaled=(1.0, 1.0)) for f in members(learner.problems)}
-    return learner.rule, [run.phi.rule if psi is None else psi for run in placed], own, learner.steps
+    psis = [run.phi.rule if psi is None else psi for run in placed]
+    return learner.rule, psis, own_families(learner.problems), learner.steps
 
 
 def _check(rule: Rule, psis: Sequence[Params], families: Mapping[str, Family], seed: int) -> None:
@@ -179,6 +178,17 @@ def _families(given: Any, own: Mapping[str, Family]) -> dict[str, Family]:
     for family in found.values():
         check_family(family)
     return found
+
+
+def judged_families(given: Any, own: Mapping[str, Family], steps: int | None) -> dict[str, Family]:
+    """What `evaluate` trains, by name, with so many steps."""
+    others: dict[str, Any] = {"logarithm": False} | ({} if steps is None else {"steps": steps})
+    return {n: f.with_(**others) for n, f in _families(given, own).items()}
+
+
+def own_families(problems: Family) -> dict[str, Family]:
+    """The families of a meta-training as they are judged, without its `rescaled`."""
+    return {f.name: f.with_(rescaled=(1.0, 1.0)) for f in members(problems)}
 
 
 def _by_name(given: Any) -> dict[str, Family]:
@@ -235,9 +245,9 @@ def _rows(
     rows = []
     for n, one in found.items():
         losses, lost = torch.cat([x for x, _ in parts[n]], 1), torch.cat([x for _, x in parts[n]], 1)
-        by_run = tuple(final(x).mean().item() for x in losses) if n in psis else ()
+        of_runs = final(losses) if n in psis else None
         told = brief(one.rule), one.lr, one.warmup, one.edge
-        rows.append(Row(name, n, *told, losses.mean(0), lost.mean().item(), timed[n], by_run))
+        rows.append(Row(name, n, *told, losses.mean(0), lost.mean().item(), timed[n], of_runs))
     return rows
 
 

@@ -32,7 +32,7 @@ class Row:
         losses: judged losses after 0 … K steps of R runs, (R, K+1), in units of knowing nothing.
         diverged: the share of runs that have diverged at the end.
         seconds: of a training step of one problem.
-        by_run: the final loss of each meta-training run, over which `losses` are averaged (of the learned rule alone).
+        of_runs: of each of M meta-training runs, over which `losses` are averaged, final losses, (M, R); the learned rule's.
     """
 
     family: str
@@ -44,7 +44,7 @@ class Row:
     losses: Tensor = field(repr=False)
     diverged: float
     seconds: float
-    by_run: tuple[float, ...] = ()
+    of_runs: Tensor | None = field(default=None, repr=False)
 
     @property
     def finals(self) -> Tensor:
@@ -55,6 +55,11 @@ class Row:
     def final(self) -> float:
         """Its mean over the runs."""
         return self.finals.mean().item()
+
+    @property
+    def by_run(self) -> list[float]:
+        """The mean final loss of each meta-training run."""
+        return [] if self.of_runs is None else [x.mean().item() for x in self.of_runs]
 
     @property
     def area(self) -> float:
@@ -109,6 +114,12 @@ class Judgement:
     def scores(self) -> Tensor:
         """The learned rule's final loss on each problem, family by family: the same problems for every rule."""
         return torch.cat([row.finals for row in self.learned])
+
+    @property
+    def of_runs(self) -> Tensor:
+        """The same of each run of meta-training, of which `scores` are the mean, (M, E)."""
+        found = [self.scores[None] if row.of_runs is None else row.of_runs for row in self.learned]
+        return torch.cat(found, 1)
 
     @property
     def beside(self) -> dict[str, tuple[float, float]]:
@@ -189,7 +200,7 @@ class Judgement:
             {
                 "family": row.family, "name": row.name, "rule": row.rule, "lr": None if row.lr != row.lr else row.lr,
                 "warmup": row.warmup, "edge": row.edge, "runs": len(row.losses), **self.measured(row),
-                "finals": row.finals.tolist(), "by_run": list(row.by_run),
+                "finals": row.finals.tolist(), "by_run": row.by_run,
                 "curve": {str(q): c for q, c in zip(QUANTILES, row.quantiles.tolist(), strict=True)},
             }
             for row in self.rows

@@ -20,8 +20,9 @@ import torch
 from metaoptim.core import trees
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts
+from metaoptim.core.objectives import Objective, objective_called
 from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Params, Rule
-from metaoptim.estimators import Guarded, Truncated, nres, pes, truncated_es, unguarded
+from metaoptim.estimators import Guarded, Truncated, Unroll, judging, nres, pes, truncated_es, unguarded
 from metaoptim.lopt.checks import check_psi, check_rule
 from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.mixture import Family, mixture
@@ -41,6 +42,7 @@ def learned_optimizer(
     window: int | None = None,
     sigma: float = 0.01,
     pairs: int = 1,
+    objective: Objective | str | None = None,
     psi: Params | None = None,
 ) -> MetaOptimizer:
     """A rule whose ψ is learnt by training problems with it: an optimizer that learns how to optimize.
@@ -48,7 +50,7 @@ def learned_optimizer(
     The arguments are those of `meta_train`. An estimator that isn't `Guarded` is guarded.
     """
     check_rule(rule, "learning an optimizer")
-    family, chosen = joined(problems), named(estimator, window, sigma, pairs)
+    family, chosen = joined(problems), named(estimator, window, sigma, pairs, objective)
     weights = trees.map_tensors(lambda x: x[0, 0], family.sample("train", seed=seed, start=0, count=1).support["start"])
     drawn = rule.start(weights, torch.Generator().manual_seed(seed))
     if not drawn:
@@ -72,6 +74,7 @@ def meta_train(
     window: int | None = None,
     sigma: float = 0.01,
     pairs: int = 1,
+    objective: Objective | str | None = None,
     psi: Params | None = None,
     horizons: Sequence[int] | None = None,
     problems_per_step: int = 8,
@@ -94,12 +97,14 @@ def meta_train(
         rule: what is learnt, such as `Celo2()`.
         problems: a family, or several, of which a step trains T problems each (see `mixture`).
         iterations: outer steps, altogether.
-        estimator: of ∇ψ: "pes", "nres", "truncated_es", "truncated" (backpropagation through a window), or an estimator, which
-            may judge something else: `Unroll()` the last step alone.
+        estimator: of ∇ψ: "pes", "nres", "truncated_es", "truncated" (backpropagation through a window), "unroll" (through a
+            whole run: exact, and far less noisy where runs are short), or an estimator.
         window: W, the inner steps of an outer step, which must divide the family's steps; 10 where it is not given. An
             estimator that is given has its own, and one that has none goes through whole runs.
         sigma: σ of the evolution strategies named above.
         pairs: their antithetic pairs for each problem.
+        objective: which states of a run "unroll" judges, from `mo.objectives` ("last" and "trajectory_mean" by name too): the
+            last one if not given. The other estimators that have a name judge the mean of a window.
         psi: ψ at the start, such as that of an earlier run; drawn by the seed if not given.
         horizons: the shortest and the longest run, multiples of the window, log-uniform between; the family's steps if not
             given.
@@ -116,7 +121,9 @@ def meta_train(
         ValueError: settings that can't be used; and what `train` raises.
     """
     check_counts(problems_per_step=problems_per_step)
-    method = learned_optimizer(rule, problems, estimator, seed, window=window, sigma=sigma, pairs=pairs, psi=psi)
+    method = learned_optimizer(
+        rule, problems, estimator, seed, window=window, sigma=sigma, pairs=pairs, objective=objective, psi=psi
+    )
     source = streams(method, seed, problems_per_step, horizons)
     return train(
         method, source.problems, source=source, iterations=iterations, tasks_per_step=problems_per_step, clip=clip, seed=seed,
@@ -144,22 +151,27 @@ def joined(problems: Family | Sequence[Family]) -> Family:
     return mixture(*(problems if isinstance(problems, list | tuple) else [problems]))
 
 
-def named(estimator: str | Estimator, window: int | None, sigma: float, pairs: int) -> Estimator:
-    """The estimator of a name; one that is given stays as it is."""
-    if isinstance(estimator, str):
-        width = 10 if window is None else window
-        if estimator == "truncated":
-            return Truncated(width)
-        if estimator in ESTIMATORS:
-            return ESTIMATORS[estimator](width, sigma, pairs)
-    if isinstance(estimator, str | type) or not hasattr(estimator, "claim"):
+def named(
+    estimator: str | Estimator, window: int | None, sigma: float, pairs: int, objective: Objective | str | None = None
+) -> Estimator:
+    """The estimator of a name; one that is given stays as it is, but for its objective where one is given."""
+    judged = objective_called(objective) if isinstance(objective, str) else objective
+    width = 10 if window is None else window
+    if not isinstance(estimator, str):
+        chosen = estimator
+    elif estimator == "unroll":
+        chosen = Unroll()
+    elif estimator == "truncated":
+        chosen = Truncated(width)
+    else:
+        chosen = ESTIMATORS[estimator](width, sigma, pairs) if estimator in ESTIMATORS else cast(Any, None)
+    if isinstance(chosen, type) or not hasattr(chosen, "claim"):
         raise ValueError(
-            f"estimator={brief(estimator)}: it must be one of {', '.join(ESTIMATORS)}, truncated, or an estimator, such as "
-            "mo.estimators.pes(window=10, sigma=0.01)."
+            f"estimator={brief(estimator)}: it must be one of {', '.join(ESTIMATORS)}, truncated, unroll, or an estimator, "
+            "such as mo.estimators.pes(window=10, sigma=0.01)."
         )
-    own = getattr(unguarded(estimator), "window", None)
+    own = getattr(unguarded(chosen), "window", None)
     if window not in (None, own):
-        raise ValueError(
-            f"window={window} was given beside {estimator!r}, which has its own; set it there, and leave it out here."
-        )
-    return estimator
+        has = "goes through whole runs" if own is None else "has its own; set it there"
+        raise ValueError(f"window={window} was given beside {estimator!r}, which {has}: leave it out here.")
+    return judging(chosen, judged)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
 
@@ -138,6 +138,15 @@ def build(spec: str, options: Mapping[str, Any], expected: type | tuple[str, ...
     if not fits(made):
         raise ConfigError(f"{spec}: it gave {type(made).__name__}; expected {what}.")
     return made
+
+
+def function(spec: str, what: str) -> Callable[..., Any]:
+    """What the code is if that can be called, or an object of a class that needs no arguments. Errors: ConfigError."""
+    found = find(spec)
+    made = explained(spec, found) if isinstance(found, type) else found
+    if not callable(made):
+        raise ConfigError(f"{spec}: it is {type(made).__name__}; expected {what}.")
+    return cast(Callable[..., Any], made)
 
 
 def _plain(value: Any) -> bool:

@@ -19,6 +19,7 @@ from metaoptim.training.callbacks import OnStep
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Section
 
 Tables = dict[str, dict[str, Any]]
 """The TOML tables of a recipe, by name."""
@@ -45,6 +46,11 @@ class Evaluation(Protocol):
     @property
     def scores(self) -> Tensor:
         """One number for each episode or problem, (E): evaluations with the same `episodes_sha256` can be paired."""
+        ...
+
+    @property
+    def of_runs(self) -> Tensor:
+        """The same of each run, (R, E), of which `scores` are the mean."""
         ...
 
     @property
@@ -97,6 +103,9 @@ class Experiment(Protocol):
 
     refused: ClassVar[Mapping[str, str]]
     """The tables and commands that this kind doesn't have, each with a sentence."""
+
+    shared: ClassVar[Sequence[str]]
+    """The options of [evaluate] that must be the same where evaluations are compared."""
 
     def __init__(self, recipe: Recipe) -> None: ...
 
@@ -157,8 +166,24 @@ class Experiment(Protocol):
         """Judges a run, or runs that differ in their seed, as [evaluate] says."""
         ...
 
+    def first_episodes(self) -> str:
+        """A hash of the first episodes that `evaluate` judges on, and the loss where that is the score; where two are the same,
+        scores can be paired."""
+        ...
+
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         """Writes a picture of what `evaluate` has found, a PNG."""
+        ...
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        """What its result.json says, as sections of a page: the headline beside the baselines, and what belongs to it."""
+        ...
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        """Some of what a run is judged on, as sections of a page, with its answers; () where `scored` shows all there is.
+
+        result: its result.json, which says what it was judged on; none: it is taken from [evaluate]. Errors: ValueError.
+        """
         ...
 
 

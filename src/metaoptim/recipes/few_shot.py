@@ -15,20 +15,27 @@ from metaoptim import evaluation, training
 from metaoptim import runs as stored
 from metaoptim.algorithms import ALGORITHMS, compose
 from metaoptim.core.checks import check_counts
-from metaoptim.core.losses import LOSSES
+from metaoptim.core.losses import LOSSES, Loss
+from metaoptim.core.reductions import NAMED
 from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.evaluation.baselines import has_classes
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
-from metaoptim.recipes.schema import REQUIRED, Option, options
+from metaoptim.recipes.schema import CODE, REQUIRED, Option, options
 from metaoptim.runs import Run
 from metaoptim.tasks import TASKS, ImageTasks, TaskFamily
-from metaoptim.tasks.base import check_seed
+from metaoptim.tasks.base import check_seed, episodes_hash
 from metaoptim.training.callbacks import OnStep
 from metaoptim.training.size import check_batch
+from metaoptim.training.source import source_of
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Section
+
+FEW = 4  # episodes by whose hash others are known
+SHOWN = 4  # episodes on a page
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,12 @@ class FewShot:
         "returns the module, which torch saves."
     }
 
+    shared: ClassVar[Sequence[str]] = ("split", "episodes", "seed")
+
     @classmethod
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
-            loss = Option("loss", Literal[tuple(LOSSES)], REQUIRED, "what is minimised: a mean over examples.")
+            loss = Option("loss", Literal[tuple(LOSSES)] | CODE, REQUIRED, "what is minimised: a mean over examples.")
             known = options(cls.builders[table][name], keyword_only=True)
             if name != "compose":
                 return [loss, *known]
@@ -75,7 +84,7 @@ class FewShot:
         """The meta-optimizer, without a look at any data; the same φ, whatever torch has drawn before."""
         tables = self.recipe.tables
         keys = parts.built(tables["algorithm"])
-        build, loss = self.builders["algorithm"][keys.pop("name")], LOSSES[keys.pop("loss")]
+        build, loss = self.builders["algorithm"][keys.pop("name")], _loss(keys.pop("loss"))
         check_seed(tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tables["train"]["seed"])
@@ -101,6 +110,7 @@ class FewShot:
         algorithm, tasks = self.recipe.tables["algorithm"], self.recipe.tables["tasks"]["name"]
         found = [self.builders["algorithm"][algorithm["name"]].__module__]
         found += [parts.__name__, *parts.modules(algorithm)] if algorithm["name"] == "compose" else []
+        found += [NAMED[how].partition(":")[0]] if (how := algorithm.get("reduction")) in NAMED else []
         return [*found, TASKS[tasks].__module__] if tasks in TASKS else found
 
     def with_tasks(self, tasks: Any) -> FewShot:
@@ -113,7 +123,7 @@ class FewShot:
         seed = self.recipe.tables["train"]["seed"]
         check_counts(tasks_per_step=self.count)
         check_batch(self.tasks, seed, self.count)
-        return self.tasks.sample("train", seed=seed, start=0, count=self.count)
+        return source_of(self.method, self.tasks, seed, self.count)(0, self.method.phi)
 
     def train(
         self, out: str | Path, *, resume: bool = False, progress: bool = True, on_step: OnStep | None = None
@@ -138,7 +148,33 @@ class FewShot:
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> evaluation.Result:
         return evaluation.evaluate(list(runs), self.tasks, **self.recipe.tables["evaluate"], progress=progress)
 
+    def first_episodes(self) -> str:
+        options = self.recipe.tables["evaluate"]
+        few, where = min(FEW, options["episodes"]), {"seed": options["seed"], "start": 0}
+        found = episodes_hash(self.tasks, options["split"], **where, count=few)
+        scored = has_classes(self.tasks.sample(options["split"], **where, count=1))  # by accuracy, whatever the loss
+        return found if scored else f"{found} {self.recipe.tables['algorithm']['loss']}"
+
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         from metaoptim.report import draw  # here, because matplotlib is slow to load
 
         draw(cast(evaluation.Result, found), runs[0], self.tasks, path)
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        from metaoptim.report.html import few_shot
+
+        return few_shot.sections(result)
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        from metaoptim.report.html.gallery import gallery
+
+        asked = self.recipe.tables["evaluate"]
+        steps = run.method.learner.steps if asked["steps"] is None else asked["steps"]
+        where = (asked["split"], asked["seed"], steps)
+        split, seed, steps = where if result is None else (result["split"], result["episode_seed"], result["steps"])
+        return [gallery(run, self.tasks.sample(split, seed=seed, start=0, count=SHOWN), steps)]
+
+
+def _loss(name: str) -> Loss:
+    """A loss by its name, or one of the user's own."""
+    return code.function(name, "a function of (output, target) that returns a number") if code.is_code(name) else LOSSES[name]

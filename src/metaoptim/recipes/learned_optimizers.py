@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,25 +16,26 @@ from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.lopt.data import load
 from metaoptim.lopt.families import FAMILIES
-from metaoptim.lopt.judge import finals
+from metaoptim.lopt.judge import finals, judged_families, own_families
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.training import joined, learned_optimizer, streams
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
 from metaoptim.runs import Run
-from metaoptim.tasks.base import check_seed
+from metaoptim.tasks.base import check_seed, digest_episodes
 from metaoptim.training.callbacks import OnStep
 
 if TYPE_CHECKING:
     from metaoptim.recipes.recipe import Recipe
+    from metaoptim.report.html.document import Section
 
 RULES = "what is learnt: lstm, small_fc, celo2, or another rule that has something to learn; a list is a chain."
 ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estimator'])}."
 MEMBERS = "tables like [tasks], of which each names a family; all with the same steps."
 PES = {"name": "pes", "window": 10, "sigma": 0.01}
 CHANGES = ("steps", "rescaled", "logarithm")  # which any family can have
-IN_ALGORITHM = ("estimator", "window", "sigma", "pairs")
+IN_ALGORITHM = ("estimator", "window", "sigma", "pairs", "objective")
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,18 @@ class LearnedOptimizers:
     refused: ClassVar[Mapping[str, str]] = {
         "model": "a learned optimizer has no [model], for the networks that it trains are those of [tasks]; leave [model] out.",
         "adapt": "adapt takes few-shot runs, and this one is of a learned optimizer: export it, and train with it.",
+        "recommend": "recommend knows few-shot recipes; this one is of a learned optimizer, and of those too few were tried.",
         "diagnose": "diagnose looks into few-shot runs, and this one is of a learned optimizer: evaluate it.",
     }
+
+    shared: ClassVar[Sequence[str]] = ("families", "problems", "seeds", "steps", "seed")
 
     @classmethod
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
             rules = Option("rule", parts.WRITTEN | list[parts.WRITTEN], REQUIRED, RULES)
-            return [rules, Option("estimator", parts.WRITTEN, dict(PES), ESTIMATORS)]
+            judged = next(option for option in parts.OPTIONS if option.name == "objective")
+            return [rules, Option("estimator", parts.WRITTEN, dict(PES), ESTIMATORS), judged]
         if table == "tasks":
             return _family_options(name)
         if table == "engine":
@@ -83,7 +89,7 @@ class LearnedOptimizers:
     def method(self) -> MetaOptimizer:
         keys, seed = parts.built(self.recipe.tables["algorithm"]), self.recipe.tables["train"]["seed"]
         check_seed(seed)
-        return learned_optimizer(keys["rule"], self.tasks, keys["estimator"], seed)
+        return learned_optimizer(keys["rule"], self.tasks, keys["estimator"], seed, objective=keys["objective"])
 
     @cached_property
     def tasks(self) -> Family:
@@ -126,8 +132,8 @@ class LearnedOptimizers:
         tables, tasks = self.recipe.tables, self.tasks
         keys = parts.built(tables["algorithm"])
         return lopt.meta_train(
-            keys["rule"], tasks, estimator=keys["estimator"], **tables["train"], out=out, resume=resume,
-            engine=tables["engine"], recipe=self.recipe.text(), progress=progress, on_step=on_step,
+            keys["rule"], tasks, estimator=keys["estimator"], objective=keys["objective"], **tables["train"], out=out,
+            resume=resume, engine=tables["engine"], recipe=self.recipe.text(), progress=progress, on_step=on_step,
         )  # fmt: skip
 
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
@@ -144,8 +150,22 @@ class LearnedOptimizers:
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> lopt.Judgement:
         return lopt.evaluate(runs, **self.recipe.tables["evaluate"], progress=progress)
 
+    def first_episodes(self) -> str:
+        options, digest = self.recipe.tables["evaluate"], hashlib.sha256()
+        for family in judged_families(options["families"], own_families(self.tasks), options["steps"]).values():
+            digest_episodes(digest, family.sample("test", seed=options["seed"], start=0, count=1))
+        return digest.hexdigest()
+
     def draw(self, found: Evaluation, runs: Sequence[Run], path: Path) -> None:
         cast(lopt.Judgement, found).draw(path)
+
+    def scored(self, result: Mapping[str, Any]) -> Sequence[Section]:
+        from metaoptim.report.html import optimizers
+
+        return optimizers.sections(result)
+
+    def gallery(self, run: Run, result: Mapping[str, Any] | None) -> Sequence[Section]:
+        return ()
 
 
 def _family_options(name: str) -> list[Option]:

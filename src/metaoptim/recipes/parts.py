@@ -2,12 +2,14 @@
 
     rule = {name = "adam", lr = 0.01}        rule = [{name = "clip", norm = 1.0}, {name = "sgd", lr = 0.1}]
 
-A list is a chain. As everywhere in recipes, the arguments of what is named are the options.
+A list is a chain. As everywhere in recipes, the arguments of what is named are the options. A rule or an estimator may be
+code of the user's own, FILE.py:NAME.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from metaoptim import estimators, lopt, rules
@@ -15,6 +17,7 @@ from metaoptim.algorithms.alfa import Generated
 from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import objectives
+from metaoptim.recipes import code
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -56,6 +59,11 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "objective": {**objectives.OBJECTIVES},
 }
+OWN = {
+    "rule": (("start", "init", "update"), "a rule, with start, init and update"),
+    "estimator": (("claim", "init", "inherit"), "an estimator, with claim, init, inherit and a call"),
+}
+"""What code of the user's own must have to be one of these."""
 WRITTEN = str | dict[str, Any]
 OPTIONS = [
     Option("rule", WRITTEN | list[WRITTEN], REQUIRED, f"how weights move: {', '.join(PARTS['rule'])}; a list is a chain."),
@@ -74,10 +82,23 @@ def built(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _built(key, value) if key in PARTS and value is not None else value for key, value in table.items()}
 
 
+def located(table: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """A table as it was written, with code of the user's own as seen from the current folder."""
+    return {key: _located(value, folders) if key in (*OWN, "loss") else value for key, value in table.items()}
+
+
 def modules(table: Mapping[str, Any]) -> list[str]:
-    """The modules in which the parts of a resolved table are defined."""
-    named = [(kind, one) for kind in PARTS for one in _each(table.get(kind))]
-    return [PARTS[kind][one["name"]].__module__ for kind, one in named]
+    """The modules of the library in which the parts of a resolved table are defined."""
+    named = [(kind, one["name"]) for kind in PARTS for one in _each(table.get(kind))]
+    return [PARTS[kind][name].__module__ for kind, name in named if not code.is_code(name)]
+
+
+def _located(value: Any, folders: Sequence[Path]) -> Any:
+    if isinstance(value, list):
+        return [_located(part, folders) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _located(part, folders) if key == "name" else part for key, part in value.items()}
+    return code.located(value, folders) if code.is_code(value) else value
 
 
 def _each(part: Any) -> list[Any]:
@@ -91,9 +112,12 @@ def _resolved(kind: str, value: Any) -> Any:
     name, known = given.pop("name", None), PARTS[kind]
     if name is None:
         raise ConfigError(f"`{kind}` in [algorithm]: found {found(value)}, expected a name in it: {', '.join(known)}.")
-    if name not in known:
+    if kind in OWN and code.is_code(name):
+        own = code.options_of(name)
+    elif name in known:
+        own = options(known[name])
+    else:
         raise ConfigError(f"unknown {kind} `{name}` in [algorithm]{nearest(str(name), known)}")
-    own = options(known[name])
     if isinstance(value, str) and (needed := [option for option in own if option.default is REQUIRED]):
         keys = ", ".join(f"{option.name} = …" for option in needed)
         raise ConfigError(
@@ -106,4 +130,5 @@ def _resolved(kind: str, value: Any) -> Any:
 def _built(kind: str, value: Any) -> Any:
     if isinstance(value, list):
         return rules.chain(*(_built(kind, part) for part in value))
-    return PARTS[kind][value["name"]](**{key: x for key, x in value.items() if key != "name"})
+    name, keys = value["name"], {key: x for key, x in value.items() if key != "name"}
+    return code.build(name, keys, *OWN[kind]) if code.is_code(name) else PARTS[kind][name](**keys)

@@ -7,6 +7,8 @@ kind of experiment a recipe is of, and so which tables it has.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +21,13 @@ import tomli_w
 
 from metaoptim.core.callers import warn
 from metaoptim.core.types import MetaOptimizer
-from metaoptim.recipes import code
+from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
 from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.runs.checkpoint import strict_json
+from metaoptim.runs.store import RECIPE
 from metaoptim.tasks import TaskFamily
 
 KINDS: tuple[type[Experiment], ...] = (FewShot, LearnedOptimizers)
@@ -55,6 +59,11 @@ class Recipe:
             for name in _OPTIONS
             if name in self.tables
         }
+
+    @property
+    def content_hash(self) -> str:
+        """Of `content`, 12 digits."""
+        return hashlib.sha256(strict_json(self.content, sort_keys=True).encode()).hexdigest()[:12]
 
     def experiment(self, command: str = "") -> Experiment:
         """What there is to train and to judge. Errors: ConfigError for a command that its kind doesn't have."""
@@ -154,6 +163,23 @@ def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence
     return _resolve(data, name, folders)
 
 
+def file_name(name: str) -> str:
+    """A name of a recipe, or of a method, as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+
+
+def check_same(recipe: Recipe, folder: Path, free: Sequence[str]) -> None:
+    """Raises a ValueError where a folder's run was started by another recipe, but for [evaluate] and options that are free;
+    where there is none, nothing is said."""
+    stored = folder / RECIPE
+    known = recipe.differences(load(stored)) if stored.is_file() else []
+    if changed := [key for key in known if not key.startswith("evaluate.") and key not in free]:
+        raise ValueError(
+            f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
+            "same ones, or start a new run in another folder (--out)."
+        )
+
+
 def builders(table: str) -> list[str]:
     """What the `name` in a table may be, in recipes of any kind."""
     return list(dict.fromkeys(name for kind in KINDS for name in kind.builders.get(table, {})))
@@ -214,6 +240,7 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
+    given["algorithm"] = parts.located(given["algorithm"], folders)
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:

@@ -8,14 +8,17 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import GenericAlias, NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, StringConstraints, ValidationError, create_model
 
 NONE = "none"
 """What a recipe writes to leave out an option that may be absent, because TOML has no null."""
 
 REQUIRED = inspect.Parameter.empty
+
+CODE = Annotated[str, StringConstraints(pattern=":")]
+"""A function of the user's own, as `code` finds it."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 _WORDS = {
@@ -24,6 +27,7 @@ _WORDS = {
     float: "a number",
     str: "a text",
     NoneType: json.dumps(NONE),
+    CODE: "FILE.py:NAME",
 }
 
 

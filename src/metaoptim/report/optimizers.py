@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from metaoptim.report.style import COLOURS, save, sheet
+from metaoptim.report.style import MORE, save, sheet
 
 if TYPE_CHECKING:
     from metaoptim.lopt.judgement import Judgement
 
-MORE = (*COLOURS, "#56b4e9", "#e69f00", "#000000")
 COLUMNS = 3
 
 

@@ -12,6 +12,8 @@ from metaoptim.runs.store import write_atomic
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # distinguishable with any kind of colour vision
 
+MORE = (*COLOURS, "#56b4e9", "#e69f00", "#000000")
+
 
 def sheet(width: float, height: float) -> Figure:
     """An empty figure, in inches."""

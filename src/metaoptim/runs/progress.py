@@ -156,6 +156,12 @@ class Reporter:
             self.console.print(text, highlight=False)
 
 
+def say(text: str, enabled: bool) -> None:
+    """Prints a line of its own, such as which of several trainings begins."""
+    if enabled:
+        _console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def tracked(items: Sequence[int], description: str, enabled: bool) -> Iterable[int]:
     """The items, with a progress bar on a terminal."""
     console = _console()

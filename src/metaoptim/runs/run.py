@@ -20,7 +20,7 @@ from metaoptim.learners import Network, network_of
 from metaoptim.runs import identity
 from metaoptim.runs.adapted import adapted_module, quiet
 from metaoptim.runs.checkpoint import BEST, START, Checkpoint, newest
-from metaoptim.runs.store import load_checkpoint
+from metaoptim.runs.store import load_checkpoint, told_state
 
 
 class Best(NamedTuple):
@@ -139,6 +139,12 @@ def load(path: str | Path, method: MetaOptimizer | None = None, which: Literal["
     run = loaded(path, method, checkpoint, which)
     identity.warn_of_attributes(path, checkpoint.state.get("attributes", {}), method)
     return run
+
+
+def warn_unless_finished(run: Run, iterations: int) -> None:
+    """Warns of a run whose training has not come to its end, which is so many steps."""
+    if run.path is not None and told_state(run.path).get("status", "finished") != "finished":
+        warn(f"{run.path} has not come to its end: what is judged is step {run.step} of {iterations}; train --resume goes on.")
 
 
 def loaded(path: str | Path, method: MetaOptimizer, checkpoint: Checkpoint, which: Literal["best", "last"]) -> Run:

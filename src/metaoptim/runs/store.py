@@ -1,7 +1,7 @@
 """The run directory: everything a run writes. A kill at any moment, or a damaged file, loses next to nothing.
 
     recipe.toml  environment.json  metrics.jsonl  tensorboard/  state.json (for people: no run depends on it)
-    start.safetensors  checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  .lock
+    start.safetensors  checkpoint.safetensors  checkpoint.previous.safetensors  best.safetensors  warnings.txt  .lock
 
 Nothing in it is a pickle, so opening somebody else's run can't run their code.
 """
@@ -24,7 +24,7 @@ from metaoptim.runs.events import Events
 
 Status = Literal["running", "interrupted", "finished", "failed"]
 
-RECIPE, METRICS, SPOILT = "recipe.toml", "metrics.jsonl", "metrics.damaged.jsonl"
+RECIPE, METRICS, SPOILT, WARNINGS = "recipe.toml", "metrics.jsonl", "metrics.damaged.jsonl", "warnings.txt"
 
 AGAIN = "free some space and try again"
 
@@ -61,7 +61,8 @@ class RunDirectory:
             run = cls(folder, _locked(folder))
         try:
             _refuse_taken(folder)  # which may have been trained until the lock was free
-            (folder / RECIPE).unlink(missing_ok=True)
+            for name in (RECIPE, WARNINGS):
+                (folder / name).unlink(missing_ok=True)
             if (folder / METRICS).exists():
                 run.rewind(0)
             if start is not None:

@@ -130,7 +130,11 @@ class ImageTasks:
     def classes(self, split: str) -> int:
         """The number of classes in a split, counting rotations."""
         check_split(split, self.splits)
-        return len(self.members[split]) * (4 if self.rotations else 1)
+        return len(self.members[split]) * self._turns
+
+    @property
+    def _turns(self) -> int:
+        return 4 if self.rotations else 1
 
     def class_names(self, split: str) -> list[str]:
         """The names of a split's classes, in the order of the labels that `batch` gives."""
@@ -174,6 +178,32 @@ class ImageTasks:
         drawings = (of_drawing * self._sizes(split, classes)).astype(np.intp)
         return self._batch(split, classes, drawings, classes)
 
+    @cached_property
+    def groups(self) -> list[NDArray[np.intp]]:
+        """The classes of each training task: those of a name GROUP/CLASS with the same group, turned by the same angle."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for number, name in enumerate(self.class_names("train")):
+            found.setdefault((name.split("/")[0], number % self._turns), []).append(number)
+        return [np.array(classes) for classes in found.values() if len(classes) > 1]
+
+    def training_tasks(self) -> tuple[int, int]:
+        """The groups of the split `train`, such as alphabets, and the classes of the largest; a ValueError without groups."""
+        if len(self.groups) < 2:
+            raise ValueError(
+                f"the training classes of `{self.name}` are in no groups that could be training tasks, as alphabets are: take "
+                "pretrain, or name the classes GROUP/CLASS."
+            )
+        return len(self.groups), max(map(len, self.groups))
+
+    def of_training_tasks(self, which: NDArray[np.intp], rows: int, *, seed: int, start: int) -> Batch:
+        """Images of the groups with these numbers, labelled within each: x [T, rows, channels, H, W], y [T, rows]."""
+        keys = uniforms(seed, "training tasks/images", start, len(which), 2 * rows)
+        of_class, of_drawing = keys.reshape(-1, 2, rows).swapaxes(0, 1)
+        labels = (of_class * np.array([len(self.groups[i]) for i in which])[:, None]).astype(np.intp)
+        classes = np.stack([self.groups[i][own] for i, own in zip(which, labels, strict=True)])
+        drawings = (of_drawing * self._sizes("train", classes)).astype(np.intp)
+        return self._batch("train", classes, drawings, labels)
+
     def describe(self, split: str) -> dict[str, Any]:
         """Family, options, split, its number of classes, and the sha256 of their names, one per line."""
         names = "\n".join(self.class_names(split))
@@ -193,14 +223,13 @@ class ImageTasks:
 
     def _sizes(self, split: str, classes: NDArray[np.intp]) -> NDArray[np.int64]:
         """How many images there are of classes of a split, rotated ones among them."""
-        found: NDArray[np.int64] = self.sizes[self.members[split][classes // (4 if self.rotations else 1)]]
+        found: NDArray[np.int64] = self.sizes[self.members[split][classes // self._turns]]
         return found
 
     def _batch(self, split: str, classes: NDArray[np.intp], drawings: NDArray[np.intp], labels: NDArray[np.intp]) -> Batch:
-        turns = 4 if self.rotations else 1
-        base, turn = np.divmod(classes, turns)
+        base, turn = np.divmod(classes, self._turns)
         x = self.flat[self.starts[self.members[split][base]] + drawings]
-        for k in range(1, turns):
+        for k in range(1, self._turns):
             x[turn == k] = np.rot90(x[turn == k], k, axes=(-2, -1))
         if self.flat.ndim == 3:
             x = np.expand_dims(x, -3)

@@ -80,15 +80,29 @@ class Sinusoid:
         widths = (1, 1, self.grid or shots, self.grid or self.queries)
         u = uniforms(seed, f"episodes/{split}", start, count, sum(widths))
         of_amplitude, of_phase, of_support, of_query = np.split(u, np.cumsum(widths)[:-1], axis=1)
-        amplitude = 0.1 + 4.9 * of_amplitude
-        phase = {"pi": math.pi, "2pi": 2 * math.pi}[self.phase] * of_phase
 
         def batch(keys: NDArray[np.float64], n: int) -> Batch:
             x = 10 * keys - 5 if self.grid is None else np.linspace(-5, 5, self.grid)[choose(keys, n)]
-            pair = np.stack([x, amplitude * np.sin(x - phase)]).astype(np.float32)
-            return torch.from_numpy(pair[0, :, :, None]), torch.from_numpy(pair[1, :, :, None])
+            return self._waves(of_amplitude, of_phase, x)
 
         return Task(batch(of_support, shots), batch(of_query, self.queries))
+
+    def training_tasks(self) -> tuple[None, None]:
+        """As many waves as are wanted: the first ones of a stream of the seed."""
+        return None, None
+
+    def of_training_tasks(self, which: NDArray[np.intp], rows: int, *, seed: int, start: int) -> Batch:
+        """Points of the waves with these numbers: x, y [T, rows, 1]."""
+        waves = uniforms(seed, "training tasks/waves", 0, int(which.max()) + 1, 2)[which]
+        u = uniforms(seed, "training tasks/points", start, len(which), rows)
+        x = 10 * u - 5 if self.grid is None else np.linspace(-5, 5, self.grid)[(u * self.grid).astype(np.intp)]
+        return self._waves(waves[:, :1], waves[:, 1:], x)
+
+    def _waves(self, of_amplitude: NDArray[np.float64], of_phase: NDArray[np.float64], x: NDArray[np.float64]) -> Batch:
+        """x and y [T, rows, 1] of waves whose amplitudes and phases are drawn, [T, 1] in 0 … 1."""
+        amplitude, largest = 0.1 + 4.9 * of_amplitude, {"pi": math.pi, "2pi": 2 * math.pi}[self.phase]
+        pair = np.stack([x, amplitude * np.sin(x - largest * of_phase)]).astype(np.float32)
+        return torch.from_numpy(pair[0, :, :, None]), torch.from_numpy(pair[1, :, :, None])
 
     def describe(self, split: str) -> dict[str, Any]:
         """Family, options and split; there are no classes."""

@@ -152,6 +152,18 @@ class TableTasks:
         support = np.take_along_axis(support, np.argsort(of_order, axis=1), axis=1)
         return Task(self._batch(support), self._batch(rows[:, :, shots:].reshape(count, -1)))
 
+    def training_tasks(self) -> tuple[int, int | None]:
+        """The tasks of the split `train`, and the classes, if targets are classes."""
+        return len(self.members["train"]), len(self.options["classes"]) or None
+
+    def of_training_tasks(self, which: NDArray[np.intp], rows: int, *, seed: int, start: int) -> Batch:
+        """Rows of the training tasks with these numbers, of all classes alike: x [T, rows, D], y [T, rows, 1] or [T, rows]."""
+        of_class, of_row = (
+            uniforms(seed, "training tasks/rows", start, len(which), 2 * rows).reshape(-1, 2, rows).swapaxes(0, 1)
+        )
+        tasks, classes = self.members["train"][which][:, None], (of_class * self.index.shape[1]).astype(np.intp)
+        return self._batch(self.index[tasks, classes, (of_row * self.sizes[tasks, classes]).astype(np.intp)])
+
     def describe(self, split: str) -> dict[str, Any]:
         """Family, options, split, its number of tasks, and the sha256 of their names, one per line."""
         check_split(split, self.splits)

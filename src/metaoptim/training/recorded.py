@@ -77,8 +77,8 @@ def kept_choice(directory: RunDirectory) -> Choice | None:
 def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
     """The algorithm and the options that build this method again; {} where none is found that does."""
     build, network, wanted = ALGORITHMS.get(method.name), network_of(method.learner), identity.of_method(method)
-    loss = getattr(network.loss, "__name__", "") if network else ""
-    if build is None or network is None or loss not in LOSSES:
+    loss = named_loss(network.loss) if network else ""
+    if build is None or network is None or not loss:
         return {}
     values = dict(_leaves(wanted))
     choices = [_choices(p, values) for p in _options(build)]
@@ -88,6 +88,15 @@ def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
         if again is not None and identity.of_method(again) == wanted:
             return {"name": method.name, "loss": loss, **options}
     return {}
+
+
+def named_loss(loss: Any) -> str:
+    """The name of one of the library's losses, or FILE.py:NAME of a function of the user's own; "" where it has neither."""
+    name = getattr(loss, "__name__", "")
+    if LOSSES.get(name) is loss:
+        return str(name)
+    file = _file_of(loss) if inspect.isfunction(loss) and name.isidentifier() else None
+    return f"{file}:{name}" if file else ""
 
 
 def named_module(net: nn.Module) -> dict[str, Any]:
@@ -116,8 +125,8 @@ def named_tasks(known: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": family, **{k: v for k, v in options.items() if k in names}}
 
 
-def _file_of(kind: type) -> str | None:
-    """The file of a class of the user's own, as seen from this folder."""
+def _file_of(kind: Any) -> str | None:
+    """The file of a class or function of the user's own, as seen from this folder."""
     library = kind.__module__.partition(".")[0] in ("torch", "metaoptim", "torchvision", "builtins")
     if library or "." in kind.__qualname__:
         return None

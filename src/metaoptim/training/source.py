@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from metaoptim.core import trees
 from metaoptim.core.types import MetaOptimizer, MetaParams, Task
+from metaoptim.learners import Heads
 from metaoptim.tasks import ImageTasks, TaskFamily
+from metaoptim.tasks.training_tasks import numbered
 
 Source = Callable[[int, MetaParams], Task]
 """(outer steps done, φ) -> T tasks. A function of both alone, so that a resumed run sees what an uninterrupted one does: a
@@ -49,9 +51,28 @@ class PooledImages:
         return trees.to(Task((x[:, :support], y[:, :support]), (x[:, support:], y[:, support:])), phi.device)
 
 
+@dataclass(frozen=True)
+class SharedTasks:
+    """Examples of T of the training tasks, each with the number of its head: T batches of the shape of episodes."""
+
+    tasks: TaskFamily
+    seed: int
+    count: int
+    heads: Heads
+
+    def __call__(self, outer_step: int, phi: MetaParams) -> Task:
+        heads, outputs = self.heads.heads, self.heads.outputs
+        batch = numbered(self.tasks, heads, outputs, seed=self.seed, step=outer_step, count=self.count)
+        return trees.to(batch, phi.device)
+
+
 def source_of(method: MetaOptimizer, tasks: TaskFamily, seed: int, count: int) -> Source:
-    """What a method trains on: episodes, or pooled images where it learns a classifier of all training classes."""
-    classes = getattr(getattr(method.learner, "pooled", None), "classes", None)
+    """What a method trains on: episodes; pooled images where it learns a classifier of all training classes; or examples of
+    training tasks where each has a head."""
+    pooled = getattr(method.learner, "pooled", None)
+    if isinstance(pooled, Heads):
+        return SharedTasks(tasks, seed, count, pooled)
+    classes = getattr(pooled, "classes", None)
     if classes is None:
         return Episodes(tasks, seed, count, method.estimator.lasts(method.learner))
     if not isinstance(tasks, ImageTasks):

@@ -25,7 +25,7 @@ from metaoptim.runs import identity
 from metaoptim.runs.adapted import quiet
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
 from metaoptim.runs.run import Best, Run, pack, part, unpack
-from metaoptim.runs.store import RunDirectory, told_state
+from metaoptim.runs.store import WARNINGS, RunDirectory, told_state
 from metaoptim.tasks import TaskFamily
 from metaoptim.training.callbacks import AT_ONCE
 from metaoptim.training.module import MetaModule
@@ -67,9 +67,8 @@ class Training:
         phi = self.module.phi()
         with _seeded(self.seed, step, self.device, "tasks"):
             batch = self.source(step, phi)
-        for look in (self_check, overshoot) if self.check and step == 0 else ():
-            if fault := look(self.method, phi, batch):
-                warn(f"{fault} Training goes on (check=False skips this).")
+        if self.check and step == 0:
+            self.look(phi, batch, directory)
         carry = self.module.carry
         with _seeded(self.seed, step, self.device):
             estimate = self.module.estimate(batch)
@@ -90,6 +89,14 @@ class Training:
         rate = {"lr": self.outer_step.rate} if isinstance(self.outer_step, OptimizerStep) else {}
         return {"step": self.step, "loss": estimate.loss.item(), **scalars, "grad_norm": size, **rate,
                 "seconds": time.perf_counter() - started}  # fmt: skip
+
+    def look(self, phi: MetaParams, batch: Task, directory: RunDirectory | None) -> None:
+        """Warns of what is wrong in the first step though nothing fails; the run keeps these warnings."""
+        faults = [fault for look in (self_check, overshoot) if (fault := look(self.method, phi, batch))]
+        for fault in faults:
+            warn(f"{fault} Training goes on (check=False skips this).")
+        if directory is not None and faults:
+            directory.write(WARNINGS, "".join(f"{fault}\n" for fault in faults))
 
     def fault(self, estimate: Estimate, size: float, batch: Task, step: int) -> tuple[str, str] | None:
         """What is not finite in an estimate, whose gradient has that norm, and what to do about it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast
 from metaoptim.core.checks import check_counts, check_flags, check_positive
 from metaoptim.core.types import MetaOptimizer, Outer
 from metaoptim.learners import placed
+from metaoptim.runs import metrics
 from metaoptim.runs.checkpoint import Checkpoint
 from metaoptim.runs.environment import environment, folder
 from metaoptim.runs.progress import Reporter
@@ -201,6 +203,7 @@ def _loop(
 ) -> None:  # fmt: skip
     """Outer steps until the last one; validations where there are tasks for them."""
     engine, total = training.module.engine, training.iterations
+    began = time.perf_counter() - (metrics.elapsed(directory.path) if directory is not None else 0.0)
     every, share = (
         rhythm.validate_every if tasks is not None else 0,
         rhythm.validate_episodes / training.identity["train"]["tasks_per_step"],
@@ -223,6 +226,7 @@ def _loop(
                 report.validated(training.step, scores, improved)
                 done = done or training.stale(rhythm.early_stopping)
             halt = bool(stopped)  # asked once, for what comes in between would not have been saved
+            record["elapsed"] = time.perf_counter() - began
             if directory is not None:
                 if done or scores is not None or training.step == 1 or training.step % rhythm.log_every == 0:
                     directory.log(record)

@@ -90,7 +90,7 @@ class Search:
         memories: the estimator's memory modes.
         count: tasks T in the batch; steps: inner steps K.
         single: peak bytes of one task that keeps its states alone, from which other peaks are predicted (0: unknown).
-        budget: peak bytes allowed on the device.
+        budget: peak bytes allowed on the device; beside: bytes of it that every way needs, for the gradients of all tasks.
         horizon: outer steps to come; ways that take long to build are tried only where they can pay.
     """
 
@@ -98,12 +98,12 @@ class Search:
         self, build: Build, settings: tuple[str, str, str], memories: Sequence[str], count: int, steps: int, single: int,
         budget: int, device: torch.device, horizon: int, rows: Iterable[Row] = (),
         clock: Callable[[], float] = time.perf_counter, rest: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = lambda text: None, attempt: Attempt | None = None,
+        say: Callable[[str], None] = lambda text: None, attempt: Attempt | None = None, beside: int = 0,
     ) -> None:  # fmt: skip
         self.build, self.rest, self.say, self.clock = build, rest, say, clock
         self.attempt: Attempt = attempt or Unwatched()
         self.count, self.steps, self.single = count, steps, single
-        self.budget, self.device, self.horizon = budget, device, horizon
+        self.budget, self.beside, self.device, self.horizon = budget, beside, device, horizon
         self.batching = None if settings[0] == "auto" else settings[0]
         # "auto" leaves "mixed" out: some of torch's functions have no forward mode, and tracing it can end the process.
         open_ = [m for m in memories if m != "mixed"]
@@ -144,8 +144,9 @@ class Search:
         if self.batching is not None:
             return [self.batching]
         found, threads = ["vmap", "loop"], torch.get_num_threads()
-        if self.single * self.count > self.budget > self.single:
-            found.append(f"vmap:{self.budget // self.single}")
+        left = self.budget - self.beside
+        if self.single * self.count > left > self.single:
+            found.append(f"vmap:{left // self.single}")
         elif runtime == "trace" and self.count >= FEW:
             found.append(f"vmap:{self.count // 4}")  # the values of so few tasks may stay in the processor's cache
         if runtime == "trace" and threads > 1 and self.count > 1:
@@ -156,7 +157,7 @@ class Search:
         """The peak in bytes, roughly, predicted from that of one task and one step at a time."""
         how = cut(batching)
         at_once = min(self.count, (self.count if how.size is None else how.size) * how.workers)
-        return self.single * at_once * (max(1, self.steps) if memory == "graph" else 1)
+        return self.beside + self.single * at_once * (max(1, self.steps) if memory == "graph" else 1)
 
     def measure(self, batching: str, memory: str, runtime: str) -> None:
         """Adds a row for this way, unless there is one already."""

@@ -1,0 +1,157 @@
+"""What is compared: recipes that are trained here, and runs that are taken as they are, under names that tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from metaoptim.recipes import recipe as config
+from metaoptim.recipes.experiment import Experiment
+from metaoptim.recipes.recipe import Recipe
+from metaoptim.runs.store import RECIPE
+
+SEEDS_DIFFER = ("train.seed", "train.device")
+FEW = 2  # options that a name can hold
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method: recipes that differ in their seed alone, and for each the folder where its run is, or will be.
+
+    given: whether the runs are there already, and are used as they are. source: the file or the folder, without its path.
+    """
+
+    name: str
+    source: str
+    recipes: tuple[Recipe, ...]
+    folders: tuple[Path, ...]
+    given: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the first seed."""
+        return self.recipes[0]
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """Of the first seed."""
+        return self.recipe.experiment()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the trainings."""
+        return tuple(recipe.tables["train"]["seed"] for recipe in self.recipes)
+
+    @property
+    def iterations(self) -> int:
+        """Outer steps of each training."""
+        return int(self.recipe.tables["train"]["iterations"])
+
+    def changed(self, table: str, options: dict[str, Any]) -> Contender:
+        """The same with other options in a table of all its recipes."""
+        changed = (replace(one, tables=one.tables | {table: one.tables[table] | options}) for one in self.recipes)
+        return replace(self, recipes=tuple(changed))
+
+
+def gather(what: Sequence[str | Path], seeds: Sequence[int] | None, settings: Sequence[str]) -> list[Contender]:
+    """Recipes with every seed (their own where none are given), and runs that differ in their seed alone as one; the folders of
+    recipes are their names, as yet.
+
+    Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods.
+    """
+    found: list[Contender] = []
+    for one in what:
+        if (folder := _run(one)) is None:
+            recipe = config.load(one, settings)
+            own = seeds or [recipe.tables["train"]["seed"]]
+            recipes = tuple(config.load(one, [*settings, f"train.seed={seed}"]) for seed in own)
+            found.append(Contender(recipe.name, Path(one).stem, recipes, (), given=False))
+            continue
+        recipe = config.load(folder / RECIPE, settings)
+        if (other := next((i for i, known in enumerate(found) if _joins(recipe, known)), None)) is not None:
+            known = found[other]
+            found[other] = replace(known, recipes=(*known.recipes, recipe), folders=(*known.folders, folder))
+        else:
+            found.append(Contender(recipe.name, folder.name, (recipe,), (folder,), given=True))
+    if len(found) < 2:
+        raise ValueError(
+            f"there is nothing to compare {found[0].name if found else 'it'} with; give two methods or more, as recipes or as "
+            "folders of runs (runs that differ in their seed alone are one method)."
+        )
+    return [replace(one, name=name) for one, name in zip(found, _names(found), strict=True)]
+
+
+def placed(contenders: Sequence[Contender], folder: Path) -> list[Contender]:
+    """The same, and what is trained here has a folder for each of its seeds."""
+    return [
+        one
+        if one.given
+        else replace(one, folders=tuple(folder / f"{config.file_name(one.name)}-s{seed}" for seed in one.seeds))
+        for one in contenders
+    ]
+
+
+def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:
+    """The same, all judged as the first one's [evaluate] says, but for their own options, such as inner steps.
+
+    ValueError where they can't be: kinds that have nothing in common, or other tasks.
+    """
+    first = contenders[0]
+    kind, options = first.recipe.kind, first.recipe.tables["evaluate"]
+    if others := [one for one in contenders if one.recipe.kind is not kind]:
+        raise ValueError(
+            f"{first.name} and {others[0].name} have nothing to be compared by: one adapts a model to a few examples, the "
+            "other is a learned optimizer; compare either with its like."
+        )
+    alike = [one.changed("evaluate", {key: options[key] for key in kind.shared}) for one in contenders]
+    episodes = alike[0].experiment.first_episodes()
+    for one in alike[1:]:
+        if one.experiment.first_episodes() != episodes:
+            reasons = [key for key in alike[0].recipe.differences(one.recipe) if key.startswith(("tasks.", "algorithm.loss"))]
+            told = f" (they differ in {', '.join(reasons)})" if reasons else ""
+            raise ValueError(
+                f"{first.name} and {one.name} are judged on different episodes or by different losses{told}, so that their "
+                "scores can't be compared; give methods for the same tasks."
+            )
+    return alike
+
+
+def _run(what: str | Path) -> Path | None:
+    """The folder of a run; None for what is a recipe."""
+    folder = Path(what)
+    if str(what) in config.names() or not folder.is_dir():
+        return None
+    if not (folder / RECIPE).is_file():
+        raise ValueError(
+            f"there is no {folder / RECIPE}; expected the folder of a run that `metaoptim train` wrote, or a recipe."
+        )
+    return folder
+
+
+def _joins(recipe: Recipe, known: Contender) -> bool:
+    """Whether a run is another seed of runs that are known."""
+    others = [key for key in known.recipe.differences(recipe) if key not in SEEDS_DIFFER]
+    return known.given and not others and recipe.tables["train"]["seed"] not in known.seeds
+
+
+def _names(contenders: Sequence[Contender]) -> Iterator[str]:
+    """Names that tell methods apart: those of one name by a few options in which they differ, by their files, or by numbers."""
+    taken: set[str] = set()
+    for one in contenders:
+        alike = [other for other in contenders if other.name == one.name and other is not one]
+        options = dict.fromkeys(
+            key for other in alike for key in one.recipe.differences(other.recipe) if key not in SEEDS_DIFFER
+        )
+        told = one.source if alike and one.source != one.name else ""
+        values = {key: one.recipe.tables[key.split(".")[0]].get(key.split(".", 1)[1]) for key in options}
+        if 0 < len(values) <= FEW and all(isinstance(x, bool | int | float | str) for x in values.values()):
+            told = ", ".join(f"{key.split('.', 1)[1]}={x}" for key, x in values.items())
+        first = f"{one.name} ({told})" if told else one.name
+        name, number = first, 2
+        while name in taken:
+            name, number = f"{first} #{number}", number + 1
+        taken.add(name)
+        yield name
