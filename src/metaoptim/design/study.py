@@ -198,6 +198,8 @@ class Tuning:
     @property
     def said(self) -> str:
         """What was picked and what mattered, in sentences."""
+        if not self.importances and len([key for key in self.space if key != TEST_STEPS]) < 2:
+            return self.picked.why
         if not self.importances:
             return f"{self.picked.why} Too few trials were completed to say which keys matter."
         shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in self.importances.items())
