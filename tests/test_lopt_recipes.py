@@ -326,7 +326,7 @@ def test_list_and_show_know_them(cli: Cli) -> None:
 def test_the_command_in_a_file_trains_a_shipped_recipe_again() -> None:
     settings = ["train.iterations=7", "algorithm.rule={name='lstm', p='none'}", "evaluate.seeds=1", "train.clip=none"]
     recipe = config.load("lopt-quadratic-lstm", settings)
-    words = command(recipe)
+    words = command(recipe, "recipe.toml")
     assert words.startswith("metaoptim train lopt-quadratic-lstm --set ") and "evaluate" not in words
     parts = shlex.split(words)[3:]
     assert config.load("lopt-quadratic-lstm", [*parts[1::2], "evaluate.seeds=1"]) == recipe

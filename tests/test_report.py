@@ -192,7 +192,7 @@ def test_a_page_holds_what_is_known_of_a_run(run: Path) -> None:
         "meta_sgd",
         result["episodes_sha256"],
         "torch",
-        "metaoptim train tiny.toml",
+        "recipe.toml --out RUN",
         "was not diagnosed yet",
     ):
         assert word in found.text

@@ -26,7 +26,7 @@ from metaoptim.core import trees
 from metaoptim.design import Row, Tuning, storage, study_picture, trials, tune, workers
 from metaoptim.design.cross_validation import CrossValidation, Setup
 from metaoptim.design.folds import Stream, folded
-from metaoptim.design.space import Choice, Span, space_of
+from metaoptim.design.space import Choice, Span, grid, space_of
 from metaoptim.design.study import pick
 from metaoptim.design.workers import Job, Worker
 from metaoptim.lopt.problem import Problems
@@ -384,6 +384,15 @@ def test_an_interrupted_search_goes_on_to_the_same_scores(tmp_path: Path, monkey
     before = taken[0]
     assert told(quick(tmp_path / "s", trials=3, resume=True)) == told(whole)
     assert taken[0] - before == 3 * 2 * 3 - 9, "no outer step is taken twice"
+
+
+def test_a_small_space_is_tried_whole_and_each_point_once(tmp_path: Path) -> None:
+    search = {"algorithm.steps": [1, 2, 3], "algorithm.lr": "0.01|0.02"}
+    assert len(grid(space_of(tiny(), search), 6)) == 6 and grid(space_of(tiny(), search), 5) == []
+    assert grid(space_of(tiny(), {"algorithm.lr": "0.01..0.02"}), 100) == []
+    found = tune(tiny(), search, trials=9, folds=2, iterations=2, out=tmp_path / "s", progress=False)
+    tried = sorted((row.params["algorithm.steps"], row.params["algorithm.lr"]) for row in found.rows)
+    assert tried == [(n, lr) for n in (1, 2, 3) for lr in (0.01, 0.02)]
 
 
 def test_more_trials_can_be_asked_for(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def export(
     use(data)
     recipe = config.load(recipe_of(run), set_ or ())
     trained = recipe.experiment("export").load(run, checkpoint)
-    factory = optim.from_run(trained, {"command": command(recipe)})
+    factory = optim.from_run(trained, {"command": command(recipe, f"{recipe.name}.toml")})
     file.parent.mkdir(parents=True, exist_ok=True)
     factory.save(file)
     scored = "the scores of its last evaluation" if factory.header["scores"] else "no scores, for it wasn't evaluated yet"

@@ -33,7 +33,7 @@ NAMED = 3  # methods that a folder is named after
 
 
 def compare(
-    what: Sequence[str | Path],
+    what: Sequence[str | Path | Run],
     *,
     seeds: Sequence[int] | None = None,
     budget: Kind | None = None,
@@ -51,8 +51,8 @@ def compare(
     fails, or whose scores are not finite, is left out with a warning; so the others are compared all the same.
 
     Args:
-        what: names of recipes, TOML files, or folders of runs, which are used as they are; runs that differ in their seed alone
-            are one method.
+        what: names of recipes, TOML files, or runs (their folders), which are used as they are; runs that differ in their
+            seed alone are one method.
         seeds: of the trainings; each recipe's own if not given.
         budget: what is made equal by the numbers of outer steps: "steps", "gradients" (evaluations of tasks' losses, see
             `design.budget.gradients`) or "seconds" (of training, estimated from a few steps on this machine); none: each recipe

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from metaoptim.core.brief import brief
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Experiment
 from metaoptim.recipes.recipe import Recipe
+from metaoptim.runs import Run
 from metaoptim.runs.store import RECIPE
 
 SEEDS_DIFFER = ("train.seed", "train.device")
@@ -56,14 +58,20 @@ class Contender:
         return replace(self, recipes=tuple(changed))
 
 
-def gather(what: Sequence[str | Path], seeds: Sequence[int] | None, settings: Sequence[str]) -> list[Contender]:
+def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settings: Sequence[str]) -> list[Contender]:
     """Recipes with every seed (their own where none are given), and runs that differ in their seed alone as one; the folders of
     recipes are their names, as yet.
 
     Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods.
     """
     found: list[Contender] = []
-    for one in what:
+    for given in what:
+        one = given.path if isinstance(given, Run) else given
+        if not isinstance(one, str | Path):
+            raise ValueError(
+                f"compare takes names of recipes, TOML files and folders of runs; found {brief(given)}"
+                f"{', which is in no folder: train it with out=' if isinstance(given, Run) else ''}."
+            )
         if (folder := _run(one)) is None:
             recipe = config.load(one, settings)
             own = seeds or [recipe.tables["train"]["seed"]]

@@ -51,6 +51,11 @@ def _usual(task: Task) -> dict[str, dict[str, Any]]:
     return {"algorithm": algorithm, "model": {"name": "mlp", "sizes": [x[0, 0].numel(), 40, 40, wide]}}
 
 
+KEPT = ("seed", "device")
+BUDGET = ("iterations", "validate_every", "validate_episodes", "checkpoint_every", "log_every", "check")
+"""Options of [train] that a recipe keeps: its own ones, and where a strategy was tried within a budget."""
+
+
 def moved(row: Row, rows: Sequence[Row], target: Recipe) -> Recipe:
     """The algorithm and the training of a row, on the tasks and with the model of `target`, judged as that one is.
 
@@ -64,13 +69,14 @@ def moved(row: Row, rows: Sequence[Row], target: Recipe) -> Recipe:
     own = {key: x for key, x in tables["model"].items() if common.get(key) != x}
     if strange := [key for key in own if key not in target.tables["model"]]:
         raise ConfigError(f"the model of {target.name} has no option {strange[0]}, which {row.trial.recipe} needs.")
-    steps, seed = tables["evaluate"].get("steps"), target.tables["train"]["seed"]
-    device = target.tables["train"]["device"]
+    # What is fitted to a search or to a budget is no part of a strategy.
+    kept = KEPT if row.trial.source == "reproduce" else (*KEPT, *BUDGET)
+    steps = row.trial.steps if row.trial.source == "tune" else tables["evaluate"].get("steps")
     made = {
         "algorithm": tables["algorithm"] | {"loss": target.tables["algorithm"]["loss"]},
         "model": target.tables["model"] | own,
         "tasks": target.tables["tasks"] | _shots(tables["tasks"], target.tables["tasks"]),
-        "train": tables["train"] | {"seed": seed, "device": device},
+        "train": tables["train"] | {key: target.tables["train"][key] for key in kept},
         "evaluate": target.tables["evaluate"] | {"steps": steps},
         "engine": {key: x for key, x in target.tables["engine"].items() if key != "choice"},
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from metaoptim.design import moved as moving
+from metaoptim.design import trials as stored
 from metaoptim.design.history import CUT, History, Row, history, judged_tasks, known_features, shipped_trials, tasks_key
 from metaoptim.design.predictors import MODELS, Floats
 from metaoptim.design.recommendation import Proposal, Recommendation
@@ -22,7 +23,7 @@ SHOWN = 5
 
 def recommend(
     tasks: str | Path | Recipe,
-    trials: Sequence[Trial] = (),
+    trials: Sequence[Trial | str | Path] | str | Path = (),
     *,
     shipped: bool = True,
     overrides: Sequence[str] = (),
@@ -38,7 +39,7 @@ def recommend(
     Args:
         tasks: a recipe, by name, file or itself, of which [tasks], [model], [evaluate] and [engine] are taken; or the name of a
             task family, which gets a usual model.
-        trials: what was tried (`design.trials.read`).
+        trials: what was tried: folders with a trials.jsonl, such files, or trials (`design.trials.read`).
         shipped: whether to learn from the trials that come with the library too.
         overrides: replace options of `tasks`, as in `tasks.ways=10`.
         features: a folder in which the features of families are kept that don't come with the library.
@@ -56,7 +57,7 @@ def recommend(
         known[key] = judged_tasks(target)
     like = known[key]
     say("reading trials")
-    past = history([*(shipped_trials() if shipped else ()), *trials], known)
+    past = history([*(shipped_trials() if shipped else ()), *_read(trials)], known)
     judgement = judge(past, say=say)
     rows = [row for row in past.rows if row.tasks["classification"] == like["classification"]]
     candidates = _candidates(rows, like, target)
@@ -119,3 +120,14 @@ def _ranked(
         )
     groups = [sorted(group, key=lambda proposal: proposal.order) for group in found.values()]
     return [group[0].beside(group[1:]) for group in sorted(groups, key=lambda group: group[0].order)]
+
+
+def _read(given: Sequence[Trial | str | Path] | str | Path) -> list[Trial]:
+    """Trials as they are, or those of files and folders; ValueError where there are none."""
+    found: list[Trial] = []
+    for one in [given] if isinstance(given, str | Path) else given:
+        here = [one] if isinstance(one, Trial) else stored.read(one)
+        if not here:
+            raise ValueError(f"there are no trials in {one}; expected {stored.FILE}, or a folder with one.")
+        found += here
+    return found

@@ -91,6 +91,9 @@ class Recommendation:
     tried: bool
     known: Mapping[str, Features] = field(repr=False)
 
+    def __repr__(self) -> str:
+        return " ".join(self.sentences)
+
     @property
     def recipe(self) -> Recipe:
         """What is proposed first, ready to train."""

@@ -198,7 +198,7 @@ def _diagnosis(folder: RunFolder) -> list[Section]:
 
 def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
     """What a reader must know before believing the numbers."""
-    again = shlex.join(["metaoptim", "train", str(folder.path / "recipe.toml"), "--out", str(folder.path), "--resume"])
+    again = shlex.join(["metaoptim", "train", str(folder.path / RECIPE), "--out", str(folder.path), "--resume"])
     told = folder.status
     if told in ("interrupted", "failed"):
         yield Note(
@@ -239,7 +239,8 @@ def _provenance(folder: RunFolder) -> Section:
         **{f"φ that was judged{f' ({i})' if i else ''}": r.get("phi_sha256") for i, r in enumerate(result.get("runs", ()))},
         **folder.hashes(),
     }
-    trained = command(recipe) if isinstance(recipe, Recipe) else "metaoptim train recipe.toml"
+    file = folder.path / RECIPE
+    trained = command(recipe, file) if isinstance(recipe, Recipe) else shlex.join(["metaoptim", "train", str(file)])
     commands = [f"{trained} --out RUN", "metaoptim evaluate RUN"]
     texts = {"The recipe, with every option written out": folder.text}
     return provenance.section("The same run again, and its score:", commands, folder.environment, hashes, texts)

@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from metaoptim.core.checks import SMALLEST
@@ -87,6 +88,17 @@ class Choice:
 Dimension = Span | Choice
 Space = dict[str, Dimension]
 """What is searched, by key, as in "algorithm.lr"."""
+
+
+def grid(space: Space, most: int) -> list[dict[str, Any]]:
+    """All points of a space, as they are drawn; [] where it has more than so many, or no end of them."""
+    known = {key: d for key, d in space.items() if key != TEST_STEPS}
+    sizes = [len(d.values) if isinstance(d, Choice) else d.high - d.low + 1 if d.whole else math.inf for d in known.values()]
+    if math.prod(sizes) > most:
+        return []
+    values = [d.values if isinstance(d, Choice) else range(int(d.low), int(d.high) + 1) for d in known.values()]
+    drawn = [[d.drawn(value) for value in own] for d, own in zip(known.values(), values, strict=True)]
+    return [dict(zip(known, point, strict=True)) for point in product(*drawn)]
 
 
 def space_of(recipe: Recipe, searched: Mapping[str, Any] | Sequence[str] | None) -> Space:

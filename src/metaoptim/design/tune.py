@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from metaoptim.core.brief import plural
+from metaoptim.core.brief import brief, plural
 from metaoptim.core.checks import check_choice, check_counts, check_flags, check_positive
 from metaoptim.design import storage
 from metaoptim.design.cross_validation import CrossValidation, Setup
-from metaoptim.design.space import TEST_STEPS, Choice, Space, Span, space_of
+from metaoptim.design.space import TEST_STEPS, Choice, Space, Span, grid, space_of
 from metaoptim.design.study import JSON, Row, Rule, Tuning, pick
 from metaoptim.design.workers import Job, Worker, several
 from metaoptim.recipes import recipe as config
@@ -62,7 +62,8 @@ def tune(
         search: what is searched, {"algorithm.lr": "log:0.01..1", "model.filters": [16, 32]}, or texts KEY=SPEC; inner steps and
             both step sizes where not given. {"evaluate.steps": "1..20"}: the numbers of inner steps at test that may be picked;
             where not given, up to the most of those in training and those in [evaluate].
-        trials: how many, altogether; 20 where neither they nor seconds are given.
+        trials: how many, altogether; 20 where neither they nor seconds are given. A space of no more points than that is tried
+            whole, each point once.
         seconds: after which no further training step is taken; the trial that is running then is not lost.
         folds: k, 2 or more.
         iterations: outer steps of each training; the recipe's own where not given.
@@ -82,6 +83,10 @@ def tune(
         ValueError: what can't be searched or built, or no trial that was completed. KeyboardInterrupt: nothing is lost but the
         outer steps since the last checkpoint of each worker.
     """
+    if not isinstance(recipe, str | Path | Recipe):
+        raise ValueError(
+            f"tune takes a recipe, by its name, its file or itself, for a trial builds one anew; found {brief(recipe)}."
+        )
     chosen = recipe if isinstance(recipe, Recipe) else config.load(recipe)
     check_counts(trials=trials, workers=workers, iterations=iterations)
     check_counts(2, folds=folds)
@@ -99,12 +104,17 @@ def tune(
     with storage.quiet():
         _check_folder(folder, url or local, url is not None, name, setup, resume)
         most = trials if trials is not None else TRIALS if seconds is None else 10**6
+        whole = grid(space, most)
+        most = len(whole) or most
         job = Job(url or local, name, str(folder), most, url is not None, None if seconds is None else time.time() + seconds)
         worker = Worker(job, setup)
         if not worker.study.user_attrs.get("setup"):
             worker.study.set_user_attr("setup", setup.json)
             own = {key: dimension.drawn(_value(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
-            storage.enqueue(worker.study, [*points, {key: value for key, value in own.items() if value is not None}])
+            first = [*points, {key: value for key, value in own.items() if value is not None}]
+            # Partial points are completed by drawing, which could repeat one of a space that is tried whole.
+            known = [point for point in first if point in whole] if whole else first
+            storage.enqueue(worker.study, [*known, *(point for point in whole if point not in known)])
         _run(worker, workers, progress, say)
         rows = storage.rows(worker.study)
         if not rows:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 
 
-def command(recipe: Recipe) -> str:
-    """The command line, with what differs from the recipe that ships under this name."""
+def command(recipe: Recipe, file: str | Path) -> str:
+    """The command line, with what differs from the recipe that ships under this name; where none does, of its file."""
     if recipe.name not in config.names():
-        return f"metaoptim train {shlex.quote(f'{recipe.name}.toml')}"
+        return shlex.join(["metaoptim", "train", str(file)])
     shipped = config.load(recipe.name)
     settings = []
     for key in (key for key in recipe.differences(shipped) if not key.startswith("evaluate.")):
