@@ -82,8 +82,9 @@ def shrunk(code: str) -> str:
     return re.sub(r"\b(iterations|episodes)=\d{3,}\b", r"\1=2", code)
 
 
-# Algorithms' pages are alike, so that one stands for them among the fast tests.
+# Algorithms' pages are alike, so that one stands for them among the fast tests; the others take seconds each.
 SLOW = {page for page in PAGES if page.parent.name == "algorithms" and page.stem != "maml"}
+SLOW |= {page for page in PAGES if page.stem in ("gradients", "layers", "lopt", "tune", "own-optimizer")}
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_without_a_compiler_the_graph_runs_and_one_line_says_so(monkeypatch: pyt
 # --- bfloat16 -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runtime", ["eager", "trace"])
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("trace", marks=pytest.mark.slow)])
 def test_bfloat16_is_near_and_keeps_the_dtype(runtime: str) -> None:
     torch.set_default_dtype(torch.float32)
     optimizer = maml(mlp((3, 40, 2)), mse, steps=2)

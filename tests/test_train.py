@@ -55,8 +55,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
     ("algorithm", "options", "lr"),
     [
         ("maml", {"lr": 0.02}, 0.01),
-        ("meta_sgd", {"low": 0.02, "high": 0.02}, 0.01),
-        ("reptile", {"lr": 0.02, "steps": 10, "inner": "sgd"}, None),
+        pytest.param("meta_sgd", {"low": 0.02, "high": 0.02}, 0.01, marks=pytest.mark.slow),
+        pytest.param("reptile", {"lr": 0.02, "steps": 10, "inner": "sgd"}, None, marks=pytest.mark.slow),
     ],
 )
 def test_training_reduces_the_loss_after_adaptation(algorithm: str, options: dict[str, Any], lr: float | None) -> None:

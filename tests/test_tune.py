@@ -363,6 +363,7 @@ def test_a_recipe_that_cannot_be_trained_is_refused_and_the_others_go_on(tmp_pat
         quick(tmp_path / "t", search=search, start=[{"train.optimizer": "LBFGS"}], trials=1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quick(tmp_path / "whole", trials=3)
     step, taken = Training.advance, [0]
@@ -419,6 +420,7 @@ def test_a_trial_whose_worker_was_killed_is_tried_again(tmp_path: Path) -> None:
     assert [r.number for r in found] == [0, 1] and found[1].params["algorithm.lr"] == drawn
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_worse_than_most_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "AT_RANDOM", 2)
     poor = [{"algorithm.lr": 0.99}]
