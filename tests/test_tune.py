@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -533,34 +534,31 @@ def test_ctrl_c_reaches_all_workers_and_the_command_goes_on(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a database of its own, on this machine alone."""
     tools = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not tools:
         pytest.skip("there is no PostgreSQL here: apt-get install postgresql, and this is tested")
     pytest.importorskip("psycopg2", reason="pip install psycopg2-binary, and PostgreSQL is tested")
     tools_at = tools[-1].parent
-    folder = tmp_path_factory.mktemp("pg")
     as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if as_user:
-        for path in (folder, *folder.parents):
-            if path.is_relative_to(tmp_path_factory.getbasetemp().parent):
-                path.chmod(0o755)
-        shutil.chown(folder, "postgres")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are root's alone
+        if as_user:
+            shutil.chown(folder, "postgres")
 
-    def run(tool: str, *given: str) -> None:
-        subprocess.run([*as_user, str(tools_at / tool), *given], check=True, capture_output=True, cwd=folder, timeout=60)
+        def run(tool: str, *given: str) -> None:
+            subprocess.run([*as_user, str(tools_at / tool), *given], check=True, capture_output=True, cwd=folder, timeout=60)
 
-    run("initdb", "-D", str(folder / "data"), "-A", "trust", "-U", "tuner", "--no-sync")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg2://tuner:secret@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+        run("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "tuner", "--no-sync")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        run("pg_ctl", "-D", f"{folder}/data", "-l", f"{folder}/log", "-w", "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg2://tuner:secret@127.0.0.1:{port}/postgres"
+        finally:
+            run("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
 
 
 @pytest.mark.slow
