@@ -395,6 +395,10 @@ def test_a_small_space_is_tried_whole_and_each_point_once(tmp_path: Path) -> Non
     found = tune(tiny(), search, trials=9, folds=2, iterations=2, out=tmp_path / "s", progress=False)
     tried = sorted((row.params["algorithm.steps"], row.params["algorithm.lr"]) for row in found.rows)
     assert tried == [(n, lr) for n in (1, 2, 3) for lr in (0.01, 0.02)]
+    first = tune(recipe := tiny(), search, trials=2, folds=2, iterations=2, out=tmp_path / "r", progress=False)
+    assert len({tuple(row.params.values()) for row in first.rows}) == 2
+    more = tune(recipe, search, trials=9, folds=2, iterations=2, out=tmp_path / "r", progress=False, resume=True)
+    assert sorted((row.params["algorithm.steps"], row.params["algorithm.lr"]) for row in more.rows) == tried
 
 
 def test_more_trials_can_be_asked_for(tmp_path: Path) -> None:

@@ -16,17 +16,14 @@ as wide as the largest task needs. New tasks, of which the papers have none, are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from metaoptim.algorithms.compose import compose, generator
-from metaoptim.core.checks import check_choice, check_counts
-from metaoptim.core.types import MetaOptimizer, MetaParams, Normalisation
-from metaoptim.estimators import Joint
-from metaoptim.learners import Heads, Network, head_start
-from metaoptim.rules import SGD
+from metaoptim.algorithms.fine_tuning import fine_tuned
+from metaoptim.core.checks import check_counts
+from metaoptim.core.types import MetaOptimizer, Normalisation
+from metaoptim.learners import Heads
 
 
 def multi_task(
@@ -56,22 +53,7 @@ def multi_task(
             (the support's) or "frozen" (stored ones).
     """
     check_counts(heads=heads, outputs=outputs)
-    check_choice(("head", "all"), adapts=adapts)
-    network, own = Network(net, loss, normalisation, head), Heads(heads, outputs)
-    fine_tuned = compose(
-        net,
-        loss,
-        rule=SGD(lr),
-        steps=steps,
-        adapts=adapts,
-        learns="body",
-        estimator=Joint(),
-        head=head,
-        start=head_start(network, "zero"),
-        normalisation=normalisation,
-        reduction=reduction,
-        name="multi_task",
-    )
-    learner: Any = fine_tuned.learner
-    phi = MetaParams(fine_tuned.phi.weights, own.start(network, generator()))
-    return replace(fine_tuned, learner=replace(learner, pooled=own), phi=phi)
+    return fine_tuned(
+        net, loss, Heads(heads, outputs), lr=lr, steps=steps, adapts=adapts, head=head, normalisation=normalisation,
+        reduction=reduction, name="multi_task",
+    )  # fmt: skip

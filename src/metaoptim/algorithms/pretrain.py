@@ -13,17 +13,14 @@ outer step sees as many examples as one of a method that trains on episodes, nor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from metaoptim.algorithms.compose import compose, generator
-from metaoptim.core.checks import check_choice, check_counts
-from metaoptim.core.types import MetaOptimizer, MetaParams, Normalisation
-from metaoptim.estimators import Joint
-from metaoptim.learners import Classifier, Network, head_start
-from metaoptim.rules import SGD
+from metaoptim.algorithms.fine_tuning import fine_tuned
+from metaoptim.core.checks import check_counts
+from metaoptim.core.types import MetaOptimizer, Normalisation
+from metaoptim.learners import Classifier
 
 
 def pretrain(
@@ -49,21 +46,7 @@ def pretrain(
             (the support's) or "frozen" (stored ones).
     """
     check_counts(2, classes=classes)
-    check_choice(("head", "all"), adapts=adapts)
-    network, classifier = Network(net, loss, normalisation, head), Classifier(classes)
-    fine_tuned = compose(
-        net,
-        loss,
-        rule=SGD(lr),
-        steps=steps,
-        adapts=adapts,
-        learns="body",
-        estimator=Joint(),
-        head=head,
-        start=head_start(network, "zero"),
-        normalisation=normalisation,
+    return fine_tuned(
+        net, loss, Classifier(classes), lr=lr, steps=steps, adapts=adapts, head=head, normalisation=normalisation,
         name="pretrain",
-    )
-    learner: Any = fine_tuned.learner
-    phi = MetaParams(fine_tuned.phi.weights, classifier.start(network, generator()))
-    return replace(fine_tuned, learner=replace(learner, pooled=classifier), phi=phi)
+    )  # fmt: skip

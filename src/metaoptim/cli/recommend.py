@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,10 +45,11 @@ def recommend(
         import json
 
         from metaoptim.design.recommend import recommend as find
+        from metaoptim.recipes.recipe import file_name
 
     use(data)
     tried = [trial for path in trials or () for trial in _read(path)]
-    folder = out or Path("recommendations", re.sub(r"[^\w.-]+", "-", Path(tasks).name.removesuffix(".toml")))
+    folder = out or Path("recommendations", file_name(Path(tasks).name.removesuffix(".toml")))
     with console(stderr=True).status("recommending") as status:
         found = find(
             tasks, tried, overrides=set_ or (), features=folder, say=lambda text: status.update(f"recommending: {text}")

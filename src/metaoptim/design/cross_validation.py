@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +18,8 @@ from metaoptim.design.space import Choice, Dimension, Space, Span
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Experiment, Scores
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.runs.store import METRICS, RECIPE
+from metaoptim.runs import metrics
+from metaoptim.runs.store import RECIPE
 from metaoptim.training import TrainingError
 
 Report = Callable[[int, float], None]
@@ -127,7 +126,7 @@ class CrossValidation:
                     raise TimeUpError
 
             begun = (path / RECIPE).is_file()
-            for record in _logged(path) if begun else ():
+            for record in metrics.read(path) if begun else ():
                 on_step(record)
             try:
                 experiment.train(path, resume=begun, progress=False, on_step=on_step)
@@ -155,13 +154,3 @@ def summary(found: list[Scores]) -> dict[str, Any]:
         "folds": [scores.values.double().mean(0).tolist() for scores in found],
         "episodes": len(together), "protocol": f"{len(found)}-fold cross-validation, {found[0].protocol}",
     }  # fmt: skip
-
-
-def _logged(path: Path) -> list[dict[str, Any]]:
-    """What a run has logged so far, as far as it can be read."""
-    records = []
-    with suppress(OSError):
-        for line in (path / METRICS).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                records.append(json.loads(line))
-    return records

@@ -14,6 +14,7 @@ from typing import Any
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.recipes.schema import ConfigError
+from metaoptim.runs import metrics
 from metaoptim.runs.store import METRICS, RECIPE, SPOILT, WARNINGS, told_state
 
 RESULT, DIAGNOSIS = "result.json", Path("diagnosis", "diagnosis.json")
@@ -77,15 +78,8 @@ class RunFolder:
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl that are whole, each with its step."""
-        found = []
-        with suppress(OSError):
-            for line in (self.path / METRICS).read_bytes().splitlines():
-                with suppress(ValueError):
-                    record = json.loads(line)
-                    if isinstance(record, dict) and isinstance(record.get("step"), int):
-                        found.append(record)
-        return found
+        """What was logged."""
+        return metrics.read(self.path)
 
     @property
     def spoilt(self) -> bool:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from metaoptim.design.folder import OVER
+from metaoptim.design.folder import OVER, RESULT
 from metaoptim.runs.store import METRICS, told_state
 
 EVERY = 1.0  # seconds between looks
-WATCHED = (METRICS, "state.json", "result.json")
+WATCHED = (METRICS, "state.json", RESULT)
 
 
 def follow(runs: Sequence[Path], write: Callable[[bool], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import metaoptim
 from metaoptim.core.brief import plural
-from metaoptim.design.folder import RunFolder
+from metaoptim.design.folder import RESULT, RunFolder
 from metaoptim.diagnosis.step_sizes import by_layer
 from metaoptim.evaluation.evaluate import phi_hash
 from metaoptim.recipes.again import command
@@ -131,7 +131,7 @@ def _scored(folder: RunFolder) -> list[Section]:
     if result is None:
         if not folder.over:
             return []
-        there = (folder.path / "result.json").exists()
+        there = (folder.path / RESULT).exists()
         text = "The file result.json can't be read." if there else "This run was not evaluated yet."
         how = shlex.join(["metaoptim", "evaluate", str(folder.path)])
         note = Note(f"{text} How good it is on held-out tasks, beside its baselines, stands here after:", "missing", how)

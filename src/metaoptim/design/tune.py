@@ -113,8 +113,8 @@ def tune(
             own = {key: dimension.drawn(_value(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
             first = [*points, {key: value for key, value in own.items() if value is not None}]
             # Partial points are completed by drawing, which could repeat one of a space that is tried whole.
-            known = [point for point in first if point in whole] if whole else first
-            storage.enqueue(worker.study, [*known, *(point for point in whole if point not in known)])
+            storage.enqueue(worker.study, [point for point in first if point in whole] if whole else first)
+        storage.enqueue(worker.study, whole)  # those that are there are passed over
         _run(worker, workers, progress, say)
         rows = storage.rows(worker.study)
         if not rows:
@@ -131,8 +131,8 @@ def tune(
 def _judged(setup: Setup) -> Setup:
     """With the metric, and the numbers of test steps that may be picked, as two episodes tell them. Errors: those of trials."""
     judge = CrossValidation(setup)
-    experiment = judge.experiment(judge.base.replaced({"train.validate_episodes": FEW}), 0)
-    judge.families  # noqa: B018  # those of all folds: too few classes are told now
+    short = judge.base.replaced({"train.validate_episodes": FEW})
+    experiment, *_ = [judge.experiment(short, fold) for fold in range(setup.folds)]  # all of them: too few classes are told now
     method = experiment.method
     told, searched = experiment.score(Run(method, method.phi)), setup.space.get(TEST_STEPS)
     if len(told.steps) == 1:

@@ -12,11 +12,14 @@ from metaoptim.runs.store import METRICS
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records, in their order; without lines that can't be read, and none where there is no file."""
-    file, found = folder / METRICS, []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        with suppress(ValueError):
-            found.append(json.loads(line))
+    """The records, each with its step, in their order; without lines that can't be read, and none where there is no file."""
+    found = []
+    with suppress(OSError):
+        for line in (folder / METRICS).read_bytes().splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    found.append(record)
     return found
 
 
