@@ -49,7 +49,7 @@ CASES = {
         "fertility-maml",
         {"algorithm.steps": 10, "algorithm.lr": 0.001, "train.lr": 0.00005},
         {"algorithm.steps": "1..10", "algorithm.lr": "log:0.001..1", "train.lr": "log:0.00005..0.02"},
-        1000,
+        2000,
         2000,
         {"evaluate.baselines": [], "train.validate_every": 100},
     ),

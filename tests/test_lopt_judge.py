@@ -71,6 +71,11 @@ def by_hand(problems: lopt.Problems, number: int, lr: float, decay: float) -> Te
     return torch.stack(losses)
 
 
+def test_a_chain_is_called_by_its_parts() -> None:
+    rule = mo.rules.chain(SGD(0.3), mo.rules.Average(0.5))
+    assert judged(rule, rule.start({"w": torch.zeros(1)}, torch.Generator())).name == "learned SGD, Average"
+
+
 def test_curves_are_those_of_a_loop_by_hand() -> None:
     row = judged(Momentum(0.3, 0.5)).rows[0]
     assert row.losses.shape == (2 * PROBLEMS, STEPS + 1)

@@ -29,7 +29,7 @@ from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, final, 
 from metaoptim.lopt.checks import check_psi
 from metaoptim.lopt.families import held_out
 from metaoptim.lopt.judgement import Judgement, Row
-from metaoptim.lopt.learner import Optimizee
+from metaoptim.lopt.learner import Optimizee, called
 from metaoptim.lopt.mixture import Family, check_family, members
 from metaoptim.runs import Run
 from metaoptim.runs.progress import tracked
@@ -88,7 +88,7 @@ def evaluate(
         raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
     judged = judged_families(families, own, steps)
     _check(rule, psis, judged, seed)
-    name = f"learned {type(rule).__name__}"
+    name = called(rule)
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
     place = psis[0][min(psis[0])].device if psis[0] else None
     rows: list[Row] = []

@@ -10,6 +10,13 @@ from metaoptim.core import trees
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, read_out
 from metaoptim.learners.gradient import Inner
 from metaoptim.lopt.mixture import Family
+from metaoptim.rules import Chain
+
+
+def called(rule: Rule) -> str:
+    """What a learned rule is called in tables: a chain by its parts, "learned Celo2, Average"."""
+    parts = rule.rules if isinstance(rule, Chain) else (rule,)
+    return f"learned {', '.join(type(part).__name__ for part in parts)}"
 
 
 @dataclass(frozen=True)

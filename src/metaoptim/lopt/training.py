@@ -24,7 +24,7 @@ from metaoptim.core.objectives import Objective, objective_called
 from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Params, Rule
 from metaoptim.estimators import Guarded, Truncated, Unroll, judging, nres, pes, truncated_es, unguarded
 from metaoptim.lopt.checks import check_psi, check_rule
-from metaoptim.lopt.learner import Optimizee
+from metaoptim.lopt.learner import Optimizee, called
 from metaoptim.lopt.mixture import Family, mixture
 from metaoptim.lopt.streams import Streams
 from metaoptim.runs import Run
@@ -60,7 +60,7 @@ def learned_optimizer(
     if psi is not None:
         check_psi(rule, psi, "psi", weights)
         drawn = {n: psi[n].detach().clone() for n in drawn}
-    name, outer = f"learned {type(rule).__name__}", Outer("AdamW", 3e-4)
+    name, outer = called(rule), Outer("AdamW", 3e-4)
     guarded = chosen if isinstance(chosen, Guarded) else Guarded(chosen)
     return MetaOptimizer(Optimizee(family, rule), guarded, MetaParams({}, drawn), outer=outer, name=name)
 
