@@ -26,11 +26,12 @@ from metaoptim.recipes import recipe as config
 
 
 class Case(NamedTuple):
-    """A recipe, what it is spoilt by, what is searched, outer steps of a trial's trainings and of the final ones, episodes."""
+    """A recipe, what spoils it, what is searched, trials, outer steps of their trainings and of the final ones, settings."""
 
     recipe: str
     bad: dict[str, Any]
     search: dict[str, str]
+    trials: int
     trial: int
     final: int
     settings: dict[str, Any]
@@ -41,20 +42,21 @@ CASES = {
         "omniglot-maml",
         {"algorithm.steps": 8, "algorithm.lr": 0.005, "train.lr": 0.00005},
         {"algorithm.steps": "1..8", "algorithm.lr": "log:0.005..2", "train.lr": "log:0.00005..0.02"},
-        150,
+        18,
+        120,
         600,
-        {"evaluate.baselines": [], "train.validate_every": 50, "train.validate_episodes": 50},
+        {"evaluate.baselines": [], "train.validate_every": 40, "train.validate_episodes": 50},
     ),
     "fertility": Case(
         "fertility-maml",
         {"algorithm.steps": 10, "algorithm.lr": 0.001, "train.lr": 0.00005},
         {"algorithm.steps": "1..10", "algorithm.lr": "log:0.001..1", "train.lr": "log:0.00005..0.02"},
+        24,
         2000,
         2000,
         {"evaluate.baselines": [], "train.validate_every": 100},
     ),
 }
-TRIALS = 24
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         spoilt = written(case, "spoilt", case.bad, folder)
         words = [word for key, spec in case.search.items() for word in ("--search", f"{key}={spec}")]
-        trials, iterations = most(3, options.share * TRIALS), most(2, options.share * case.trial)
+        trials, iterations = most(3, options.share * case.trials), most(2, options.share * case.trial)
         words += ["--resume"] if (folder / "study").exists() else []
         run("tune", spoilt, *words, "--trials", trials, "--iterations", iterations, "--workers", options.workers,
             "--out", folder / "study")  # fmt: skip
