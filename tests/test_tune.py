@@ -138,6 +138,8 @@ def test_folds_of_a_table_are_folds_of_its_entities(tmp_path: Path) -> None:
     table = mo.tasks.from_table(str(tmp_path / "t.csv"), "who", "y", shots=1, queries=2)
     held = [set(folded(table, i, 2).members["val"].tolist()) for i in range(2)]
     assert not held[0] & held[1] and held[0] | held[1] == set(table.members["train"].tolist())
+    with pytest.raises(ValueError, match=r"folds=40: the 4 tasks of split train can't be divided into 40 parts"):
+        folded(table, 0, 40)
 
 
 @pytest.mark.parametrize("family", [mo.tasks.sinusoid(), mo.lopt.quadratics(2, steps=3)], ids=["sinusoid", "quadratics"])
@@ -159,7 +161,7 @@ def test_folds_of_a_stream_are_parts_of_it(family: Any) -> None:
 def test_too_few_classes_are_told(letters: ImageTasks) -> None:
     with pytest.raises(ValueError, match=r"folds=8: 2 ways were asked for, but split `val` of `letters` has 1 class"):
         folded(letters, 7, 8)
-    with pytest.raises(ValueError, match=r"folds=20: 14 classes can't be divided into 20 parts"):
+    with pytest.raises(ValueError, match=r"folds=20: the 14 classes of split train can't be divided into 20 parts"):
         folded(letters, 0, 20)
     with pytest.raises(ValueError, match=r"folds=1: it must be a whole number, at least 2"):
         folded(letters, 0, 1)
@@ -282,6 +284,8 @@ def test_a_search_ends_with_a_recipe_to_train(tmp_path: Path) -> None:
     assert [t.source for t in lines] == ["tune", "tune"] and lines[0].tables["algorithm"]["lr"] == 0.05
     assert not list((tmp_path / "s" / "trials").glob("0*")), "the runs of trials that ended are gone"
     assert "trial" in str(found) and "Too few trials" in str(found)
+    assert "held-out folds of split train" in known["protocol"] and "split val" not in f"{known} {found}"
+    assert "after 0 to 3 inner steps" in lines[0].protocol and "after test steps" in str(found)
 
 
 @pytest.mark.parametrize("text", [IMAGES, SINUSOID, LOPT], ids=["images", "sinusoid", "learned optimizer"])

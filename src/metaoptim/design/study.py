@@ -167,11 +167,13 @@ class Tuning:
         told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
         percent = self.metric == "accuracy"
         title = f"{self.base.name}: {plural(len(self.rows), 'trial')} ({told})"
-        table = Table(title=title, caption=f"{self.facts['protocol']}; ± one standard error; * is picked")
+        best = "" if len(self.facts["test_steps"]) == 1 else "each score is the trial's best, after so many steps; "
+        told = f"{self.facts['protocol']}; {best}± one standard error; * is picked, after the steps that the rule takes"
+        table = Table(title=title, caption=told)
         for name in ("trial", *self.space):
             if name != TEST_STEPS:
                 table.add_column(name, justify="right")
-        for name in ("test steps", "accuracy, %" if percent else "loss", "seconds", "state"):
+        for name in ("after test steps", "accuracy, %" if percent else "loss", "seconds", "state"):
             table.add_column(name, justify="right", no_wrap=True)
         scale, digits = (100, 2) if percent else (1, 4)
         for row in self.rows:

@@ -94,12 +94,16 @@ class Result:
     @property
     def protocol(self) -> str:
         """How it was measured: tasks, normalisation, inner steps and episodes. Scores of one protocol can be compared."""
+        return self.measured(f"split {self.facts['split']}", f"{self.facts['steps']} inner steps")
+
+    def measured(self, where: str, after: str) -> str:
+        """The protocol, of scores there and after so many steps, in words."""
         facts, tasks = self.facts, self.facts["tasks"]
         options = {k: v for k, v in tasks["options"].items() if isinstance(v, str | bool | int) and v is not False}
         told = ", ".join(f"{k}={v}" if v is not True else k for k, v in sorted(options.items()))
         return (
-            f"{tasks['family']}{f' ({told})' if told else ''}, split {facts['split']}, {facts['normalisation']} normalisation, "
-            f"{facts['steps']} inner steps, {facts['episodes']} episodes of seed {facts['episode_seed']}"
+            f"{tasks['family']}{f' ({told})' if told else ''}, {where}, {facts['normalisation']} normalisation, "
+            f"{after}, {facts['episodes']} episodes of seed {facts['episode_seed']}"
         )
 
     def __repr__(self) -> str:

@@ -179,7 +179,7 @@ class TableTasks:
 
     def fold(self, number: int, count: int) -> TableTasks:
         """The training tasks alone, of which part `number` of `count` is the split "val"; scaled as before."""
-        return replace(self, members=fold(self.members["train"], number, count))
+        return replace(self, members=fold(self.members["train"], number, count, "tasks"))
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         return torch.from_numpy(self.x[rows]), torch.from_numpy(self.y[rows])

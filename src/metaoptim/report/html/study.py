@@ -126,8 +126,9 @@ def _table(found: Found) -> Table:
         score = [str(t["steps"][at]), cell(found["metric"], t["mean"][at], t["error"][at])] if done else ["–", "–"]
         mark = "*" if t["number"] == found["picked"]["trial"] else ""
         rows.append((f"{mark}{t['number']}", *params, *score, f"{t['seconds']:.0f}", f"{t['state']} {t['reason']}".strip()))
-    header = ("trial", *found["space"], "inner steps at test", "score", "seconds", "state")
-    return Table(header, tuple(rows), about="± is one standard error; * is picked.")
+    header = ("trial", *found["space"], "after inner steps at test", "score", "seconds", "state")
+    about = "Each score is the trial's best, after so many inner steps at test; that of the picked one (*), after those picked."
+    return Table(header, tuple(rows), about=f"{about} ± is one standard error.")
 
 
 def _shown(value: Any) -> str:
