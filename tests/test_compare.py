@@ -306,7 +306,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained() -> None
         ("a.toml", "learned.toml"): "one adapts a model to a few examples, the other is a learned optimizer",
         ("a.toml",): "nothing to compare a with; give two methods or more",
         ("a.toml", "a.toml"): "a.toml is given twice, so that there is nothing to compare",
-        ("a.toml", "same.toml"): "a.toml and same.toml are the same but for names and seeds",
+        ("a.toml", "same.toml"): "a.toml and same.toml are the same but for name and seed",
         ("a.toml", "empty"): "there is no empty/recipe.toml",
         ("a.toml", "glyphs-mmal"): "unknown recipe `glyphs-mmal`; did you mean `glyphs-maml`",
     }.items():

@@ -287,7 +287,7 @@ def test_commands_for_other_kinds_say_what_to_do(cli: Cli) -> None:
         ): "adapt takes few-shot runs, and this one is of a learned optimizer",
         ("diagnose", "run"): "diagnose looks into few-shot runs",
         ("evaluate", "run", "--episodes", "3"): "--episodes: a run of learned_optimizer isn't judged so",
-        ("evaluate", "run", "--split", "val"): "--set evaluate.KEY=VALUE, with one of these keys: families, baselines, problems",
+        ("evaluate", "run", "--split", "val"): "--set evaluate.KEY=VALUE, with one of these keys: families, baselines",
         ("evaluate", "run", "--device", "nowhere"): "device='nowhere' can't be used here",
     }.items():
         code, out, err = cli(*args)

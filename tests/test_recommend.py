@@ -364,7 +364,9 @@ def test_the_command_proposes_a_recipe_that_trains(
     assert "Not enough trials" in told and "single best" in told and "metaoptim train new/recipe.toml" in told
     recipe = config.load("new/recipe.toml")
     assert recipe.tables["tasks"]["shots"] == 5 and goes(recipe) == ""
-    points = tomllib.loads(Path("new/start.toml").read_text())["start"]
+    start = tomllib.loads(Path("new/start.toml").read_text())
+    points = start["start"]
+    assert start["recipe"] == recipe.name
     assert points[0]["train.lr"] > 0 and points == [dict(p) for p in points if p.keys() == points[0].keys()]
     document = json.loads(Path("new/recommendation.json").read_text())
     assert document["judgement"]["trusted"] is False and document["features"]["shots"] == 5

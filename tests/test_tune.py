@@ -267,7 +267,7 @@ def test_the_picture(metric: str, tmp_path: Path) -> None:
 
 
 def test_a_search_ends_with_a_recipe_to_train(tmp_path: Path) -> None:
-    found = quick(tmp_path / "s", start=[{"algorithm.lr": 0.05}])
+    found = quick(tmp_path / "s", warm_start=[{"algorithm.lr": 0.05}])
     assert [r.state for r in found.rows] == ["complete", "complete"]
     assert found.rows[0].params["algorithm.lr"] == 0.05, "what was given is tried first"
     assert found.rows[1].params == {"algorithm.lr": 0.01, "algorithm.steps": 1}, "and then the recipe's own values"
@@ -352,7 +352,7 @@ def test_a_fold_has_the_same_episodes_in_every_trial(tmp_path: Path, monkeypatch
 
 
 def test_what_diverges_is_the_worst_and_no_crash(tmp_path: Path) -> None:
-    found = quick(tmp_path / "s", tiny(SINUSOID, "algorithm.steps=3"), search={"algorithm.lr": [1e30, 0.01]}, start=[
+    found = quick(tmp_path / "s", tiny(SINUSOID, "algorithm.steps=3"), search={"algorithm.lr": [1e30, 0.01]}, warm_start=[
         {"algorithm.lr": 1e30}], trials=2)  # fmt: skip
     assert [r.state for r in found.rows] == ["diverged", "complete"]
     assert "not finite" in found.rows[0].reason and found.picked.trial == 1
@@ -362,10 +362,10 @@ def test_what_diverges_is_the_worst_and_no_crash(tmp_path: Path) -> None:
 
 def test_a_recipe_that_cannot_be_trained_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     search = {"train.optimizer": ["LBFGS", "SGD"], "train.lr": [0.01, 0.02]}
-    found = quick(tmp_path / "s", search=search, start=[{"train.optimizer": "LBFGS"}, {"train.optimizer": "SGD"}])
+    found = quick(tmp_path / "s", search=search, warm_start=[{"train.optimizer": "LBFGS"}, {"train.optimizer": "SGD"}])
     assert [r.state for r in found.rows] == ["refused", "complete"] and "LBFGS" in found.rows[0].reason
     with pytest.raises(ValueError, match=r"no trial was completed, .* trial 0: .*LBFGS"):
-        quick(tmp_path / "t", search=search, start=[{"train.optimizer": "LBFGS"}], trials=1)
+        quick(tmp_path / "t", search=search, warm_start=[{"train.optimizer": "LBFGS"}], trials=1)
 
 
 @pytest.mark.slow
@@ -435,7 +435,7 @@ def test_a_trial_that_is_worse_than_most_is_pruned(tmp_path: Path, monkeypatch: 
     poor = [{"algorithm.lr": 0.99}]
     good = [{"algorithm.lr": 0.001 * i} for i in range(1, storage.AT_RANDOM + 1)]
     search = {"algorithm.lr": "0.0001..1.0"}
-    found = quick(tmp_path / "s", tiny(SINUSOID, "train.iterations=6"), search=search, trials=3, start=[*good, *poor])
+    found = quick(tmp_path / "s", tiny(SINUSOID, "train.iterations=6"), search=search, trials=3, warm_start=[*good, *poor])
     assert [r.state for r in found.rows] == ["complete", "complete", "pruned"]
     assert found.rows[2].mean == () and "2 complete, 1 pruned" in str(found)
 
@@ -461,14 +461,17 @@ def test_time_that_is_up_ends_the_search_and_loses_nothing(tmp_path: Path, monke
 
 
 def test_bad_options_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="rule='two'"):
-        quick(tmp_path / "s", rule="two")
-    with pytest.raises(ValueError, match=r"start: `algorithm.l` isn't searched; did you mean `algorithm.lr`"):
-        quick(tmp_path / "s", start=[{"algorithm.l": 1}])
-    with pytest.raises(ValueError, match=r"start: algorithm.lr = 9 is not in log:0.001..0.1"):
-        quick(tmp_path / "s", start=[{"algorithm.lr": 9}])
+    with pytest.raises(ValueError, match="pick='two'"):
+        quick(tmp_path / "s", pick="two")
+    with pytest.raises(ValueError, match=r"warm start: `algorithm.l` isn't searched; did you mean `algorithm.lr`"):
+        quick(tmp_path / "s", warm_start=[{"algorithm.l": 1}])
+    with pytest.raises(ValueError, match=r"warm start: algorithm.lr = 9 is not in log:0.001..0.1"):
+        quick(tmp_path / "s", warm_start=[{"algorithm.lr": 9}])
+    (tmp_path / "start.toml").write_text('recipe = "other"\n[[start]]\n"algorithm.lr" = 9\n')
+    with pytest.raises(ValueError, match=r"start.toml holds points for the recipe other, and they don't fit tiny: .*lr = 9"):
+        quick(tmp_path / "s", warm_start=tmp_path / "start.toml")
     with pytest.raises(ValueError, match=r"the storage nonsense can't be opened"):
-        quick(tmp_path / "s", url="nonsense")
+        quick(tmp_path / "s", storage="nonsense")
     with pytest.raises(ValueError, match=r"`evaluate.steps` can't be searched here"):
         quick(tmp_path / "s", tiny(LOPT), search={"evaluate.steps": "1..5"})
     monkeypatch.setitem(sys.modules, "optuna", None)

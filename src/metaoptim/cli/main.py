@@ -178,7 +178,7 @@ def evaluate(
     known = [option.name for option in stored[0].kind.options("evaluate", "")]
     if strange := [key for key in given if key not in known]:
         raise ValueError(
-            f"--{strange[0]}: a run of {stored[0].tables['algorithm']['name']} isn't judged so; what can be said of it is set by "
+            f"--{strange[0]}: a run of {stored[0].tables['algorithm']['name']} isn't judged so; what can be said is set by "
             f"--set evaluate.KEY=VALUE, with one of these keys: {', '.join(known)}."
         )
     recipes = [recipe.replaced({f"evaluate.{key}": value for key, value in given.items()}) for recipe in stored]

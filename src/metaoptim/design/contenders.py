@@ -62,7 +62,7 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
     """Recipes with every seed (their own where none are given), and runs that differ in their seed alone as one; the folders of
     recipes are their names, as yet.
 
-    Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods, or for one that is given twice.
+    Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods, or for one given twice.
     """
     found: list[Contender] = []
     seen: dict[tuple[str, Path | None], str | Path] = {}
@@ -77,7 +77,7 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
         recipe = config.load(one if folder is None else folder / RECIPE, settings)
         key = recipe.content_hash, folder and folder.resolve()
         if key in seen:
-            told = f"{one} is given twice" if one == seen[key] else f"{seen[key]} and {one} are the same but for names and seeds"
+            told = f"{one} is given twice" if one == seen[key] else f"{seen[key]} and {one} are the same but for name and seed"
             raise ValueError(f"{told}, so that there is nothing to compare; give one alone, and more trainings of it by seeds.")
         seen[key] = one
         if folder is None:

@@ -143,8 +143,8 @@ class FewShot:
         asked |= {"episodes": tables["train"]["validate_episodes"]} | ({} if steps is None else {"steps": steps})
         found = evaluation.evaluate(run, self.tasks, split="val", baselines=(), **asked, progress=False)
         values = found.rows[0].scores[found.metric]
-        steps = tuple(range(values.shape[1]))
-        return Scores(found.metric, steps, values, found.measured(where, f"after 0 to {steps[-1]} inner steps"))
+        told = found.measured(where, f"after 0 to {values.shape[1] - 1} inner steps")
+        return Scores(found.metric, tuple(range(values.shape[1])), values, told)
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> evaluation.Result:
         return evaluation.evaluate(list(runs), self.tasks, **self.recipe.tables["evaluate"], progress=progress)
