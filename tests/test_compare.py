@@ -21,10 +21,13 @@ from metaoptim.cli.main import main
 from metaoptim.design import budget, compare, statistics, trials
 from metaoptim.design.comparison import FILE, Comparison
 from metaoptim.design.contenders import gather
+from metaoptim.design.folder import RunFolder
+from metaoptim.design.report import chapter
 from metaoptim.engine import timed
 from metaoptim.estimators import FiniteDifferences, Joint, LastSteps, Unroll, WarpObjective, pes
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.few_shot import FewShot
+from metaoptim.report.html import few_shot
 from metaoptim.runs import metrics
 from metaoptim.training import TrainingError
 from metaoptim.training.state import Training
@@ -117,6 +120,7 @@ def test_a_better_method_is_found_and_one_against_itself_is_the_same() -> None:
     assert better is not None and better.difference > 0 and better.over_episodes and better.over_episodes.low > 0
     assert better.corrected < 0.05 and [row.rank for row in found.rows] == pytest.approx([1.7, 1.7, 2.6], abs=0.15)
 
+    rows = {row.name: row for row in found.rows}
     data = json.loads(Path("out", FILE).read_text())
     stored = safetensors.torch.load_file("out/scores.safetensors")
     for method, row in zip(data["methods"], found.rows, strict=True):
@@ -124,6 +128,11 @@ def test_a_better_method_is_found_and_one_against_itself_is_the_same() -> None:
         assert method["mean"] == pytest.approx(stored[row.name].mean().item()) and config.parse(method["recipe"], "x")
         assert [len(curve) for curve in method["curves"]] == [2, 2] and method["curves"][0][-1]["step"] == 4
         assert method["cost"]["seconds_per_step"] > 0 and all(s > 0 for s in method["cost"]["training_seconds"])
+    page = chapter(RunFolder(Path("out/runs/moves-s1")))
+    assert "was not evaluated" not in str(page) and "that of the comparison which has trained this run" in str(page)
+    result = json.loads(Path("out/judged/moves/result.json").read_text())
+    assert few_shot.written("loss", result["mean"], result["interval"])[0] in str(page.sections[0])
+    assert result["mean"] == pytest.approx(rows["moves"].mean)
     run = config.load("out/runs/moves-s1/recipe.toml").experiment()
     judged = run.evaluate([run.load("out/runs/moves-s1")], progress=False)
     assert judged.scores.tolist() == pytest.approx(stored["moves"][1].tolist())
@@ -233,6 +242,10 @@ def test_budgets_are_made_equal_in_steps_in_gradients_and_in_seconds(monkeypatch
     for _ in range(2):  # the second time, the paces are those that were kept
         found = compare(what, budget="seconds", amount=1, out="seconds", progress=False)
         assert iterations(found) == {"one": 4, "three": 2}
+    with pytest.raises(ValueError, match=r"paces\.json is damaged; remove it"):
+        Path("cut").mkdir()
+        Path("cut/paces.json").write_text("{")
+        compare(what, budget="seconds", amount=1, out="cut", progress=False)
     with pytest.raises(ValueError, match=r"the run in .*one-s0 was started with other values of train.iterations"):
         compare(what, budget="seconds", amount=2, out="seconds", progress=False)
 

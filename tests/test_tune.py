@@ -472,6 +472,10 @@ def test_bad_options_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
         quick(tmp_path / "s", warm_start=tmp_path / "start.toml")
     with pytest.raises(ValueError, match=r"the storage nonsense can't be opened"):
         quick(tmp_path / "s", storage="nonsense")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "study.db").write_text("cut" * 999)
+    with pytest.raises(ValueError, match=r"the storage sqlite.*cut/study.db can't be opened: file is not a database"):
+        quick(tmp_path / "cut", resume=True)
     with pytest.raises(ValueError, match=r"`evaluate.steps` can't be searched here"):
         quick(tmp_path / "s", tiny(LOPT), search={"evaluate.steps": "1..5"})
     monkeypatch.setitem(sys.modules, "optuna", None)

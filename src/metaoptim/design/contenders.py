@@ -17,6 +17,7 @@ from metaoptim.runs.store import RECIPE
 
 SEEDS_DIFFER = ("train.seed", "train.device")
 FEW = 2  # options that a name can hold
+RUNS, JUDGED = "runs", "judged"  # folders of a comparison
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,18 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
 
 
 def placed(contenders: Sequence[Contender], folder: Path) -> list[Contender]:
-    """The same, and what is trained here has a folder for each of its seeds."""
+    """The same, and what is trained here has a folder for each of its seeds in the comparison's."""
     return [
         one
         if one.given
-        else replace(one, folders=tuple(folder / f"{config.file_name(one.name)}-s{seed}" for seed in one.seeds))
+        else replace(one, folders=tuple(folder / RUNS / f"{config.file_name(one.name)}-s{seed}" for seed in one.seeds))
         for one in contenders
     ]
+
+
+def judged_beside(run: Path) -> Path:
+    """Where the comparison that has trained this run keeps what it judged of all seeds of its method."""
+    return run.parent.parent / JUDGED / run.name.rpartition("-s")[0]
 
 
 def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:
