@@ -485,7 +485,8 @@ def test_bad_options_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("tiny.toml").write_text(SINUSOID)
+    Path("tiny.toml").write_text(SINUSOID.replace('"mlp"\nsizes = [1, 4, 1]', '"tuned_net.py:net"'))
+    Path("tuned_net.py").write_text("import metaoptim as mo\n\n\ndef net():\n    return mo.nn.mlp((1, 4, 1))\n")
     Path("start.toml").write_text('[[start]]\n"algorithm.lr" = 0.05\n')
     given = ["tune", "tiny.toml", "--search", "algorithm.lr=0.01..0.1", "--search", "evaluate.steps=1..2", "--folds", "2"]
     assert main([*given, "--trials", "1", "--warm-start", "start.toml"]) == 0
@@ -497,6 +498,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "holds a study already" in capsys.readouterr().err
     assert main(["tune", "tiny.toml", "--search", "algorithm.stepz=1..2", "--out", "x"]) == 2
     assert "did you mean `steps`?" in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    assert config.load(tmp_path / "tuning/tiny/recipe.toml").build(), "its code is found from any folder"
 
 
 # Several processes.

@@ -150,12 +150,11 @@ class Tuning:
         about = f"{self.base.description}; {note}" if self.base.description else note
         return Recipe(f"{self.base.name}-tuned", about, chosen.tables)
 
-    @property
-    def text(self) -> str:
-        """The chosen recipe as TOML, with where it comes from in its first lines."""
+    def text(self, folder: Path) -> str:
+        """The chosen recipe as TOML for a file in that folder, with where it comes from in its first lines."""
         values = ", ".join(f"{key} = {value}" for key, value in self._row.params.items())
         head = f"# Chosen by metaoptim tune: {values}.\n# {self.picked.why}\n# {self.facts['protocol']}.\n"
-        return head + self.recipe.text(absent=False)
+        return head + self.recipe.lying_in(folder).text(absent=False)
 
     @property
     def _row(self) -> Row:
@@ -227,7 +226,7 @@ class Tuning:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / JSON, f"{strict_json(self.json(), indent=2)}\n".encode())
-        write_atomic(folder / RECIPE, self.text.encode())
+        write_atomic(folder / RECIPE, self.text(folder).encode())
         draw(self, folder / PICTURE)
         return folder / RECIPE
 

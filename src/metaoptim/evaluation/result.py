@@ -23,6 +23,7 @@ from metaoptim.runs.store import write_atomic
 SHOWN = (0, 1, 5, 10, 20)  # and the last one, as far as they fit
 WIDEST = 120
 SCORES = "scores.safetensors"
+FEW = 10  # tasks, as of a table, of which it is told that more episodes make no more tasks of them
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,10 @@ def _cell(mean: float, half: float, percent: bool, signed: bool = False) -> str:
 
 
 def _caption(facts: Mapping[str, Any]) -> str:
-    seeds = facts["seeds"]
+    seeds, tasks = facts["seeds"], facts["tasks"].get("tasks", FEW)
+    few = f"\nintervals are over episodes of {plural(tasks, 'task')}, not over tasks: they say nothing of another task"
     return (
         f"{facts['normalisation']} normalisation · checkpoint: {facts['selection']} · {len(seeds)} training "
         f"seed{'s' if len(seeds) > 1 else ''} · episodes {facts['episodes_sha256'][:12]} · classes "
-        f"{facts['tasks'].get('classes_sha256', 'none')[:12]}"
+        f"{facts['tasks'].get('classes_sha256', 'none')[:12]}{few if tasks < FEW else ''}"
     )

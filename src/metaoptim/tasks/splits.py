@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaoptim.core.brief import plural
+from metaoptim.core.callers import warn
 from metaoptim.tasks.base import raw
 from metaoptim.tasks.csv_files import records
 
@@ -45,6 +46,13 @@ def fold(classes: NDArray[np.int64], number: int, count: int, what: str) -> Memb
     held = np.zeros(len(classes), bool)
     held[order[number::count]] = True
     return {"train": classes[~held], "val": classes[held]}
+
+
+def told_left_out(lost: int, of: str, needed: str) -> None:
+    """Warns of classes or tasks, if any, that are left out because an episode needs more of each."""
+    if lost:
+        are = "is" if lost == 1 else "are"
+        warn(f"{lost} of the {of} {are} left out, for an episode needs {needed} (short='leave_out').")
 
 
 def _drawn(names: Sequence[str], seed: int, least: int, what: str) -> Members:
