@@ -178,8 +178,8 @@ def evaluate(
     known = [option.name for option in stored[0].kind.options("evaluate", "")]
     if strange := [key for key in given if key not in known]:
         raise ValueError(
-            f"--{strange[0]}: a run of {stored[0].tables['algorithm']['name']} isn't judged so; what can be said is set by "
-            f"--set evaluate.KEY=VALUE, with one of these keys: {', '.join(known)}."
+            f"--{strange[0]} doesn't apply to a run of {stored[0].tables['algorithm']['name']}; say what does by --set "
+            f"evaluate.KEY=VALUE, where KEY is one of {', '.join(known)}."
         )
     recipes = [recipe.replaced({f"evaluate.{key}": value for key, value in given.items()}) for recipe in stored]
     for run, recipe in zip(runs, recipes, strict=True):

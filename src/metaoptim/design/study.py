@@ -166,8 +166,9 @@ class Tuning:
         told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
         percent = self.metric == "accuracy"
         title = f"{self.base.name}: {plural(len(self.rows), 'trial')} ({told})"
-        best = "" if len(self.facts["test_steps"]) == 1 else "each score is the trial's best, after so many steps; "
-        told = f"{self.facts['protocol']}; {best}± one standard error; * is picked, after the steps that the rule takes"
+        told = f"{self.facts['protocol']}; ± one standard error; * is picked"
+        if len(self.facts["test_steps"]) > 1:
+            told += "; each score is the trial's best, after so many test steps, and that of * the one that the rule takes"
         table = Table(title=title, caption=told)
         for name in ("trial", *self.space):
             if name != TEST_STEPS:
