@@ -63,8 +63,8 @@ def searched(recipe: config.Recipe, start: Sequence[dict[str, Any]], given: argp
     from metaoptim.design import tune
 
     return tune(
-        recipe, SPACE, trials=given.trials, folds=given.folds, iterations=given.iterations, start=start, seed=seed, out=folder,
-        resume=folder.exists(),
+        recipe, SPACE, trials=given.trials, folds=given.folds, iterations=given.iterations, warm_start=start, seed=seed,
+        out=folder, resume=folder.exists(),
     )  # fmt: skip
 
 

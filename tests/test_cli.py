@@ -337,12 +337,20 @@ def test_code_is_found_beside_the_recipe_and_where_a_run_was_started(
     assert code == 0, err
     names = [tomllib.loads(Path("run/recipe.toml").read_text())[kind]["name"] for kind in ("model", "tasks")]
     assert names == [f"{(tmp_path / 'project' / own).as_posix()}.py:{name}" for name in ("Net", "lines")]
+    place = tmp_path / "tuned" / "own"
+    place.mkdir(parents=True)
+    (place / "recipe.toml").write_text(config.load("project/own.toml").lying_in(place).text())
     monkeypatch.chdir("project")  # where the same files have another name
     assert cli("train", "own.toml", "--out", "../run", "--resume")[0] == 0
     assert cli("train", "own.toml", "--out", "../started")[0] == 0
     assert tomllib.loads(Path("../started/recipe.toml").read_text())["model"]["name"] == f"{own}.py:Net"
     monkeypatch.chdir("../elsewhere")
     assert cli("evaluate", "../started", "--episodes", "4")[0] == 0
+    tables = tomllib.loads((place / "recipe.toml").read_text())
+    assert [tables[kind]["name"] for kind in ("model", "tasks")] == [
+        f"../../project/{own}.py:{name}" for name in ("Net", "lines")
+    ]
+    assert config.load(place / "recipe.toml").build()
     Path(f"../started/planted_{own}.py").write_text(OWN)  # a run's own folder may be somebody else's
     code, _, err = cli("evaluate", "../started", "--set", f"model.name=planted_{own}.py:Net")
     assert code == 2 and f"there is no module planted_{own} in this folder or the recipe's" in err

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import warnings
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from metaoptim.cli.main import main
 from metaoptim.design import budget, compare, statistics, trials
 from metaoptim.design.comparison import FILE, Comparison
 from metaoptim.design.contenders import gather
+from metaoptim.design.folder import RunFolder
+from metaoptim.design.report import chapter
 from metaoptim.engine import timed
 from metaoptim.estimators import FiniteDifferences, Joint, LastSteps, Unroll, WarpObjective, pes
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.few_shot import FewShot
+from metaoptim.report.html import few_shot
 from metaoptim.runs import metrics
 from metaoptim.training import TrainingError
 from metaoptim.training.state import Training
@@ -105,6 +110,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 def test_a_better_method_is_found_and_one_against_itself_is_the_same() -> None:
     what = [tiny("still", lr=1e-6), tiny("moves", lr=0.05), tiny("again", lr=0.05)]
+    Path("again.toml").write_text(Path("again.toml").read_text().replace("log_every = 1", "log_every = 2"))
     found = compare(what, seeds=[0, 1], out="out", progress=False)
     assert [row.name for row in found.rows][2] == "still" and {row.name for row in found.rows[:2]} == {"moves", "again"}
     same = next(p for p in found.pairs if "still" not in (p.first, p.second))
@@ -114,6 +120,7 @@ def test_a_better_method_is_found_and_one_against_itself_is_the_same() -> None:
     assert better is not None and better.difference > 0 and better.over_episodes and better.over_episodes.low > 0
     assert better.corrected < 0.05 and [row.rank for row in found.rows] == pytest.approx([1.7, 1.7, 2.6], abs=0.15)
 
+    rows = {row.name: row for row in found.rows}
     data = json.loads(Path("out", FILE).read_text())
     stored = safetensors.torch.load_file("out/scores.safetensors")
     for method, row in zip(data["methods"], found.rows, strict=True):
@@ -121,6 +128,11 @@ def test_a_better_method_is_found_and_one_against_itself_is_the_same() -> None:
         assert method["mean"] == pytest.approx(stored[row.name].mean().item()) and config.parse(method["recipe"], "x")
         assert [len(curve) for curve in method["curves"]] == [2, 2] and method["curves"][0][-1]["step"] == 4
         assert method["cost"]["seconds_per_step"] > 0 and all(s > 0 for s in method["cost"]["training_seconds"])
+    page = chapter(RunFolder(Path("out/runs/moves-s1")))
+    assert "was not evaluated" not in str(page) and "that of the comparison which has trained this run" in str(page)
+    result = json.loads(Path("out/judged/moves/result.json").read_text())
+    assert few_shot.written("loss", result["mean"], result["interval"])[0] in str(page.sections[0])
+    assert result["mean"] == pytest.approx(rows["moves"].mean)
     run = config.load("out/runs/moves-s1/recipe.toml").experiment()
     judged = run.evaluate([run.load("out/runs/moves-s1")], progress=False)
     assert judged.scores.tolist() == pytest.approx(stored["moves"][1].tolist())
@@ -185,7 +197,8 @@ def test_runs_and_recipes_are_compared_and_seeds_are_put_together(capsys: pytest
     assert rows["ready"].seeds == (0, 1) and rows["ready"].runs == ("runs/ready-0", "runs/ready-1")
     assert rows["ready"].over_seeds is not None and rows["new"].over_seeds is None and rows["new"].scores.shape == (1, 40)
     assert sorted(p.name for p in Path("out/runs").iterdir()) == ["new-s0"], "runs that are given stay where they are"
-    assert [one.name for one in gather(["runs/ready-0", "ready.toml", "runs/ready-0"], None, ())] == [
+    shutil.copytree("runs/ready-0", "copies/ready-0")
+    assert [one.name for one in gather(["runs/ready-0", "ready.toml", "copies/ready-0"], None, ())] == [
         "ready (ready-0)", "ready", "ready (ready-0) #2",
     ]  # fmt: skip
     Path("runs/ready-1/state.json").write_text('{"status": "interrupted"}')
@@ -204,7 +217,10 @@ def test_methods_of_one_name_are_told_apart() -> None:
     for name in ("a", "b"):
         Path(f"{name}.toml").write_text('name = "maml"\n' + Path(f"{name}.toml").read_text())
     assert [one.name for one in gather(["a.toml", "b.toml"], None, ())] == ["maml (lr=0.01)", "maml (lr=0.02)"]
-    assert [one.name for one in gather(["a.toml", "a.toml"], None, ())] == ["maml (a)", "maml (a) #2"]
+    Path("sub").mkdir()
+    others = {"lr = 0.01": "lr = 0.02", "steps = 1": "steps = 2", "episodes = 40": "episodes = 50"}
+    Path("sub/a.toml").write_text(reduce(lambda text, pair: text.replace(*pair), others.items(), Path("a.toml").read_text()))
+    assert [one.name for one in gather(["a.toml", "sub/a.toml"], None, ())] == ["maml (a)", "maml (a) #2"]
 
 
 def iterations(found: Comparison) -> dict[str, int]:
@@ -226,6 +242,10 @@ def test_budgets_are_made_equal_in_steps_in_gradients_and_in_seconds(monkeypatch
     for _ in range(2):  # the second time, the paces are those that were kept
         found = compare(what, budget="seconds", amount=1, out="seconds", progress=False)
         assert iterations(found) == {"one": 4, "three": 2}
+    with pytest.raises(ValueError, match=r"paces\.json is damaged; remove it"):
+        Path("cut").mkdir()
+        Path("cut/paces.json").write_text("{")
+        compare(what, budget="seconds", amount=1, out="cut", progress=False)
     with pytest.raises(ValueError, match=r"the run in .*one-s0 was started with other values of train.iterations"):
         compare(what, budget="seconds", amount=2, out="seconds", progress=False)
 
@@ -291,12 +311,15 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained() -> None
     Path("more.toml").write_text(Path(tiny("a")).read_text().replace('"sinusoid"', '"sinusoid"\nshots = 3'))
     Path("own.py").write_text("def l1(output, target):\n    return (output - target).abs().mean()\n")
     Path("robust.toml").write_text(Path("a.toml").read_text().replace('"mse"', '"own.py:l1"'))
+    Path("same.toml").write_text('name = "another"\n' + Path("a.toml").read_text())
     Path("empty").mkdir()
     for others, sentence in {
         ("a.toml", "more.toml"): r"a and more are judged on different episodes .* \(they differ in tasks.shots\)",
         ("a.toml", "robust.toml"): r"or by different losses \(they differ in algorithm.loss\)",
         ("a.toml", "learned.toml"): "one adapts a model to a few examples, the other is a learned optimizer",
         ("a.toml",): "nothing to compare a with; give two methods or more",
+        ("a.toml", "a.toml"): "a.toml is given twice, so that there is nothing to compare",
+        ("a.toml", "same.toml"): "a.toml and same.toml are the same but for name and seed",
         ("a.toml", "empty"): "there is no empty/recipe.toml",
         ("a.toml", "glyphs-mmal"): "unknown recipe `glyphs-mmal`; did you mean `glyphs-maml`",
     }.items():

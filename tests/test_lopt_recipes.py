@@ -286,7 +286,8 @@ def test_commands_for_other_kinds_say_what_to_do(cli: Cli) -> None:
             "b",
         ): "adapt takes few-shot runs, and this one is of a learned optimizer",
         ("diagnose", "run"): "diagnose looks into few-shot runs",
-        ("evaluate", "run", "--episodes", "3"): "unknown key `episodes` in [evaluate]",
+        ("evaluate", "run", "--episodes", "3"): "--episodes doesn't apply to a run of learned_optimizer; say what",
+        ("evaluate", "run", "--split", "val"): "evaluate.KEY=VALUE, where KEY is one of families, baselines, problems",
         ("evaluate", "run", "--device", "nowhere"): "device='nowhere' can't be used here",
     }.items():
         code, out, err = cli(*args)

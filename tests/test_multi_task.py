@@ -131,6 +131,35 @@ def test_an_unknown_reduction_is_refused(given: Any) -> None:
         replace(mo.maml(mo.nn.mlp((1, 4, 1)), mo.losses.mse), reduction=given)
 
 
+@dataclass(frozen=True)
+class Own:
+    """A reduction whose `weigh` is at fault."""
+
+    how: str
+
+    def weigh(self, gram: Tensor, key: int) -> Any:
+        return gram @ torch.ones(7) if self.how == "fails" else gram if self.how == "a matrix" else [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            "fails",
+            r"failed \(test_multi_task.py:\d+, in weigh\): .*given the inner products of T gradients, here \(2, 2\)",
+        ),
+        ("a matrix", r"returned float32 \(2, 2\); expected a tensor of T weights"),
+        ("a list", r"returned \(0.5, 0.5\); expected a tensor of T weights"),
+    ],
+)
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+def test_a_fault_of_weigh_is_told_of_it(how: str, told: str, batching: str) -> None:
+    method = replace(mo.maml(mo.nn.mlp((1, 4, 1)), mo.losses.mse), reduction=Own(how))
+    batch = mo.tasks.sinusoid().sample("train", seed=0, start=0, count=2)
+    with pytest.raises(ValueError, match=rf"`weigh` of the reduction Own\(how='{how}'\) {told}"):
+        Engine(method, batching, "graph", "eager")(method.phi, batch)
+
+
 # --- The engine ---------------------------------------------------------------------------------------------------------
 
 QUICK = [("loop", "graph", "eager"), ("vmap", "graph", "eager"), ("vmap:2", "steps", "eager")]

@@ -8,6 +8,7 @@ import math
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,8 @@ def test_trials_become_rows() -> None:
     assert len(past.rows) == 4 and steps[1].trial.value == 0.75, "the mean over seeds"
     assert steps[4].score == -3 and steps[3].score > steps[2].score > steps[1].score
     assert past.left_out == {"families with fewer than 4 strategies": 1, "learned optimizers": 1}
+    held = history([*tried, replace(tried[0], split="val")], dict(known_features())).left_out
+    assert "strategies judged on split val, whose scores don't compare with those on split test" in " ".join(held)
 
 
 def test_trials_on_data_that_are_not_here_are_left_out(tmp_path: Path) -> None:
@@ -364,7 +367,9 @@ def test_the_command_proposes_a_recipe_that_trains(
     assert "Not enough trials" in told and "single best" in told and "metaoptim train new/recipe.toml" in told
     recipe = config.load("new/recipe.toml")
     assert recipe.tables["tasks"]["shots"] == 5 and goes(recipe) == ""
-    points = tomllib.loads(Path("new/start.toml").read_text())["start"]
+    start = tomllib.loads(Path("new/start.toml").read_text())
+    points = start["start"]
+    assert start["recipe"] == recipe.name
     assert points[0]["train.lr"] > 0 and points == [dict(p) for p in points if p.keys() == points[0].keys()]
     document = json.loads(Path("new/recommendation.json").read_text())
     assert document["judgement"]["trusted"] is False and document["features"]["shots"] == 5
@@ -382,8 +387,12 @@ def test_what_can_not_be_recommended_is_said(tmp_path: Path, capsys: pytest.Capt
     assert main(["recommend", "lopt-mlp-pes", "--out", str(tmp_path / "a")]) == 2
     assert main(["recommend", "sinusoid-maml", "--trials", str(tmp_path), "--out", str(tmp_path / "a")]) == 2
     assert main(["recommend", "sinusoidal", "--out", str(tmp_path / "a")]) == 2
+    assert main(["recommend", "omniglott", "--out", str(tmp_path / "a")]) == 2
+    assert main(["recommend", "lopt-celo2-smalls", "--out", str(tmp_path / "a")]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert "learned optimizer" in told[0] and "there are no trials in" in told[1] and "unknown recipe `sinusoidal`" in told[2]
+    assert "learned optimizer" in told[0] and "there are no trials in" in told[1] and "did you mean `sinusoid`?" in told[2]
+    assert told[3] == "error: unknown task family or recipe `omniglott`; did you mean `omniglot`?"
+    assert "lopt" not in told[4].partition(";")[2]
     (tmp_path / "families.json").write_text("{[")
     with pytest.raises(ValueError, match="remove it, and they are measured again"):
         known_features(tmp_path)

@@ -170,7 +170,7 @@ def everything(name: str = "a name") -> Page:
         Chart("forest", Axis("x"), names, (Series("", [1, 2, 3], xs, xs, [2, 3, 4], "dots"),)),
         Chart(name, Axis(name), Axis(name), (line, Series("two", xs, xs, marked=True)), (Guide(1, name), Guide(2, name, "y"))),
         Chart("bars", names, Axis("y"), bars),
-        HeatMap("heat", names, names, ((1.0, -1.0, None),) * 3, -1, 1, name),
+        HeatMap("heat", names, names, ((1.0, -1.0, None),) * 3, -1, 1, name, picked=(2, 1)),
         Episode(name, ((name, query[:1], query),), name),
         Table(("what", name), ((name, "1.0"), ("b", "−2.5")), name, name),
         Note(name, "doubt", f"metaoptim train {name}"),
@@ -503,8 +503,14 @@ def test_a_search_has_a_page(tmp_path: Path) -> None:
         "What makes a trial one of the best", "algorithm.lr",
     ]  # fmt: skip
     heat = figures[2]
-    assert isinstance(heat, HeatMap) and heat.rows == ((3.0, 1.1, 1.2), (3.0, 2.0, 1.0))
-    text = Read(render(page([found]))).text
+    assert isinstance(heat, HeatMap) and heat.rows == ((3.0, 1.1, 1.2), (3.0, 2.0, 1.0)) and heat.picked == (1, 0)
+    drawn = Read(render(page([found])))
+    (star, *_), cells = drawn.all("path", **{"class": "star"}), drawn.all("rect", **{"class": "cell c0"})[:6]
+    centre = [float(cells[1][at]) + float(cells[1][size]) / 2 for at, size in (("x", "width"), ("y", "height"))]
+    assert float(star["d"][1:].split()[0]) == pytest.approx(centre[0], abs=0.1)
+    shades = [float(own["fill-opacity"]) for own in drawn.all("rect", **{"class": "shade c0"})]
+    assert shades[0] < 0.05 and shades[23] > 0.95, "the scale of colours, from the lowest to the highest"
+    text = drawn.text
     assert "1.10" in text and NASTY in text and "*1" in text and f"metaoptim train {tmp_path / 'recipe.toml'}" in text
 
 
@@ -512,10 +518,10 @@ def test_records_that_are_damaged_are_told_in_a_sentence(cli: Cli, tmp_path: Pat
     for name in ("comparison.json", "study.json"):
         folder = tmp_path / name.removesuffix(".json")
         folder.mkdir()
-        for text in ("{", "[]", '{"metric": "loss"}'):
+        for text in ("{", "[]", '{"metric": "loss"}', json.dumps(compared() | {"pairs": []})):
             (folder / name).write_text(text)
             code, _, err = cli("report", str(folder))
-            assert code == 2 and "is damaged, or of another version" in err
+            assert code == 2 and "is damaged, or of another version" in err and "(" not in err
     (tmp_path / "study" / "study.json").write_text(json.dumps(searched()))
     assert cli("report", str(copy), str(tmp_path / "study"), "--out", "both.html")[0] == 0
     code, _, err = cli("report", str(tmp_path / "study"), "--live")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,20 @@ def test_all_other_columns_are_features_unless_they_are_named() -> None:
     assert family(Frame(data), features=["a"]).x.shape[1] == 1
 
 
+def test_a_result_over_few_tasks_says_so() -> None:
+    tasks = family(Frame(columns()))
+    method = mo.maml(mo.nn.mlp((tasks.x.shape[1], 1)), mo.losses.mse)
+    result = mo.evaluate(mo.Run(method, method.phi), tasks, episodes=20, progress=False)
+    few = f"over episodes of {len(tasks.members['test'])} tasks, not over tasks"
+    assert few in " ".join(str(result).split()) and "not over tasks" not in str(
+        replace(result, facts={**result.facts, "tasks": result.facts["tasks"] | {"tasks": 10}})
+    )
+
+
 def test_short_tasks_may_be_left_out() -> None:
-    tasks = family(Frame(columns()), shots=3, queries=4, short="leave_out")
+    with pytest.warns(UserWarning, match=rf"3 of the {TASKS} tasks of .* are left out, for an episode needs 7 rows") as told:
+        tasks = family(Frame(columns()), shots=3, queries=4, short="leave_out")
+    assert len(told) == 1
     assert list(tasks.names) == [f"t{t}" for t in range(TASKS) if LEAST + t % 4 >= 7]
 
 

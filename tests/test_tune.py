@@ -138,6 +138,8 @@ def test_folds_of_a_table_are_folds_of_its_entities(tmp_path: Path) -> None:
     table = mo.tasks.from_table(str(tmp_path / "t.csv"), "who", "y", shots=1, queries=2)
     held = [set(folded(table, i, 2).members["val"].tolist()) for i in range(2)]
     assert not held[0] & held[1] and held[0] | held[1] == set(table.members["train"].tolist())
+    with pytest.raises(ValueError, match=r"folds=40: the 4 tasks of split train can't be divided into 40 parts"):
+        folded(table, 0, 40)
 
 
 @pytest.mark.parametrize("family", [mo.tasks.sinusoid(), mo.lopt.quadratics(2, steps=3)], ids=["sinusoid", "quadratics"])
@@ -159,7 +161,7 @@ def test_folds_of_a_stream_are_parts_of_it(family: Any) -> None:
 def test_too_few_classes_are_told(letters: ImageTasks) -> None:
     with pytest.raises(ValueError, match=r"folds=8: 2 ways were asked for, but split `val` of `letters` has 1 class"):
         folded(letters, 7, 8)
-    with pytest.raises(ValueError, match=r"folds=20: 14 classes can't be divided into 20 parts"):
+    with pytest.raises(ValueError, match=r"folds=20: the 14 classes of split train can't be divided into 20 parts"):
         folded(letters, 0, 20)
     with pytest.raises(ValueError, match=r"folds=1: it must be a whole number, at least 2"):
         folded(letters, 0, 1)
@@ -265,7 +267,7 @@ def test_the_picture(metric: str, tmp_path: Path) -> None:
 
 
 def test_a_search_ends_with_a_recipe_to_train(tmp_path: Path) -> None:
-    found = quick(tmp_path / "s", start=[{"algorithm.lr": 0.05}])
+    found = quick(tmp_path / "s", warm_start=[{"algorithm.lr": 0.05}])
     assert [r.state for r in found.rows] == ["complete", "complete"]
     assert found.rows[0].params["algorithm.lr"] == 0.05, "what was given is tried first"
     assert found.rows[1].params == {"algorithm.lr": 0.01, "algorithm.steps": 1}, "and then the recipe's own values"
@@ -282,6 +284,8 @@ def test_a_search_ends_with_a_recipe_to_train(tmp_path: Path) -> None:
     assert [t.source for t in lines] == ["tune", "tune"] and lines[0].tables["algorithm"]["lr"] == 0.05
     assert not list((tmp_path / "s" / "trials").glob("0*")), "the runs of trials that ended are gone"
     assert "trial" in str(found) and "Too few trials" in str(found)
+    assert "held-out folds of split train" in known["protocol"] and "split val" not in f"{known} {found}"
+    assert "after 0 to 3 inner steps" in lines[0].protocol and "after test steps" in str(found)
 
 
 @pytest.mark.parametrize("text", [IMAGES, SINUSOID, LOPT], ids=["images", "sinusoid", "learned optimizer"])
@@ -348,7 +352,7 @@ def test_a_fold_has_the_same_episodes_in_every_trial(tmp_path: Path, monkeypatch
 
 
 def test_what_diverges_is_the_worst_and_no_crash(tmp_path: Path) -> None:
-    found = quick(tmp_path / "s", tiny(SINUSOID, "algorithm.steps=3"), search={"algorithm.lr": [1e30, 0.01]}, start=[
+    found = quick(tmp_path / "s", tiny(SINUSOID, "algorithm.steps=3"), search={"algorithm.lr": [1e30, 0.01]}, warm_start=[
         {"algorithm.lr": 1e30}], trials=2)  # fmt: skip
     assert [r.state for r in found.rows] == ["diverged", "complete"]
     assert "not finite" in found.rows[0].reason and found.picked.trial == 1
@@ -358,10 +362,10 @@ def test_what_diverges_is_the_worst_and_no_crash(tmp_path: Path) -> None:
 
 def test_a_recipe_that_cannot_be_trained_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     search = {"train.optimizer": ["LBFGS", "SGD"], "train.lr": [0.01, 0.02]}
-    found = quick(tmp_path / "s", search=search, start=[{"train.optimizer": "LBFGS"}, {"train.optimizer": "SGD"}])
+    found = quick(tmp_path / "s", search=search, warm_start=[{"train.optimizer": "LBFGS"}, {"train.optimizer": "SGD"}])
     assert [r.state for r in found.rows] == ["refused", "complete"] and "LBFGS" in found.rows[0].reason
     with pytest.raises(ValueError, match=r"no trial was completed, .* trial 0: .*LBFGS"):
-        quick(tmp_path / "t", search=search, start=[{"train.optimizer": "LBFGS"}], trials=1)
+        quick(tmp_path / "t", search=search, warm_start=[{"train.optimizer": "LBFGS"}], trials=1)
 
 
 @pytest.mark.slow
@@ -431,7 +435,7 @@ def test_a_trial_that_is_worse_than_most_is_pruned(tmp_path: Path, monkeypatch: 
     poor = [{"algorithm.lr": 0.99}]
     good = [{"algorithm.lr": 0.001 * i} for i in range(1, storage.AT_RANDOM + 1)]
     search = {"algorithm.lr": "0.0001..1.0"}
-    found = quick(tmp_path / "s", tiny(SINUSOID, "train.iterations=6"), search=search, trials=3, start=[*good, *poor])
+    found = quick(tmp_path / "s", tiny(SINUSOID, "train.iterations=6"), search=search, trials=3, warm_start=[*good, *poor])
     assert [r.state for r in found.rows] == ["complete", "complete", "pruned"]
     assert found.rows[2].mean == () and "2 complete, 1 pruned" in str(found)
 
@@ -457,14 +461,21 @@ def test_time_that_is_up_ends_the_search_and_loses_nothing(tmp_path: Path, monke
 
 
 def test_bad_options_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="rule='two'"):
-        quick(tmp_path / "s", rule="two")
-    with pytest.raises(ValueError, match=r"start: `algorithm.l` isn't searched; did you mean `algorithm.lr`"):
-        quick(tmp_path / "s", start=[{"algorithm.l": 1}])
-    with pytest.raises(ValueError, match=r"start: algorithm.lr = 9 is not in log:0.001..0.1"):
-        quick(tmp_path / "s", start=[{"algorithm.lr": 9}])
+    with pytest.raises(ValueError, match="pick='two'"):
+        quick(tmp_path / "s", pick="two")
+    with pytest.raises(ValueError, match=r"warm start: `algorithm.l` isn't searched; did you mean `algorithm.lr`"):
+        quick(tmp_path / "s", warm_start=[{"algorithm.l": 1}])
+    with pytest.raises(ValueError, match=r"warm start: algorithm.lr = 9 is not in log:0.001..0.1"):
+        quick(tmp_path / "s", warm_start=[{"algorithm.lr": 9}])
+    (tmp_path / "start.toml").write_text('recipe = "other"\n[[start]]\n"algorithm.lr" = 9\n')
+    with pytest.raises(ValueError, match=r"start.toml holds points for the recipe other, and they don't fit tiny: .*lr = 9"):
+        quick(tmp_path / "s", warm_start=tmp_path / "start.toml")
     with pytest.raises(ValueError, match=r"the storage nonsense can't be opened"):
-        quick(tmp_path / "s", url="nonsense")
+        quick(tmp_path / "s", storage="nonsense")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "study.db").write_text("cut" * 999)
+    with pytest.raises(ValueError, match=r"the storage sqlite.*cut/study.db can't be opened: file is not a database"):
+        quick(tmp_path / "cut", resume=True)
     with pytest.raises(ValueError, match=r"`evaluate.steps` can't be searched here"):
         quick(tmp_path / "s", tiny(LOPT), search={"evaluate.steps": "1..5"})
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -474,7 +485,8 @@ def test_bad_options_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("tiny.toml").write_text(SINUSOID)
+    Path("tiny.toml").write_text(SINUSOID.replace('"mlp"\nsizes = [1, 4, 1]', '"tuned_net.py:net"'))
+    Path("tuned_net.py").write_text("import metaoptim as mo\n\n\ndef net():\n    return mo.nn.mlp((1, 4, 1))\n")
     Path("start.toml").write_text('[[start]]\n"algorithm.lr" = 0.05\n')
     given = ["tune", "tiny.toml", "--search", "algorithm.lr=0.01..0.1", "--search", "evaluate.steps=1..2", "--folds", "2"]
     assert main([*given, "--trials", "1", "--warm-start", "start.toml"]) == 0
@@ -486,6 +498,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "holds a study already" in capsys.readouterr().err
     assert main(["tune", "tiny.toml", "--search", "algorithm.stepz=1..2", "--out", "x"]) == 2
     assert "did you mean `steps`?" in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    assert config.load(tmp_path / "tuning/tiny/recipe.toml").build(), "its code is found from any folder"
 
 
 # Several processes.

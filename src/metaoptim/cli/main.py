@@ -172,9 +172,16 @@ def evaluate(
         from metaoptim.runs.run import warn_unless_finished
 
     use(data)
-    given = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
-    overrides = [*(set_ or ()), *(f"evaluate.{key}={value}" for key, value in given.items() if value is not None)]
-    recipes = [config.load(recipe_of(run), overrides) for run in runs]
+    options = {"split": split, "episodes": episodes, "steps": steps, "normalisation": normalisation, "device": device}
+    given = {key: value for key, value in options.items() if value is not None}
+    stored = [config.load(recipe_of(run), set_ or ()) for run in runs]
+    known = [option.name for option in stored[0].kind.options("evaluate", "")]
+    if strange := [key for key in given if key not in known]:
+        raise ValueError(
+            f"--{strange[0]} doesn't apply to a run of {stored[0].tables['algorithm']['name']}; say what does by --set "
+            f"evaluate.KEY=VALUE, where KEY is one of {', '.join(known)}."
+        )
+    recipes = [recipe.replaced({f"evaluate.{key}": value for key, value in given.items()}) for recipe in stored]
     for run, recipe in zip(runs, recipes, strict=True):
         if others := [key for key in recipes[0].differences(recipe) if key not in ("train.seed", "train.device")]:
             raise ValueError(

@@ -68,9 +68,9 @@ def tune(
     typed = ["metaoptim", "tune", recipe, *_written(options)]
     try:
         found = search_for(
-            chosen, search, trials=trials, seconds=seconds, folds=folds, iterations=iterations, rule=pick, workers=workers,
-            url=storage, start=_points(warm_start), seed=seed, out=folder, resume=resume, command=shlex.join(_safe(typed)),
-            say=lambda text: typer.echo(text, err=True),
+            chosen, search, trials=trials, seconds=seconds, folds=folds, iterations=iterations, pick=pick, workers=workers,
+            storage=storage, warm_start=warm_start or (), seed=seed, out=folder, resume=resume,
+            command=shlex.join(_safe(typed)), say=lambda text: typer.echo(text, err=True),
         )  # fmt: skip
     except KeyboardInterrupt:
         if folder.is_dir() and any(folder.iterdir()):
@@ -98,18 +98,3 @@ def _safe(words: list[str]) -> list[str]:
     return [
         hidden(word) if "--storage" in words and words.index("--storage") == i - 1 else word for i, word in enumerate(words)
     ]
-
-
-def _points(file: Path | None) -> list[dict[str, Any]]:
-    """The points of a file of tables [[start]], each with keys such as "algorithm.lr" = 0.4."""
-    import tomllib
-
-    if file is None:
-        return []
-    try:
-        points = tomllib.loads(file.read_text(encoding="utf-8")).get("start")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid TOML: {error}.") from error
-    if not isinstance(points, list) or not points or not all(isinstance(point, dict) for point in points):
-        raise ValueError(f'{file}: expected tables [[start]] with values by key, as in "algorithm.lr" = 0.4.')
-    return points

@@ -163,10 +163,19 @@ def _units(contenders: Sequence[Contender], kind: Kind, out: Path) -> tuple[list
 def _kept(contender: Contender, out: Path) -> Pace:
     """The pace that was measured for this recipe when the comparison began, or now."""
     file = out / PACES
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = _paces(file) if file.is_file() else {}
     key = contender.recipe.content_hash
     if key not in known:
-        known[key] = pace(contender.recipe)._asdict()
+        known[key] = pace(contender.recipe)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, f"{strict_json(known, indent=2)}\n".encode())
-    return Pace(**known[key])
+        told = {one: each._asdict() for one, each in known.items()}
+        write_atomic(file, f"{strict_json(told, indent=2)}\n".encode())
+    return known[key]
+
+
+def _paces(file: Path) -> dict[str, Pace]:
+    """Those of a file that an earlier command wrote. ValueError for another one."""
+    try:
+        return {key: Pace(**own) for key, own in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged; remove it, and how long outer steps take is measured again.") from error

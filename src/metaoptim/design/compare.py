@@ -15,7 +15,7 @@ from metaoptim.design import budget as budgets
 from metaoptim.design import statistics, trials
 from metaoptim.design.budget import Kind
 from metaoptim.design.comparison import FILE, PICTURE, Comparison, Cost, Row, ranked
-from metaoptim.design.contenders import Contender, gather, on_the_same_episodes, placed
+from metaoptim.design.contenders import JUDGED, Contender, gather, on_the_same_episodes, placed
 from metaoptim.design.judged import Judged, judge, trials_of
 from metaoptim.engine import Engine
 from metaoptim.engine.timed import TimedStep, side_by_side
@@ -81,7 +81,7 @@ def compare(
     contenders = on_the_same_episodes(gather(what, seeds, [*settings, *placing]))
     folder = Path(out) if out is not None else default_folder([one.name for one in contenders])
     contenders, total = budgets.equalised(contenders, budget, amount, folder)
-    contenders = placed(contenders, folder / "runs")
+    contenders = placed(contenders, folder)
     gradients = {one.name: one.iterations * budgets.per_step(one.experiment) for one in contenders}  # all methods are built now
     for one in (c for c in contenders if not c.given):
         for recipe, place in zip(one.recipes, one.folders, strict=True):
@@ -90,7 +90,7 @@ def compare(
     judged: dict[str, Judged] = {}
     for one in (c for c in contenders if c.name not in left_out):
         say(f"judging {one.name}", progress)
-        found = judge(one, _runs(one), folder / "judged", progress)
+        found = judge(one, _runs(one), folder / JUDGED, progress)
         _keep(folder, one, found)
         if found.fault is None:
             judged[one.name] = found

@@ -17,6 +17,7 @@ from metaoptim.runs.store import RECIPE
 
 SEEDS_DIFFER = ("train.seed", "train.device")
 FEW = 2  # options that a name can hold
+RUNS, JUDGED = "runs", "judged"  # folders of a comparison
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
     """Recipes with every seed (their own where none are given), and runs that differ in their seed alone as one; the folders of
     recipes are their names, as yet.
 
-    Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods.
+    Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods, or for one given twice.
     """
     found: list[Contender] = []
+    seen: dict[tuple[str, Path | None], str | Path] = {}
     for given in what:
         one = given.path if isinstance(given, Run) else given
         if not isinstance(one, str | Path):
@@ -72,13 +74,18 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
                 f"compare takes names of recipes, TOML files and folders of runs; found {brief(given)}"
                 f"{', which is in no folder: train it with out=' if isinstance(given, Run) else ''}."
             )
-        if (folder := _run(one)) is None:
-            recipe = config.load(one, settings)
+        folder = _run(one)
+        recipe = config.load(one if folder is None else folder / RECIPE, settings)
+        key = recipe.content_hash, folder and folder.resolve()
+        if key in seen:
+            told = f"{one} is given twice" if one == seen[key] else f"{seen[key]} and {one} are the same but for name and seed"
+            raise ValueError(f"{told}, so that there is nothing to compare; give one alone, and more trainings of it by seeds.")
+        seen[key] = one
+        if folder is None:
             own = seeds or [recipe.tables["train"]["seed"]]
             recipes = tuple(config.load(one, [*settings, f"train.seed={seed}"]) for seed in own)
             found.append(Contender(recipe.name, Path(one).stem, recipes, (), given=False))
             continue
-        recipe = config.load(folder / RECIPE, settings)
         if (other := next((i for i, known in enumerate(found) if _joins(recipe, known)), None)) is not None:
             known = found[other]
             found[other] = replace(known, recipes=(*known.recipes, recipe), folders=(*known.folders, folder))
@@ -93,13 +100,18 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
 
 
 def placed(contenders: Sequence[Contender], folder: Path) -> list[Contender]:
-    """The same, and what is trained here has a folder for each of its seeds."""
+    """The same, and what is trained here has a folder for each of its seeds in the comparison's."""
     return [
         one
         if one.given
-        else replace(one, folders=tuple(folder / f"{config.file_name(one.name)}-s{seed}" for seed in one.seeds))
+        else replace(one, folders=tuple(folder / RUNS / f"{config.file_name(one.name)}-s{seed}" for seed in one.seeds))
         for one in contenders
     ]
+
+
+def judged_beside(run: Path) -> Path:
+    """Where the comparison that has trained this run keeps what it judged of all seeds of its method."""
+    return run.parent.parent / JUDGED / run.name.rpartition("-s")[0]
 
 
 def on_the_same_episodes(contenders: Sequence[Contender]) -> list[Contender]:

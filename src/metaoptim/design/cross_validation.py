@@ -22,6 +22,8 @@ from metaoptim.runs import metrics
 from metaoptim.runs.store import RECIPE
 from metaoptim.training import TrainingError
 
+HELD_OUT = "held-out folds of split train"
+
 Report = Callable[[int, float], None]
 """report(step, score): told of every validation, with the outer steps of all folds so far; what it raises ends the trial."""
 
@@ -132,7 +134,7 @@ class CrossValidation:
                 experiment.train(path, resume=begun, progress=False, on_step=on_step)
             except TrainingError as error:
                 raise DivergedError(f"fold {fold}: {error}") from error
-            scores = experiment.score(experiment.load(path, "last"), max(self.setup.test_steps) or None)
+            scores = experiment.score(experiment.load(path, "last"), max(self.setup.test_steps) or None, HELD_OUT)
             if not scores.values.isfinite().all():
                 raise DivergedError(f"fold {fold}: scores that are not finite")
             found.append(scores)

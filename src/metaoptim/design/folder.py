@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from metaoptim.design.contenders import judged_beside
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.recipes.schema import ConfigError
@@ -93,10 +94,21 @@ class RunFolder:
             return (self.path / WARNINGS).read_text(encoding="utf-8").splitlines()
         return []
 
+    @property
+    def judged(self) -> Path:
+        """The file of the last evaluation: the run's own, else that of the comparison that has trained it."""
+        path = self.path.resolve()
+        return path / RESULT if (path / RESULT).exists() else judged_beside(path) / RESULT
+
+    @property
+    def compared(self) -> bool:
+        """Whether the last evaluation is that of a comparison."""
+        return self.result is not None and self.judged.parent != self.path.resolve()
+
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """The last evaluation; none: there is none, or it can't be read."""
-        found = self._json(RESULT)
+        found = self._json(self.judged)
         return found if found and {"metric", "mean", "interval", "rows"} <= found.keys() else None
 
     @cached_property

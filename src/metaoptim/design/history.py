@@ -32,6 +32,7 @@ from metaoptim.runs.store import write_atomic
 RECORDS = "records"
 FAMILIES = "families.json"
 CUT, NORMAL, FEWEST = 3.0, 1.4826, 4
+FEW = f"families with fewer than {FEWEST} strategies"
 SHAPES = ("ways", "shots", "queries", "train_shots")  # which say how episodes are cut out of data, not which data
 
 
@@ -151,6 +152,9 @@ def history(trials: Iterable[Trial], known: dict[str, Features]) -> History:
     for (key, metric, split), same in groups.items():
         found, reason = _family(key, metric, split, [_mean(seeds) for seeds in same.values()], known)
         rows += found
+        others = sorted({s for k, m, s in groups if (k, m) == (key, metric) and s != split})
+        if reason == FEW and others:
+            reason = f"{FEW} judged on split {split}, whose scores don't compare with those on split {' and '.join(others)}"
         if lost := len(same) - len(found):
             left_out[reason or "recipes that can't be built"] += lost
     return History(rows, dict(left_out))
@@ -166,7 +170,7 @@ def _family(key: str, metric: str, split: str, tried: list[Trial], known: dict[s
         except (ValueError, OSError):
             continue
     if len(built) < FEWEST:
-        return [], f"families with fewer than {FEWEST} strategies"
+        return [], FEW
     scores = standardised([left(metric, trial.value, trial.episodes) for trial, _, _ in built])
     if scores is None:
         return [], "families where all strategies do the same"

@@ -14,7 +14,7 @@ from metaoptim.core.types import Task
 from metaoptim.design.history import Row
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.recipes.schema import ConfigError
+from metaoptim.recipes.schema import ConfigError, nearest
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.tasks import TASKS
 
@@ -29,6 +29,7 @@ def wanted(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     name = str(name_or_path)
     if name not in TASKS:
+        _check_known(name)
         return config.load(name_or_path, overrides)
     tables: dict[str, dict[str, Any]] = {"tasks": {"name": name}, "train": {"iterations": 1000}}
     tables |= {"algorithm": {"name": "maml", "loss": "mse"}, "model": {"name": "mlp"}}
@@ -36,6 +37,14 @@ def wanted(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     task = family.sample("train", seed=0, start=0, count=1)
     tables |= _usual(task)
     return config.parse(tomli_w.dumps(tables), name, overrides)
+
+
+def _check_known(name: str) -> None:
+    """A ConfigError for a name that is neither that of a recipe nor of a file, with the nearest one that can be meant."""
+    if name in config.names() or Path(name).exists() or name != Path(name).stem:
+        return
+    recipes = [one for one in config.names() if "recommend" not in config.load(one).kind.refused]
+    raise ConfigError(f"unknown task family or recipe `{name}`{nearest(name, [*TASKS, *recipes], 'metaoptim list')}")
 
 
 def _usual(task: Task) -> dict[str, dict[str, Any]]:

@@ -170,8 +170,8 @@ class Recommendation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / DOCUMENT, f"{strict_json(self.document(), indent=2)}\n".encode())
-        write_atomic(folder / START, tomli_w.dumps({"start": self.starts}).encode())
-        write_atomic(folder / RECIPE, self.recipe.text(absent=False).encode())
+        write_atomic(folder / START, tomli_w.dumps({"recipe": self.recipe.name, "start": self.starts}).encode())
+        write_atomic(folder / RECIPE, self.recipe.lying_in(folder).text(absent=False).encode())
         shipped = known_features()
         if own := {key: row for key, row in self.known.items() if key not in shipped}:
             save_features(folder, own)

@@ -12,7 +12,7 @@ from typing import Any
 
 import metaoptim
 from metaoptim.core.brief import plural
-from metaoptim.design.folder import RESULT, RunFolder
+from metaoptim.design.folder import RunFolder
 from metaoptim.diagnosis.step_sizes import by_layer
 from metaoptim.evaluation.evaluate import phi_hash
 from metaoptim.recipes.again import command
@@ -52,8 +52,11 @@ def opened(path: Path, settings: tuple[str, ...] = ()) -> RunFolder | Chapter:
         if (path / name).is_file():
             try:
                 return told(json.loads((path / name).read_text(encoding="utf-8")))
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path / name} is damaged, or of another version ({error}); make it again.") from error
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
+                raise ValueError(
+                    f"{path / name} can't be shown, for it is damaged, or of another version of metaoptim; make it again "
+                    "by the command that wrote it."
+                ) from error
     if not (path / RECIPE).is_file():
         raise ValueError(
             f"there is no {path / RECIPE}; expected the folder of a run that `metaoptim train` wrote, of a comparison or of a "
@@ -131,7 +134,7 @@ def _scored(folder: RunFolder) -> list[Section]:
     if result is None:
         if not folder.over:
             return []
-        there = (folder.path / RESULT).exists()
+        there = folder.judged.exists()
         text = "The file result.json can't be read." if there else "This run was not evaluated yet."
         how = shlex.join(["metaoptim", "evaluate", str(folder.path)])
         note = Note(f"{text} How good it is on held-out tasks, beside its baselines, stands here after:", "missing", how)
@@ -206,6 +209,8 @@ def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
         )
     elif told == "running":
         yield Note("Training had not ended when this page was written.", "plain")
+    if folder.compared:
+        yield Note("The result is that of the comparison which has trained this run, over all seeds of its method.")
     for warning in folder.warnings:
         yield Note(f"Training warned: {warning}", "doubt")
     if folder.spoilt:

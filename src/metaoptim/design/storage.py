@@ -36,7 +36,7 @@ def opened(url: str, name: str, direction: str, seed: int, shared: bool, warmup:
     """
     optuna = imported()
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     told = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     alive: dict[str, Any] = {
@@ -52,20 +52,31 @@ def opened(url: str, name: str, direction: str, seed: int, shared: bool, warmup:
         )  # fmt: skip
         return study
 
-    try:
+    with readable(url):
         for pause in PAUSES:
             with suppress(IntegrityError, ProgrammingError):  # another process makes the same tables at this moment
                 return made()
             time.sleep(pause)
         return made()
+
+
+@contextmanager
+def readable(url: str) -> Iterator[None]:
+    """Inside, a database that can't be had is a ValueError, in a sentence."""
+    optuna = imported()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
     except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise ValueError(f"the storage {hidden(url)} can't be opened: {reason}; expected a URL such as {EXAMPLE}.") from error
 
 
 def names(url: str) -> list[str]:
-    """The studies in a database."""
-    return list(imported().get_all_study_names(url))
+    """The studies in a database. ValueError where it can't be had."""
+    with readable(url):
+        return list(imported().get_all_study_names(url))
 
 
 def hidden(url: str) -> str:

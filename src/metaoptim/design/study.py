@@ -150,12 +150,11 @@ class Tuning:
         about = f"{self.base.description}; {note}" if self.base.description else note
         return Recipe(f"{self.base.name}-tuned", about, chosen.tables)
 
-    @property
-    def text(self) -> str:
-        """The chosen recipe as TOML, with where it comes from in its first lines."""
+    def text(self, folder: Path) -> str:
+        """The chosen recipe as TOML for a file in that folder, with where it comes from in its first lines."""
         values = ", ".join(f"{key} = {value}" for key, value in self._row.params.items())
         head = f"# Chosen by metaoptim tune: {values}.\n# {self.picked.why}\n# {self.facts['protocol']}.\n"
-        return head + self.recipe.text(absent=False)
+        return head + self.recipe.lying_in(folder).text(absent=False)
 
     @property
     def _row(self) -> Row:
@@ -167,11 +166,14 @@ class Tuning:
         told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
         percent = self.metric == "accuracy"
         title = f"{self.base.name}: {plural(len(self.rows), 'trial')} ({told})"
-        table = Table(title=title, caption=f"{self.facts['protocol']}; ± one standard error; * is picked")
+        told = f"{self.facts['protocol']}; ± one standard error; * is picked"
+        if len(self.facts["test_steps"]) > 1:
+            told += "; each score is the trial's best, after so many test steps, and that of * the one that the rule takes"
+        table = Table(title=title, caption=told)
         for name in ("trial", *self.space):
             if name != TEST_STEPS:
                 table.add_column(name, justify="right")
-        for name in ("test steps", "accuracy, %" if percent else "loss", "seconds", "state"):
+        for name in ("after test steps", "accuracy, %" if percent else "loss", "seconds", "state"):
             table.add_column(name, justify="right", no_wrap=True)
         scale, digits = (100, 2) if percent else (1, 4)
         for row in self.rows:
@@ -225,7 +227,7 @@ class Tuning:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / JSON, f"{strict_json(self.json(), indent=2)}\n".encode())
-        write_atomic(folder / RECIPE, self.text.encode())
+        write_atomic(folder / RECIPE, self.text(folder).encode())
         draw(self, folder / PICTURE)
         return folder / RECIPE
 

@@ -13,14 +13,16 @@ from typing import Any, cast
 
 from metaoptim.core.brief import brief, plural
 from metaoptim.core.checks import check_choice, check_counts, check_flags, check_positive
-from metaoptim.design import storage
+from metaoptim.design import storage as stored
+from metaoptim.design import study
 from metaoptim.design.cross_validation import CrossValidation, Setup
-from metaoptim.design.space import TEST_STEPS, Choice, Space, Span, grid, space_of
-from metaoptim.design.study import JSON, Row, Rule, Tuning, pick
+from metaoptim.design.space import TEST_STEPS, Choice, Span, grid, space_of
+from metaoptim.design.study import Row, Rule, Tuning
+from metaoptim.design.warm_start import Points, points
 from metaoptim.design.workers import Job, Worker, several
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.recipes.schema import ConfigError, nearest
+from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import tracked
@@ -40,10 +42,10 @@ def tune(
     seconds: float | None = None,
     folds: int = 3,
     iterations: int | None = None,
-    rule: Rule = "one-se",
+    pick: Rule = "one-se",
     workers: int = 1,
-    url: str | None = None,
-    start: Sequence[Mapping[str, Any]] = (),
+    storage: str | None = None,
+    warm_start: str | Path | Points = (),
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -67,11 +69,11 @@ def tune(
         seconds: after which no further training step is taken; the trial that is running then is not lost.
         folds: k, 2 or more.
         iterations: outer steps of each training; the recipe's own where not given.
-        rule: "one-se" or "best": see `pick`.
+        pick: "one-se" or "best": see `study.pick`.
         workers: processes that try side by side; each has its share of torch's threads.
-        url: of the database that holds the study, such as "postgresql+psycopg2://user@host/database", which several machines
-            can work on; a file in `out` where not given.
-        start: points that are tried first, by key; the recipe's own values come after them.
+        storage: the URL of the database that holds the study, such as "postgresql+psycopg2://user@host/database", which several
+            machines can work on; a file in `out` where not given.
+        warm_start: points that are tried first, by key, or a TOML file of tables [[start]]; the recipe's own values come after.
         seed: of what is drawn; trainings have the recipe's own.
         out: the folder; tuning/RECIPE where not given.
         resume: go on with the study in that folder; with more trials than it has, further ones are drawn.
@@ -92,36 +94,37 @@ def tune(
     check_counts(2, folds=folds)
     check_positive(seconds=seconds)
     check_flags(resume=resume, progress=progress)
-    check_choice(("one-se", "best"), rule=rule)
+    check_choice(("one-se", "best"), pick=pick)
     check_seed(seed)
-    storage.imported()
+    stored.imported()
     space, folder = space_of(chosen, search), Path(out) if out else Path("tuning", chosen.name)
     total = chosen.tables["train"]["iterations"] if iterations is None else iterations
     setup = _judged(Setup(chosen.text(), chosen.name, space, folds, total, seed))
-    points = [_point(space, point) for point in start]
+    first = points(warm_start, space, chosen.name)
     name = f"{chosen.name}-{hashlib.sha256(strict_json(setup.json, sort_keys=True).encode()).hexdigest()[:8]}"
-    local = f"sqlite:///{folder / storage.DATABASE}"
-    with storage.quiet():
-        _check_folder(folder, url or local, url is not None, name, setup, resume)
+    local = f"sqlite:///{folder / stored.DATABASE}"
+    with stored.quiet():
+        _check_folder(folder, storage or local, storage is not None, name, setup, resume)
         most = trials if trials is not None else TRIALS if seconds is None else 10**6
         whole = grid(space, most)
         most = len(whole) or most
-        job = Job(url or local, name, str(folder), most, url is not None, None if seconds is None else time.time() + seconds)
+        deadline = None if seconds is None else time.time() + seconds
+        job = Job(storage or local, name, str(folder), most, storage is not None, deadline)
         worker = Worker(job, setup)
         if not worker.study.user_attrs.get("setup"):
             worker.study.set_user_attr("setup", setup.json)
             own = {key: dimension.drawn(_value(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
-            first = [*points, {key: value for key, value in own.items() if value is not None}]
+            first.append({key: value for key, value in own.items() if value is not None})
             # Partial points are completed by drawing, which could repeat one of a space that is tried whole.
-            storage.enqueue(worker.study, [point for point in first if point in whole] if whole else first)
-        storage.enqueue(worker.study, whole)  # those that are there are passed over
+            stored.enqueue(worker.study, [point for point in first if point in whole] if whole else first)
+        stored.enqueue(worker.study, whole)  # those that are there are passed over
         _run(worker, workers, progress, say)
-        rows = storage.rows(worker.study)
+        rows = stored.rows(worker.study)
         if not rows:
             within = "" if seconds is None else f" within {seconds:g} seconds"
             raise ValueError(f"no trial came to its end{within}; go on with more (resume=True, --resume).")
-        taken = pick(rows, setup.metric, rule, setup.test_steps)
-        shares = storage.importances(worker.study, LEAST)
+        taken = study.pick(rows, setup.metric, pick, setup.test_steps)
+        shares = stored.importances(worker.study, LEAST)
         facts = _facts(worker, setup, command)
     tuning = Tuning(chosen, setup.metric, {k: str(d) for k, d in space.items()}, tuple(rows), taken, shares, facts)
     tuning.save(folder)
@@ -152,16 +155,6 @@ def _whole(dimension: Span | Choice) -> Sequence[int]:
     return sorted(dimension.values)
 
 
-def _point(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point to start with, as it would have been drawn; ConfigError for one that is not in the space."""
-    for key, value in point.items():
-        if key not in space or key == TEST_STEPS:
-            raise ConfigError(f"start: `{key}` isn't searched{nearest(key, [k for k in space if k != TEST_STEPS])}")
-        if space[key].drawn(value) is None:
-            raise ConfigError(f"start: {key} = {value!r} is not in {space[key]}.")
-    return {key: space[key].drawn(value) for key, value in point.items()}
-
-
 def _value(recipe: Recipe, key: str) -> Any:
     """A recipe's own value; of an outer step size that it leaves to the algorithm, that."""
     here: Any = recipe.tables
@@ -172,15 +165,15 @@ def _value(recipe: Recipe, key: str) -> Any:
 
 def _check_folder(folder: Path, url: str, shared: bool, name: str, setup: Setup, resume: bool) -> None:
     """A ValueError where the folder holds a study and it isn't to go on, or another one, or none that could."""
-    database, ended = folder / storage.DATABASE, folder / JSON
+    database, ended = folder / stored.DATABASE, folder / study.JSON
     there = database.is_file() or ended.is_file() or (folder / "trials").is_dir()
     if there and not resume:
         raise ValueError(f"{folder} holds a study already: go on with it (resume=True, --resume), or choose another folder.")
     if resume and not there and not shared:
         raise ValueError(f"there is no study in {folder} to go on with; leave --resume out, or check the path.")
     folder.mkdir(parents=True, exist_ok=True)
-    if not shared and there and database.is_file() and (known := storage.names(url)) and name not in known:
-        before = Setup.of(storage.setup_in(url, known[0]) or setup.json)
+    if not shared and there and database.is_file() and (known := stored.names(url)) and name not in known:
+        before = Setup.of(stored.setup_in(url, known[0]) or setup.json)
         changed = ", ".join(_differences(before, setup)) or "its values"
         raise ValueError(
             f"the study in {folder} was started with other values of {changed}; go on with the same ones, or choose another "
@@ -199,13 +192,13 @@ def _differences(before: Setup, now: Setup) -> Iterator[str]:
 
 def _run(worker: Worker, workers: int, progress: bool, say: Callable[[str], None]) -> None:
     """Tries what is left, and tells of each trial."""
-    told = {row.number for row in storage.rows(worker.study)}
+    told = {row.number for row in stored.rows(worker.study)}
     left = max(worker.job.trials - len(told), 0) if worker.job.deadline is None else 0
     bar = iter(tracked(range(left), "tuning", progress))
     next(bar, None)
 
     def look() -> None:
-        for row in (row for row in storage.rows(worker.study) if row.number not in told):
+        for row in (row for row in stored.rows(worker.study) if row.number not in told):
             say(_line(row, worker.setup))
             told.add(row.number)
             next(bar, None)
@@ -239,7 +232,7 @@ def _facts(worker: Worker, setup: Setup, command: str | None) -> dict[str, Any]:
     return {
         "protocol": told.get("protocol", ""), "folds": setup.folds, "episodes": told.get("episodes"),
         "iterations": setup.iterations, "test_steps": list(setup.test_steps), "seed": setup.seed,
-        "standard_error": "s / √n over the episodes of all folds", "storage": storage.hidden(worker.job.url),
+        "standard_error": "s / √n over the episodes of all folds", "storage": stored.hidden(worker.job.url),
         "study": worker.job.name, "command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }  # fmt: skip

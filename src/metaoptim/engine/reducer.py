@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.brief import brief, shapes
+from metaoptim.core.callers import where
 from metaoptim.core.types import Info, MetaOptimizer, MetaParams
 
 
@@ -58,11 +60,26 @@ class Reducer:
             return total, {}
         each: MetaParams = trees.cat(pieces) if len(pieces) > 1 else pieces[0]
         gram = torch.stack([g.flatten(1) @ g.flatten(1).mT for g in trees.flatten(each)]).sum(0)
-        weights = self.method.reduction.weigh(gram, int(keys.sum()))
+        weights = self._weights(gram, int(keys.sum()))
         mixed = trees.map_tensors(lambda g: torch.tensordot(weights.to(g.dtype), g, 1), each)
         pairs = max(1, count * (count - 1))
         told = {"conflicts": (gram < 0).sum().to(gram.dtype) / pairs}
         return MetaParams(mixed.weights, mixed.rule | total.rule), told
+
+    def _weights(self, gram: Tensor, key: int) -> Tensor:
+        """What the reduction makes of the inner products. ValueError where its `weigh` fails, or gives something else."""
+        own: Any = self.method.reduction
+        who, given = f"`weigh` of the reduction {brief(own)}", f"the inner products of T gradients, here {tuple(gram.shape)}"
+        try:
+            weights = own.weigh(gram, key)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, TypeError) as error:
+            at = f" ({place})" if (place := where(error)) else ""
+            raise ValueError(f"{who} failed{at}: {error}; it is given {given}, and a key.") from error
+        if not isinstance(weights, Tensor) or weights.shape != gram.shape[:1]:
+            raise ValueError(f"{who} returned {shapes(weights)}; expected a tensor of T weights, of {given}.")
+        return weights
 
     def bytes(self, phi: MetaParams, count: int) -> int:
         """Of the T gradients that are kept to be weighed, twice, for they are put together; 0 where none is."""

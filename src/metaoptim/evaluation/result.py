@@ -23,6 +23,7 @@ from metaoptim.runs.store import write_atomic
 SHOWN = (0, 1, 5, 10, 20)  # and the last one, as far as they fit
 WIDEST = 120
 SCORES = "scores.safetensors"
+FEW = 10  # tasks, as of a table, of which it is told that more episodes make no more tasks of them
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,16 @@ class Result:
     @property
     def protocol(self) -> str:
         """How it was measured: tasks, normalisation, inner steps and episodes. Scores of one protocol can be compared."""
+        return self.measured(f"split {self.facts['split']}", f"{self.facts['steps']} inner steps")
+
+    def measured(self, where: str, after: str) -> str:
+        """The protocol, of scores there and after so many steps, in words."""
         facts, tasks = self.facts, self.facts["tasks"]
         options = {k: v for k, v in tasks["options"].items() if isinstance(v, str | bool | int) and v is not False}
         told = ", ".join(f"{k}={v}" if v is not True else k for k, v in sorted(options.items()))
         return (
-            f"{tasks['family']}{f' ({told})' if told else ''}, split {facts['split']}, {facts['normalisation']} normalisation, "
-            f"{facts['steps']} inner steps, {facts['episodes']} episodes of seed {facts['episode_seed']}"
+            f"{tasks['family']}{f' ({told})' if told else ''}, {where}, {facts['normalisation']} normalisation, "
+            f"{after}, {facts['episodes']} episodes of seed {facts['episode_seed']}"
         )
 
     def __repr__(self) -> str:
@@ -210,9 +215,10 @@ def _cell(mean: float, half: float, percent: bool, signed: bool = False) -> str:
 
 
 def _caption(facts: Mapping[str, Any]) -> str:
-    seeds = facts["seeds"]
+    seeds, tasks = facts["seeds"], facts["tasks"].get("tasks", FEW)
+    few = f"\nintervals are over episodes of {plural(tasks, 'task')}, not over tasks: they say nothing of another task"
     return (
         f"{facts['normalisation']} normalisation · checkpoint: {facts['selection']} · {len(seeds)} training "
         f"seed{'s' if len(seeds) > 1 else ''} · episodes {facts['episodes_sha256'][:12]} · classes "
-        f"{facts['tasks'].get('classes_sha256', 'none')[:12]}"
+        f"{facts['tasks'].get('classes_sha256', 'none')[:12]}{few if tasks < FEW else ''}"
     )

@@ -53,6 +53,13 @@ def located(spec: str, others: Sequence[Path]) -> str:
     return spec
 
 
+def seen_from(spec: str, folder: Path) -> str:
+    """FILE.py:NAME, as a recipe names it that is to lie in another folder than the current one."""
+    file, _, name = spec.rpartition(":")
+    path = Path(os.path.abspath(file))
+    return f"{Path(os.path.relpath(path, folder)).as_posix()}:{name}" if file.endswith(".py") and path.is_file() else spec
+
+
 def find(spec: str) -> Any:
     """What FILE.py:NAME or MODULE:NAME is. Errors: ConfigError."""
     file, _, name = located(spec, ()).rpartition(":")

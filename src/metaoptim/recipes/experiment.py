@@ -155,10 +155,10 @@ class Experiment(Protocol):
         """The run of this recipe in a folder. Errors: ValueError, for one of another."""
         ...
 
-    def score(self, run: Run, steps: int | None = None) -> Scores:
+    def score(self, run: Run, steps: int | None = None, where: str = "split val") -> Scores:
         """Scores on split "val", on as many episodes as a validation of training takes and no baselines.
 
-        steps: the most inner steps K at test; as [evaluate] says if not given.
+        steps: the most inner steps K at test; as [evaluate] says if not given. where: what that split is, for the protocol.
         """
         ...
 

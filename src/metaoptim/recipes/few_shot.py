@@ -137,13 +137,14 @@ class FewShot:
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
         return stored.load(path, self.method, which)
 
-    def score(self, run: Run, steps: int | None = None) -> Scores:
+    def score(self, run: Run, steps: int | None = None, where: str = "split val") -> Scores:
         tables = self.recipe.tables
         asked = {key: tables["evaluate"][key] for key in ("steps", "normalisation", "seed", "device")}
         asked |= {"episodes": tables["train"]["validate_episodes"]} | ({} if steps is None else {"steps": steps})
         found = evaluation.evaluate(run, self.tasks, split="val", baselines=(), **asked, progress=False)
         values = found.rows[0].scores[found.metric]
-        return Scores(found.metric, tuple(range(values.shape[1])), values, found.protocol)
+        told = found.measured(where, f"after 0 to {values.shape[1] - 1} inner steps")
+        return Scores(found.metric, tuple(range(values.shape[1])), values, told)
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> evaluation.Result:
         return evaluation.evaluate(list(runs), self.tasks, **self.recipe.tables["evaluate"], progress=progress)

@@ -139,12 +139,12 @@ class LearnedOptimizers:
     def load(self, path: str | Path, which: Literal["best", "last"] = "best") -> Run:
         return stored.load(path, self.method, which)
 
-    def score(self, run: Run, steps: int | None = None) -> Scores:
+    def score(self, run: Run, steps: int | None = None, where: str = "split val") -> Scores:
         tables = self.recipe.tables
         length = tables["evaluate"]["steps"] if steps is None else steps
         episodes, seed = tables["train"]["validate_episodes"], tables["evaluate"]["seed"]
         values, length = finals(run, problems=episodes, seed=seed, steps=length)
-        told = f"{self.tasks.name}, split val, runs of {length} steps, {episodes} problems of seed {seed}"
+        told = f"{self.tasks.name}, {where}, runs of {length} steps, {episodes} problems of seed {seed}"
         return Scores("loss", (length,), values.unsqueeze(1), told)
 
     def evaluate(self, runs: Sequence[Run], *, progress: bool = True) -> lopt.Judgement:

@@ -8,8 +8,7 @@ code of the user's own, FILE.py:NAME.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaoptim import estimators, lopt, rules
@@ -82,9 +81,9 @@ def built(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _built(key, value) if key in PARTS and value is not None else value for key, value in table.items()}
 
 
-def located(table: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
-    """A table as it was written, with code of the user's own as seen from the current folder."""
-    return {key: _located(value, folders) if key in (*OWN, "loss") else value for key, value in table.items()}
+def renamed(table: Mapping[str, Any], name: Callable[[str], str]) -> dict[str, Any]:
+    """A table with other names for code of the user's own."""
+    return {key: _renamed(value, name) if key in (*OWN, "loss") else value for key, value in table.items()}
 
 
 def modules(table: Mapping[str, Any]) -> list[str]:
@@ -93,12 +92,12 @@ def modules(table: Mapping[str, Any]) -> list[str]:
     return [PARTS[kind][name].__module__ for kind, name in named if not code.is_code(name)]
 
 
-def _located(value: Any, folders: Sequence[Path]) -> Any:
+def _renamed(value: Any, name: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_located(part, folders) for part in value]
+        return [_renamed(part, name) for part in value]
     if isinstance(value, Mapping):
-        return {key: _located(part, folders) if key == "name" else part for key, part in value.items()}
-    return code.located(value, folders) if code.is_code(value) else value
+        return {key: _renamed(part, name) if key == "name" else part for key, part in value.items()}
+    return name(value) if code.is_code(value) else value
 
 
 def _each(part: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -92,6 +92,17 @@ class Recipe:
                 inner = inner.setdefault(table, {})
             inner[key] = _written(value)
         return _resolve(data, self.name, ())
+
+    def lying_in(self, folder: Path) -> Recipe:
+        """The same with code of the user's own named as seen from a folder, for a file there."""
+
+        def seen(name: str) -> str:
+            return code.seen_from(name, folder) if code.is_code(name) else name
+
+        own = {
+            table: {**self.tables[table], "name": seen(self.tables[table]["name"])} for table in _OWN if table in self.tables
+        }
+        return replace(self, tables=self.tables | own | {"algorithm": parts.renamed(self.tables["algorithm"], seen)})
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
@@ -240,7 +251,7 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
-    given["algorithm"] = parts.located(given["algorithm"], folders)
+    given["algorithm"] = parts.renamed(given["algorithm"], lambda spec: code.located(spec, folders))
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:

@@ -21,7 +21,7 @@ from metaoptim.core.types import Batch
 from metaoptim.tasks import cache
 from metaoptim.tasks.alike import alike
 from metaoptim.tasks.images import ImageTasks
-from metaoptim.tasks.splits import Members, divide
+from metaoptim.tasks.splits import Members, divide, told_left_out
 
 Colour = Literal["auto", "grey", "rgb"]
 MODES = {1: "L", 3: "RGB"}
@@ -223,6 +223,7 @@ def _large(classes: dict[str, list[Path]], shots: int, queries: int, short: str,
             f"The class {name!r} in {root} has {plural(len(files), 'image')}, and {plural(shots, 'shot')} and "
             f"{plural(queries, 'query')} need {shots + queries}; add some or ask for fewer{leave}."
         )
+    told_left_out(len(classes) - len(large), f"{len(classes)} classes in {root}", f"{shots + queries} images")
     return large
 
 

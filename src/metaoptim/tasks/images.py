@@ -219,7 +219,7 @@ class ImageTasks:
 
     def fold(self, number: int, count: int) -> ImageTasks:
         """The training classes alone, of which part `number` of `count` is the split "val"."""
-        return replace(self, members=fold(self.members["train"], number, count))
+        return replace(self, members=fold(self.members["train"], number, count, "classes"))
 
     def _sizes(self, split: str, classes: NDArray[np.intp]) -> NDArray[np.int64]:
         """How many images there are of classes of a split, rotated ones among them."""

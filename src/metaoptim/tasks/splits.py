@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaoptim.core.brief import plural
+from metaoptim.core.callers import warn
 from metaoptim.tasks.base import raw
 from metaoptim.tasks.csv_files import records
 
@@ -33,18 +34,25 @@ def divide(names: Sequence[str], file: str | Path | None, seed: int, least: int,
     return _drawn(names, seed, least, what) if file is None else _listed(names, Path(file).expanduser(), what)
 
 
-def fold(classes: NDArray[np.int64], number: int, count: int) -> Members:
-    """Classes of the split train divided anew: part `number` of `count` is "val", and the others are "train".
+def fold(classes: NDArray[np.int64], number: int, count: int, what: str) -> Members:
+    """Classes, or tasks, of the split train divided anew: part `number` of `count` is "val", and the others are "train".
 
-    The parts are those of one shuffling, so that no class is in two of them, and all are as large, up to one. ValueError where
-    there are fewer classes than parts.
+    The parts are those of one shuffling, so that no class is in two of them, and all are as large, up to one.
+    what: what they are called in sentences, in the plural. ValueError where there are fewer of them than parts.
     """
     if len(classes) < count:
-        raise ValueError(f"{plural(len(classes), 'class')} can't be divided into {count} parts; ask for fewer.")
+        raise ValueError(f"the {len(classes)} {what} of split train can't be divided into {count} parts; ask for fewer.")
     order = np.argsort(raw(0, "folds", 0, len(classes), 1)[:, 0], kind="stable")
     held = np.zeros(len(classes), bool)
     held[order[number::count]] = True
     return {"train": classes[~held], "val": classes[held]}
+
+
+def told_left_out(lost: int, of: str, needed: str) -> None:
+    """Warns of classes or tasks, if any, that are left out because an episode needs more of each."""
+    if lost:
+        are = "is" if lost == 1 else "are"
+        warn(f"{lost} of the {of} {are} left out, for an episode needs {needed} (short='leave_out').")
 
 
 def _drawn(names: Sequence[str], seed: int, least: int, what: str) -> Members:

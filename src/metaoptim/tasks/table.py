@@ -18,7 +18,7 @@ from metaoptim.core.checks import check_choice, check_counts
 from metaoptim.core.types import Batch, Task
 from metaoptim.tasks import csv_files
 from metaoptim.tasks.base import check_split, choose, located, uniforms
-from metaoptim.tasks.splits import divide, fold
+from metaoptim.tasks.splits import divide, fold, told_left_out
 
 Kind = Literal["auto", "regression", "classification"]
 
@@ -179,7 +179,7 @@ class TableTasks:
 
     def fold(self, number: int, count: int) -> TableTasks:
         """The training tasks alone, of which part `number` of `count` is the split "val"; scaled as before."""
-        return replace(self, members=fold(self.members["train"], number, count))
+        return replace(self, members=fold(self.members["train"], number, count, "tasks"))
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         return torch.from_numpy(self.x[rows]), torch.from_numpy(self.y[rows])
@@ -274,6 +274,7 @@ def _rows(
             f"The task {str(tasks[first])!r} of {source} has {plural(int(sizes[first, few]), 'row')}{of}, and an episode needs "
             f"{least}{others}; ask for fewer shots or queries{leave}."
         )
+    told_left_out(int(np.sum(~whole)), f"{len(tasks)} tasks of {source}", f"{least} rows{' of each class' if classes else ''}")
     index = np.full((*sizes.shape, int(sizes.max())), -1, np.int64)
     order = np.lexsort((group, place))
     starts = np.cumsum(sizes.ravel()) - sizes.ravel()

@@ -70,7 +70,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A value for each pair of categories, rows along y; the colours go from low to high."""
+    """A value for each pair of categories, rows along y; the colours go from low to high. picked: column and row of a star."""
 
     title: str
     x: Axis
@@ -80,6 +80,7 @@ class HeatMap:
     high: float
     label: str
     about: str = ""
+    picked: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,11 @@ def _map(found: Found, complete: Sequence[Trial]) -> list[HeatMap]:
     values = tuple(tuple(value(r, c) for c in columns) for r in rows)
     every = [v for row in values for v in row if v is not None]
     x, y = Axis("inner steps at test", names=tuple(map(str, columns))), Axis("", names=tuple(f"{r} in training" for r in rows))
-    return [HeatMap("Steps in training, steps at test", x, y, values, min(every), max(every), LABELS[found["metric"]])]
+    taken = next(t for t in complete if t["number"] == found["picked"]["trial"])
+    picked = columns.index(found["picked"]["test_steps"]), rows.index(taken["train_steps"])
+    about = "The best trial of each; the star is at what was picked."
+    title, label = "Steps in training, steps at test", LABELS[found["metric"]]
+    return [HeatMap(title, x, y, values, min(every), max(every), label, about, picked)]
 
 
 def _table(found: Found) -> Table:
@@ -126,8 +130,9 @@ def _table(found: Found) -> Table:
         score = [str(t["steps"][at]), cell(found["metric"], t["mean"][at], t["error"][at])] if done else ["–", "–"]
         mark = "*" if t["number"] == found["picked"]["trial"] else ""
         rows.append((f"{mark}{t['number']}", *params, *score, f"{t['seconds']:.0f}", f"{t['state']} {t['reason']}".strip()))
-    header = ("trial", *found["space"], "inner steps at test", "score", "seconds", "state")
-    return Table(header, tuple(rows), about="± is one standard error; * is picked.")
+    header = ("trial", *found["space"], "after inner steps at test", "score", "seconds", "state")
+    about = "Each score is the trial's best, after so many inner steps at test; that of the picked one (*), after those picked."
+    return Table(header, tuple(rows), about=f"{about} ± is one standard error.")
 
 
 def _shown(value: Any) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from metaoptim.report.html.document import GREY, Axis, Chart, HeatMap, Number, Series
-from metaoptim.report.html.scales import Scale, cut, scale, ticks, width
+from metaoptim.report.html.scales import Scale, cut, scale, short, ticks, width
 
 COLOURS = 7
 MARKS = ("circle", "square", "triangle", "diamond")
+SHADES, STRIP = 24, 44.0  # of the scale of a heat map's colours: steps, and its height
+STAR = [(math.sin(k * math.pi / 5), -math.cos(k * math.pi / 5), 1.0 if k % 2 == 0 else 0.42) for k in range(10)]
 TURNED = 50, 0.77  # degrees that long names are turned by, and the sine
 
 
@@ -231,9 +233,30 @@ def _heat_map(figure: HeatMap, across: float) -> Drawn:
             x, y = frame.x(i), frame.y(j)
             spots.append((x, y))
             if value is not None:
-                body.append(tag("rect", class_=f"cell {'c1' if value < 0 else 'c0'}", x=x - size[0] / 2, y=y - size[1] / 2,
-                                width=size[0], height=size[1], fill_opacity=f"{_strength(figure, value):.2f}"))  # fmt: skip
-    return Drawn(_svg(frame, body), tuple(spots))
+                body.append(_shade(figure, value, "cell", x=x - size[0] / 2, y=y - size[1] / 2, width=size[0], height=size[1]))
+    if figure.picked is not None:
+        x, y, large = frame.x(figure.picked[0]), frame.y(figure.picked[1]), 0.42 * min(*size, 26.0)
+        body.append(tag("path", class_="star", d=_polygon([(x + large * r * a, y + large * r * b) for a, b, r in STAR])))
+    body += _strip(figure, frame)
+    return Drawn(_svg(replace(frame, height=frame.height + STRIP), body), tuple(spots))
+
+
+def _shade(figure: HeatMap, value: float, style: str, **place: float) -> Markup:
+    """A rectangle in the colour of a value."""
+    opacity = f"{_strength(figure, value):.2f}"
+    return tag("rect", class_=f"{style} {'c1' if value < 0 else 'c0'}", fill_opacity=opacity, **place)
+
+
+def _strip(figure: HeatMap, frame: Frame) -> Iterator[Markup]:
+    """Which colour is which value, below the map."""
+    left, top, each = frame.x.start, frame.height + 8, (frame.x.end - frame.x.start) / SHADES
+    for i in range(SHADES):
+        value = figure.low + (figure.high - figure.low) * (i + 0.5) / SHADES
+        yield _shade(figure, value, "shade", x=left + i * each, y=top, width=each, height=10.0)
+    below, right = top + 26, frame.x.end
+    yield tag("text", short(figure.low), class_="tick", x=left, y=below, text_anchor="start")
+    yield tag("text", figure.label, class_="label", x=(left + right) / 2, y=below, text_anchor="middle")
+    yield tag("text", short(figure.high), class_="tick", x=right, y=below, text_anchor="end")
 
 
 def _strength(figure: HeatMap, value: float) -> float:

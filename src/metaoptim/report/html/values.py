@@ -21,11 +21,19 @@ def told(figure: Chart | HeatMap) -> list[Told]:
     """What each spot of a figure tells, in the order of its places."""
     if isinstance(figure, HeatMap):
         return [
-            Told(f"{x}, {y}", (("", figure.label, short(value)),))
-            for y, row in zip(figure.y.names, figure.rows, strict=True)
+            Told(f"{x}, {y}", (("", figure.label, value),))
+            for y, row in zip(figure.y.names, _cells(figure), strict=True)
             for x, value in zip(figure.x.names, row, strict=True)
         ]
     return [Told(_place(figure, at), tuple(_rows(figure, at))) for at in positions(figure)]
+
+
+def _cells(figure: HeatMap) -> list[list[str]]:
+    """The values of a heat map in words, with a star at the picked one."""
+    return [
+        [f"{short(value)}{'*' if (i, j) == figure.picked else ''}" for i, value in enumerate(row)]
+        for j, row in enumerate(figure.rows)
+    ]
 
 
 def colour_of(series: Series) -> str:
@@ -64,9 +72,9 @@ def table(figure: Chart | HeatMap | Episode) -> Table:
         rows = tuple((name, p.text, {True: "right", False: "wrong", None: ""}[p.right]) for name, p in pictures)
         return Table(("class", "answer", ""), rows)
     if isinstance(figure, HeatMap):
-        lines = zip(figure.y.names, figure.rows, strict=True)
+        lines = zip(figure.y.names, _cells(figure), strict=True)
         header = (f"{figure.y.label} \\ {figure.x.label}".strip(), *figure.x.names)
-        return Table(header, tuple((name, *(short(v) for v in row)) for name, row in lines))
+        return Table(header, tuple((name, *row) for name, row in lines))
     axis: Axis = figure.y if figure.y.names else figure.x
     shown = [s for s in figure.series if not s.faint]
     body = tuple((_name(axis, at), *(_cell(figure, s, at) for s in shown)) for at in positions(figure))
