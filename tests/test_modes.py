@@ -19,6 +19,7 @@ from metaoptim.core import objectives, trees
 from metaoptim.core.losses import mse
 from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.engine import Choice, Engine
+from metaoptim.engine.graphs.bindings import direct
 from metaoptim.engine.graphs.trace import trace
 from metaoptim.estimators import Checkpointed, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
@@ -310,6 +311,39 @@ def test_what_does_nothing_is_taken_out_of_a_graph() -> None:
     assert nodes(lambda x: [x + torch.zeros_like(x).view(3) * x], x) == []
     assert len(nodes(lambda x: [x + torch.zeros(2, 3)], x)) == 2, "zeros that make it larger"
     assert len(nodes(lambda x: [torch.add(x, torch.zeros(3), alpha=2), x.sum() * 0.0], x)) > 2, "only zeros that were made"
+
+
+def test_views_of_views_and_constants_that_are_made_again_are_taken_out() -> None:
+    x, mine, mine_too = torch.randn(2, 6), torch.ones(3), torch.ones(3)
+    assert nodes(lambda x: [x.unsqueeze(0).view(3, 4).unsqueeze(1)], x) == ["aten.view.default"]
+    assert nodes(lambda x: [x.T.unsqueeze(0).squeeze(0).T + 1], x) == ["aten.add.Tensor"], "it is there and back"
+    assert nodes(lambda x: [x.T.reshape(12)], x) == ["aten.permute.default", "aten.clone.default", "aten.view.default"]
+    assert nodes(lambda x: [x * torch.tensor(2.0) + x * torch.tensor(2.0)], x) == ["aten.mul.Tensor", "aten.add.Tensor"]
+    assert len(nodes(lambda x: [x * torch.tensor(2.0) + x * torch.tensor(3.0)], x)) == 3
+    assert len(nodes(lambda x: [x[0, :3] * mine + x[0, :3] * mine_too], x)) > 4, "theirs may be written into"
+
+
+def test_operators_that_are_called_directly_give_the_same_values() -> None:
+    def f(x: Tensor, i: Tensor) -> list[Tensor]:
+        y = torch.cat([x.mean(1, keepdim=True), 2 - x, x.pow(2).sum((0, 1), keepdim=True).expand(3, 1)], 1)
+        z = torch.add(y, y.exp().lerp(y, y), alpha=2).clamp(-1, 1) @ y.mT
+        return [
+            z.amax(-1).log(),
+            torch.where(z > 0, z, 1.0),
+            x.gather(1, i),
+            (i & 1) * 3,
+            *z.unsqueeze(0).transpose(1, 2).unbind(1),
+        ]
+
+    x, i = torch.randn(3, 4), torch.tensor([[0], [3], [2]])
+    module = trace(f, [x, i])
+    expected = module(x, i)
+    direct(module)
+    found = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    assert torch.add in found and torch.mean in found
+    assert not any(str(target).startswith(("aten.add", "aten.sum", "aten.lerp", "aten.cat")) for target in found)
+    for a, b in zip(module(x, i), expected, strict=True):
+        assert torch.equal(a, b) or torch.equal(a.isnan(), b.isnan())
 
 
 def test_cleaning_keeps_the_values() -> None:

@@ -67,10 +67,8 @@ def after(old: Moments, g: Tensor, decays: Decays, dim: int) -> Moments:
     """The moments after a gradient g (1, …, *shape)."""
     square = g.square()
     of_m, of_v, d = (x.reshape(-1, *[1] * (g.ndim - 1)) for x in decays)
-    m = of_m * old.m + (1 - of_m) * g
-    v = of_v * old.v + (1 - of_v) * square
     over_first, over_second = over_axes(square + 1e-30, dim)
-    return Moments(m, v, d * old.row + (1 - d) * over_first, d * old.col + (1 - d) * over_second)
+    return Moments(g.lerp(old.m, of_m), square.lerp(old.v, of_v), over_first.lerp(old.row, d), over_second.lerp(old.col, d))
 
 
 def factor(moments: Moments, dim: int) -> Tensor:

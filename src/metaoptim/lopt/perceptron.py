@@ -29,10 +29,10 @@ def start_of_perceptron(sizes: Sequence[int], like: Tensor, generator: torch.Gen
     return psi
 
 
-def perceptron(psi: Params, x: Tensor) -> Tensor:
-    """(…, in, N) -> (…, out, N) for N weights, with ReLUs in between."""
+def perceptron(psi: Params, x: Tensor, first: int = 0) -> Tensor:
+    """(…, in, N) -> (…, out, N) for N weights, with ReLUs in between; first: the layer that x goes into."""
     depth = sum(name.startswith("w") for name in psi)
-    for i in range(depth):
+    for i in range(first, depth):
         x = psi[f"w{i}"].to(x.dtype).mT @ x + psi[f"b{i}"].to(x.dtype).unsqueeze(-1)
         x = x.relu() if i < depth - 1 else x
     return x

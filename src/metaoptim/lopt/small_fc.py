@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.types import Params, State, Step
-from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, normalised, raised, start_of_moments, together
+from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, raised, start_of_moments
 from metaoptim.lopt.layout import from_hwio, to_hwio
 from metaoptim.lopt.perceptron import perceptron, start_of_perceptron
 
@@ -50,7 +52,8 @@ class SmallFC:
         own, network = decays(psi, like), network_at(psi, step.k, like)
         for n, g in seen_in.items():
             dim = g.ndim
-            x, g = (to_hwio(t.to(g.dtype), dim).unsqueeze(0) for t in (weights[n], g.clamp(-LARGEST, LARGEST)))
+            # In one order in memory: operators on tensors of two orders take several times as long.
+            x, g = (to_hwio(t.to(g.dtype), dim).contiguous().unsqueeze(0) for t in (weights[n], g.clamp(-LARGEST, LARGEST)))
             new[n] = after(state[n], g, own, max(dim, 1))
             u = moves(network, x, g, new[n], max(dim, 1))
             updates[n] = from_hwio(u, dim).to(weights[n].dtype)
@@ -82,7 +85,24 @@ def moves(network: Params, x: Tensor, g: Tensor, seen: Moments, dim: int) -> Ten
     of_m = (row + 1e-6).rsqrt() if dim < 2 else factor(seen, dim)
     features = [g, x, m, v, m * inverse, inverse, g * factor(seen, dim), row, col]
     features += [(row + 1e-8).rsqrt(), (col + 1e-8).rsqrt(), m * of_m]
-    seen_here = normalised(together(features, g), range(-dim, 0), 1e-5)
-    direction, magnitude = perceptron(network, seen_here.flatten(1)).view(2, *g.shape[1:])
+    hidden = first_layer(network, features, dim, 1e-5).relu()
+    direction, magnitude = perceptron(network, hidden.flatten(1), 1).view(2, *g.shape[1:])
     u: Tensor = -0.001 * direction * (0.001 * magnitude).exp()
     return u
+
+
+def first_layer(network: Params, features: Sequence[Tensor], dim: int, eps: float) -> Tensor:
+    """The first layer (units, …, *shape) of features (D, …, *shape), each divided by its root mean square over `shape`.
+
+    That division goes into the layer's weights. Features that are constant along an axis, where they have size 1, keep it.
+    """
+    axes = tuple(range(-dim, 0))
+    found, parts = network["b0"].view(-1, *[1] * (features[0].ndim - 1)), torch.split(network["w0"], [len(f) for f in features])
+    for shape in sorted({f.shape[1:] for f in features}, key=math.prod):
+        own = torch.cat([f for f in features if f.shape[1:] == shape])
+        weights = torch.cat([w for w, f in zip(parts, features, strict=True) if f.shape[1:] == shape])
+        scale = (own.square().mean(axes, keepdim=True) + eps).rsqrt()
+        folded = weights.mT * scale.flatten(-dim).movedim(0, -1)
+        shares = folded @ own.flatten(-dim).movedim(0, -2)
+        found = found + shares.movedim(-2, 0).reshape(-1, *shape)
+    return found

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from metaoptim.core.callers import warn
+from metaoptim.engine.graphs.bindings import direct
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
 from metaoptim.engine.graphs.guards import Guards, Unsteady
 from metaoptim.engine.graphs.trace import bare, draws, trace
@@ -84,6 +85,8 @@ class Graphs:
             module = trace(flat, inputs)
         found = any(draws(node) for node in module.graph.nodes)
         kinds = [] if self.compiled else recycle(module)  # Inductor plans its buffers itself
+        if not self.compiled:
+            direct(module)
         bare(module)
         return _Graph(_compile(module, inputs) if self.compiled else module.forward, kinds, flat.beside, found)
 

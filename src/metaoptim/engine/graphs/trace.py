@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metaoptim.engine.graphs.convolutions import DECOMPOSITIONS
 
 _aten = torch.ops.aten
-_COPIES = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default, _aten.lift_fresh_copy.default}
+_LIFTS = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
+_COPIES = {_aten.detach.default, _aten.alias.default, *_LIFTS}
 _SAME_LAYOUT = {
     *(_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.reshape.default),
     *(_aten._to_copy.default, _aten.clone.default),
@@ -34,6 +35,8 @@ _RETURNING = {  # for operators that write into their first argument; torch's fo
     _aten.div_.Tensor: _aten.div.Tensor,
     _aten.relu_.default: _aten.relu.default,
 }
+
+FEW = 64  # numbers of a constant that is looked for again
 
 Mode = Literal["real", "fake"]
 Kernels = dict[Any, Callable[..., Any]]
@@ -121,13 +124,16 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     seen: dict[Any, fx.Node] = {}
     zeros: set[fx.Node] = set()
     for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if _is_zero(node, zeros):
-            zeros.add(node)
-        source = _unchanged(node, zeros)
-        if source is None and not draws(node):
-            source = seen.setdefault(_signature(node), node)
+        source: fx.Node | None = None
+        if node.op == "get_attr":
+            source = seen.setdefault(_constant(module, node), node)
+        elif node.op == "call_function":
+            _view_at_once(node)
+            if _is_zero(node, zeros):
+                zeros.add(node)
+            source = _unchanged(node, zeros)
+            if source is None and not draws(node):
+                source = seen.setdefault(_signature(node), node)
         if source is not None and source is not node:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -151,6 +157,23 @@ def draws(node: fx.Node) -> bool:
 def writes(node: fx.Node) -> bool:
     """Whether an operator mutates one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _view_at_once(node: fx.Node) -> None:
+    """Makes a view of a view one view of what was viewed first, where it can: `vmap` makes chains of them."""
+    value, source = node.meta.get("val"), node
+    while source.op == "call_function" and is_view(source) and isinstance(source.args[0], fx.Node):
+        source = source.args[0]
+        found = source.meta.get("val")
+        if isinstance(value, Tensor) and isinstance(found, Tensor):
+            with suppress(RuntimeError, ValueError):  # its strides forbid it
+                if _place(found.view(value.shape)) == _place(value):
+                    node.target, node.args, node.kwargs = _aten.view.default, (source, list(value.shape)), {}
+
+
+def _place(value: Tensor) -> Any:
+    """What a view shows of a tensor's memory, and how."""
+    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.is_conj(), value.is_neg()
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
@@ -185,6 +208,15 @@ def layout(node: fx.Node) -> Any:
 def _signature(node: fx.Node) -> Any:
     """Equal for nodes that compute the same value."""
     return node.target, _frozen(node.args), _frozen(node.kwargs)
+
+
+def _constant(module: fx.GraphModule, node: fx.Node) -> Any:
+    """Equal for equal constants that the function makes, as `torch.tensor(…)` does anew in every step."""
+    value = getattr(module, str(node.target), None)
+    made = all(user.target in _LIFTS for user in node.users)  # other tensors are somebody's, who may write into them
+    if not made or not isinstance(value, Tensor) or value.numel() > FEW:
+        return node
+    return value.dtype, value.device, value.shape, value.stride(), str(value.tolist())
 
 
 def _frozen(value: Any) -> Any:
