@@ -74,7 +74,7 @@ def table(judged: Judgement, family: str) -> Table:
     for row in judged.rows:
         warmup = f", warm-up {row.warmup}" if row.warmup else ""
         size = "" if row.lr != row.lr else f"{row.lr:.2g}{'*' if row.edge else ''}{warmup}"
-        numbers = f"{row.final:.4f}", f"{row.finals.median().item():.4f}", f"{row.area:.4f}", f"{100 * row.diverged:.0f} %"
+        numbers = f"{row.final:.4f}", f"{row.finals.quantile(0.5).item():.4f}", f"{row.area:.4f}", f"{100 * row.diverged:.0f} %"
         shown.add_row(row.name, size, *numbers)
     return shown
 
