@@ -22,6 +22,7 @@ from metaoptim.evaluation.baselines import has_classes
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
+from metaoptim.recipes.places import is_code
 from metaoptim.recipes.schema import CODE, REQUIRED, Option, options
 from metaoptim.runs import Run
 from metaoptim.tasks import TASKS, ImageTasks, TaskFamily
@@ -69,7 +70,7 @@ class FewShot:
                 return [loss, *known]
             return [loss, *parts.OPTIONS, *(o for o in known if o.name not in ("name", *parts.PARTS))]
         if table in cls.builders:
-            return code.options_of(name) if code.is_code(name) else options(cls.builders[table][name])
+            return code.options_of(name) if is_code(name) else options(cls.builders[table][name])
         if table == "engine":
             return engine_options()
         known = options(training.train if table == "train" else evaluation.evaluate, keyword_only=True)
@@ -99,7 +100,7 @@ class FewShot:
     def _built(self, table: str) -> Any:
         keys = dict(self.recipe.tables[table])
         name = keys.pop("name")
-        return code.build(name, keys, *self.own[table]) if code.is_code(name) else self.builders[table][name](**keys)
+        return code.build(name, keys, *self.own[table]) if is_code(name) else self.builders[table][name](**keys)
 
     @property
     def count(self) -> int:
@@ -178,4 +179,4 @@ class FewShot:
 
 def _loss(name: str) -> Loss:
     """A loss by its name, or one of the user's own."""
-    return code.function(name, "a function of (output, target) that returns a number") if code.is_code(name) else LOSSES[name]
+    return code.function(name, "a function of (output, target) that returns a number") if is_code(name) else LOSSES[name]
