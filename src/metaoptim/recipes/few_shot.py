@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -65,7 +65,10 @@ class FewShot:
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
             loss = Option("loss", Literal[tuple(LOSSES)] | CODE, REQUIRED, "what is minimised: a mean over examples.")
-            known = options(cls.builders[table][name], keyword_only=True)
+            known = [
+                o._replace(type=o.type | CODE) if set(NAMED) <= set(get_args(o.type)) else o
+                for o in options(cls.builders[table][name], keyword_only=True)
+            ]
             if name != "compose":
                 return [loss, *known]
             return [loss, *parts.OPTIONS, *(o for o in known if o.name not in ("name", *parts.PARTS))]
@@ -86,6 +89,8 @@ class FewShot:
         tables = self.recipe.tables
         keys = parts.built(tables["algorithm"])
         build, loss = self.builders["algorithm"][keys.pop("name")], _loss(keys.pop("loss"))
+        if is_code(own := keys.get("reduction")):
+            keys["reduction"] = code.build(own, {}, ("weigh",), "a reduction, with weigh")
         check_seed(tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tables["train"]["seed"])

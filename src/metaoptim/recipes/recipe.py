@@ -258,9 +258,11 @@ def _resolve(data: dict[str, Any], name: str, within: Sequence[Path]) -> Recipe:
     tasks = check("tasks", given["tasks"], known["tasks"])
     if "ways" in tasks and any(o.name == "ways" for o in known.get("model", ())):
         given["model"].setdefault("ways", tasks["ways"])
+    composed = {o.name for o in kind.options("algorithm", "compose")} if "compose" in kind.builders["algorithm"] else set()
     tables = kind.resolved(
         {
-            table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], options)
+            table: ({"name": chosen[table]} if table in chosen else {})
+            | check(table, given[table], options, composed if table == "algorithm" else ())
             for table, options in known.items()
         }
     )
