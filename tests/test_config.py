@@ -237,6 +237,10 @@ def test_bad_paths_are_refused_with_a_sentence(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match=words):
             config.load(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    Path("sensors.toml").touch()
+    with pytest.raises(ConfigError, match=r"unknown recipe `sensors`; did you mean the file sensors\.toml\?"):
+        config.load("sensors")
     with pytest.raises(ConfigError, match="unknown recipe `no such`"):
         config.load("no such")
 

@@ -323,14 +323,15 @@ def test_rows_of_a_table_and_waves_that_come_again_are_training_tasks(tmp_path: 
 
 @pytest.mark.parametrize(
     ("family", "options", "said"),
-    [(images, {"heads": 4}, r"built with heads=4, and the tasks have 3: set heads=3"),
+    [(images, {"heads": 4}, r"built with heads=4, and the tasks have 3: set heads=3 \(in a recipe: algorithm.heads=3\)"),
      (images, {"outputs": 5}, r"built with outputs=5, and the tasks have 4: set outputs=4"),
      (lambda: mo.tasks.from_function(lambda *a: None), {}, "this family draws new ones"),
      (lambda: replace(images(), names=list("abcdefghijklmno")), {}, "in no groups that could be training tasks")],
 )  # fmt: skip
-def test_other_training_tasks_are_refused(family: Any, options: dict[str, int], said: str) -> None:
+def test_other_training_tasks_are_refused(family: Any, options: dict[str, int], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        train(built(**options), tasks=family())
+        train(built(**options), tasks=family(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["omniglot-multi-task", "fertility-multi-task"])

@@ -41,7 +41,7 @@ def wanted(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _check_known(name: str) -> None:
     """A ConfigError for a name that is neither that of a recipe nor of a file, with the nearest one that can be meant."""
-    if name in config.names() or Path(name).exists() or name != Path(name).stem:
+    if name in config.names() or Path(name).exists() or Path(f"{name}.toml").exists() or name != Path(name).stem:
         return
     recipes = [one for one in config.names() if "recommend" not in config.load(one).kind.refused]
     raise ConfigError(f"unknown task family or recipe `{name}`{nearest(name, [*TASKS, *recipes], 'metaoptim list')}")

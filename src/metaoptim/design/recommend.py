@@ -26,6 +26,7 @@ from metaoptim.design.recommendation import Proposal, Recommendation
 from metaoptim.design.selection import Judgement, by_family, judge, standing
 from metaoptim.design.strategies import strategy
 from metaoptim.design.trials import Trial
+from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.checkpoint import strict_json
 
@@ -37,7 +38,7 @@ def recommend(
     trials: Sequence[Trial | str | Path] | str | Path = (),
     *,
     shipped: bool = True,
-    overrides: Sequence[str] = (),
+    settings: Sequence[str] = (),
     features: Path | None = None,
     top: int = SHOWN,
     say: Callable[[str], None] = lambda text: None,
@@ -52,14 +53,14 @@ def recommend(
             task family, which gets a usual model.
         trials: what was tried: folders with a trials.jsonl, such files, or trials (`design.trials.read`).
         shipped: whether to learn from the trials that come with the library too.
-        overrides: replace options of `tasks`, as in `tasks.ways=10`.
+        settings: options that replace those of `tasks`, as in `tasks.ways=10`.
         features: a folder in which the features of families are kept that don't come with the library.
         top: how many algorithms are proposed.
         say: is told what is done.
 
     Errors: ValueError, for recipes of learned optimizers, tasks that can't be read, or where nothing was tried on their like.
     """
-    target = tasks if isinstance(tasks, Recipe) else moving.wanted(tasks, overrides)
+    target = config.given(tasks, settings) if isinstance(tasks, Recipe) else moving.wanted(tasks, settings)
     target.experiment("recommend")
     known = known_features() | (known_features(features) if features else {})
     key = tasks_key(target.tables["tasks"])

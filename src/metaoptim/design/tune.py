@@ -38,6 +38,7 @@ def tune(
     recipe: str | Path | Recipe,
     search: Mapping[str, Any] | Sequence[str] | None = None,
     *,
+    settings: Sequence[str] = (),
     trials: int | None = None,
     seconds: float | None = None,
     folds: int = 3,
@@ -64,6 +65,7 @@ def tune(
         search: what is searched, {"algorithm.lr": "log:0.01..1", "model.filters": [16, 32]}, or texts KEY=SPEC; inner steps and
             both step sizes where not given. {"evaluate.steps": "1..20"}: the numbers of inner steps at test that may be picked;
             where not given, up to the most of those in training and those in [evaluate].
+        settings: options that replace those of the recipe, as in "tasks.ways=10".
         trials: how many, altogether; 20 where neither they nor seconds are given. A space of no more points than that is tried
             whole, each point once.
         seconds: after which no further training step is taken; the trial that is running then is not lost.
@@ -89,7 +91,7 @@ def tune(
         raise ValueError(
             f"tune takes a recipe, by its name, its file or itself, for a trial builds one anew; found {brief(recipe)}."
         )
-    chosen = recipe if isinstance(recipe, Recipe) else config.load(recipe)
+    chosen = config.given(recipe, settings)
     check_counts(trials=trials, workers=workers, iterations=iterations)
     check_counts(2, folds=folds)
     check_positive(seconds=seconds)
@@ -115,6 +117,8 @@ def tune(
             worker.study.set_user_attr("setup", setup.json)
             own = {key: dimension.drawn(_value(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
             first.append({key: value for key, value in own.items() if value is not None})
+            for key, dimension in ((key, space[key]) for key, value in own.items() if value is None):
+                say(f"the recipe's {key} = {_value(chosen, key)} is not in {dimension}: the trial of its values draws another.")
             # Partial points are completed by drawing, which could repeat one of a space that is tried whole.
             stored.enqueue(worker.study, [point for point in first if point in whole] if whole else first)
         stored.enqueue(worker.study, whole)  # those that are there are passed over
@@ -174,6 +178,8 @@ def _check_folder(folder: Path, url: str, shared: bool, name: str, setup: Setup,
     folder.mkdir(parents=True, exist_ok=True)
     if not shared and there and database.is_file() and (known := stored.names(url)) and name not in known:
         before = Setup.of(stored.setup_in(url, known[0]) or setup.json)
+        if before.name != setup.name:
+            raise ValueError(f"the study in {folder} is of {before.name}, not {setup.name}; choose another folder.")
         changed = ", ".join(_differences(before, setup)) or "its values"
         raise ValueError(
             f"the study in {folder} was started with other values of {changed}; go on with the same ones, or choose another "

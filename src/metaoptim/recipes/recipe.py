@@ -146,6 +146,11 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{name_or_path}: {error}") from error
 
 
+def given(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name, its file or itself; overrides and errors as in `load`."""
+    return parse(recipe.text(), recipe.name, overrides) if isinstance(recipe, Recipe) else load(recipe, overrides)
+
+
 def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Recipe:
     """A recipe from TOML text, as in `load`; `name` is used if the text doesn't state one.
 
@@ -207,6 +212,8 @@ def _find(name: str) -> Traversable:
         raise ConfigError(f"{path} is a folder; expected a TOML file (a run has its recipe.toml) or a recipe's name.")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ConfigError(f"there is no file {name}; expected a TOML file, or a recipe that `metaoptim list` names.")
+    if Path(f"{name}.toml").is_file():
+        raise ConfigError(f"unknown recipe `{name}`; did you mean the file {name}.toml?")
     raise ConfigError(f"unknown recipe `{name}`{nearest(name, shipped, 'metaoptim list recipes')}")
 
 
