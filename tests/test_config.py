@@ -227,7 +227,7 @@ def test_bad_texts_are_refused_with_a_sentence(case: str, tmp_path: Path) -> Non
         assert word in str(error.value)
 
 
-def test_bad_paths_are_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_bad_paths_are_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "latin.toml").write_bytes(b"description = '\xe9'")
     for name, words in {
         "latin.toml": "isn't UTF-8 text",
