@@ -44,28 +44,30 @@ def seen_from(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A recipe's tables with files named as seen from a folder, for a recipe that is to lie there."""
 
     def seen(file: str) -> str:
-        path = Path(os.path.abspath(file))
-        return file if os.path.isabs(file) or not path.exists() else Path(os.path.relpath(path, folder)).as_posix()
+        path = os.path.abspath(file)
+        return Path(os.path.relpath(path, folder)).as_posix() if os.path.exists(path) else file
 
     def seen_code(spec: str) -> str:
         file, _, name = spec.rpartition(":")
         return f"{seen(file)}:{name}" if file.endswith(".py") else spec
 
-    return _renamed(tables, seen_code, seen)
+    return _renamed(tables, seen_code, lambda file: file if os.path.isabs(file) else seen(file))
 
 
 def code(spec: str, within: Sequence[Path]) -> str:
     """FILE.py:NAME as seen from the current folder, taken from the first folder that has it."""
     file, _, name = spec.rpartition(":")
     path = _there(file, within) if file.endswith(".py") else None
-    if path is None or path == Path.cwd() / file:
+    if path is None:
         return spec
-    return f"{path.name if path.parent == Path.cwd() else path.as_posix()}:{name}"
+    if path.parent == (here := Path.cwd()):
+        return f"{path.name}:{name}"
+    return spec if path == here / file else f"{path.as_posix()}:{name}"
 
 
 def _data(file: str, within: Sequence[Path]) -> str:
     path = _there(file, within)
-    return file if path in (None, Path(os.path.abspath(file))) else path.as_posix()
+    return file if path in (None, Path(os.path.abspath(file))) else Path(os.path.relpath(path)).as_posix()
 
 
 def _there(file: str, within: Sequence[Path]) -> Path | None:
