@@ -426,6 +426,8 @@ def test_a_value_of_the_recipe_that_is_not_searched_is_told(tmp_path: Path) -> N
     found = quick(tmp_path / "s", search=search, trials=1, settings=["algorithm.lr=0.02"], say=said.append)
     assert found.rows[0].params["algorithm.lr"] == 0.02 and found.base.tables["algorithm"]["lr"] == 0.02
     assert said[0] == "the recipe's algorithm.steps = 1 is not in 2|3: the trial of its values draws another."
+    quick(tmp_path / "grid", search={"algorithm.steps": [2, 3]}, say=said.append)
+    assert "the recipe's algorithm.steps = 1 is not in 2|3: no trial has its values." in said
     other = config.Recipe("another", "", tiny().tables)
     with pytest.raises(ValueError, match=r"the study in .* is of tiny, not another; choose another folder\."):
         quick(tmp_path / "s", other, resume=True)

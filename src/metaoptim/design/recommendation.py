@@ -15,13 +15,14 @@ from rich.text import Text
 from metaoptim.design.features import Features
 from metaoptim.design.history import known_features, save_features
 from metaoptim.design.selection import CHOSEN, LEVEL, RANDOM, SINGLE, Held, Judgement
+from metaoptim.design.space import SIZES, value_of
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.environment import environment
 from metaoptim.runs.store import write_atomic
 
 DOCUMENT, RECIPE, START = "recommendation.json", "recipe.toml", "start.toml"
-SETTINGS = (("algorithm", "steps"), ("algorithm", "lr"), ("algorithm", "first_order"), ("train", "lr"))
+SETTINGS = ("algorithm.steps", "algorithm.first_order", *SIZES)
 POINTS, MOST_STEPS = 5, 10
 
 
@@ -52,9 +53,8 @@ class Proposal:
     @property
     def settings(self) -> dict[str, Any]:
         """What a search starts from, as `table.key`."""
-        found = {f"{table}.{key}": self.recipe.tables[table].get(key) for table, key in SETTINGS}
-        found["train.lr"] = found["train.lr"] or self.recipe.experiment().method.outer.lr
-        return {name: value for name, value in found.items() if value is not None}
+        found = {key: value_of(self.recipe, key) for key in SETTINGS}
+        return {key: value for key, value in found.items() if value is not None}
 
     def starts(self, rest: Sequence[Proposal] = ()) -> list[dict[str, Any]]:
         """Different points within the space that `tune` searches by default around this one, itself first, five at the most.
@@ -145,7 +145,7 @@ class Recommendation:
         ):  # fmt: skip
             shown.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
         if self.tried:
-            shown.add_column(f"here ({self.tried})", justify="right", overflow="fold")
+            shown.add_column("here", justify="right")
         for place, p in enumerate(self.proposals):
             point = p.settings
             cells = [
@@ -157,6 +157,7 @@ class Recommendation:
             cells += [_number(p.measured)] if self.tried else []
             shown.add_row(*cells, style="bold" if place == 0 else None)
         unit = "Scores: 0 is the median of what was tried on a family, 1 is one typical deviation better."
+        unit += f" Here: measured on {self.tried}." if self.tried else ""
         return Group(shown, Text(unit), Text(""), self.judged(), *(Text(line) for line in self.sentences))
 
     def judged(self) -> Table:

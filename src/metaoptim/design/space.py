@@ -26,6 +26,8 @@ FIXED = {
 }
 """Keys of [train] that decide what a score means, or nothing of it, and why they aren't searched."""
 TEST_STEPS = "evaluate.steps"
+SIZES = ("algorithm.lr", "algorithm.rule.lr", "train.lr")
+"""Step sizes of the inner loop, by themselves or of a composed rule, and of the outer one."""
 STEPS, WIDTH = (1, 10), 10.0  # of the default space: inner steps, and the factor by which step sizes are less or more
 
 
@@ -133,17 +135,21 @@ def default(recipe: Recipe) -> Space:
     algorithm, space = recipe.tables["algorithm"], cast(Space, {})
     if isinstance(algorithm.get("steps"), int) and algorithm["steps"] > 0:
         space["algorithm.steps"] = Span(*STEPS, whole=True)
-    rule = algorithm.get("rule")
-    sizes = {"algorithm.lr": algorithm.get("lr"), "algorithm.rule.lr": rule.get("lr") if isinstance(rule, Mapping) else None}
-    sizes["train.lr"] = recipe.tables["train"]["lr"]
-    if sizes["train.lr"] is None:
-        sizes["train.lr"] = recipe.experiment().method.outer.lr
-    for key, size in sizes.items():
+    for key in SIZES:
+        size = value_of(recipe, key)
         if isinstance(size, int | float) and size > 0:
             space[key] = Span(float(f"{size / WIDTH:.6g}"), float(f"{size * WIDTH:.6g}"), log=True)
     if isinstance(algorithm.get("first_order"), bool):
         space["algorithm.first_order"] = Choice((False, True))
     return space
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """A recipe's own value of a key, None where it has none; of an outer step size that it leaves to the algorithm, that."""
+    here: Any = recipe.tables
+    for part in key.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return recipe.experiment().method.outer.lr if here is None and key == "train.lr" else here
 
 
 def parsed(key: str, spec: Any) -> Dimension:

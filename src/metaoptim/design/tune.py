@@ -16,7 +16,7 @@ from metaoptim.core.checks import check_choice, check_counts, check_flags, check
 from metaoptim.design import storage as stored
 from metaoptim.design import study
 from metaoptim.design.cross_validation import CrossValidation, Setup
-from metaoptim.design.space import TEST_STEPS, Choice, Span, grid, space_of
+from metaoptim.design.space import TEST_STEPS, Choice, Span, grid, space_of, value_of
 from metaoptim.design.study import Row, Rule, Tuning
 from metaoptim.design.warm_start import Points, points
 from metaoptim.design.workers import Job, Worker, several
@@ -115,10 +115,11 @@ def tune(
         worker = Worker(job, setup)
         if not worker.study.user_attrs.get("setup"):
             worker.study.set_user_attr("setup", setup.json)
-            own = {key: dimension.drawn(_value(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
+            own = {key: dimension.drawn(value_of(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
             first.append({key: value for key, value in own.items() if value is not None})
-            for key, dimension in ((key, space[key]) for key, value in own.items() if value is None):
-                say(f"the recipe's {key} = {_value(chosen, key)} is not in {dimension}: the trial of its values draws another.")
+            for key in (key for key, value in own.items() if value is None):
+                here = f"the recipe's {key} = {value_of(chosen, key)} is not in {space[key]}"
+                say(f"{here}: {'no trial has its values' if whole else 'the trial of its values draws another'}.")
             # Partial points are completed by drawing, which could repeat one of a space that is tried whole.
             stored.enqueue(worker.study, [point for point in first if point in whole] if whole else first)
         stored.enqueue(worker.study, whole)  # those that are there are passed over
@@ -157,14 +158,6 @@ def _whole(dimension: Span | Choice) -> Sequence[int]:
     if isinstance(dimension, Span):
         return range(int(dimension.low), int(dimension.high) + 1)
     return sorted(dimension.values)
-
-
-def _value(recipe: Recipe, key: str) -> Any:
-    """A recipe's own value; of an outer step size that it leaves to the algorithm, that."""
-    here: Any = recipe.tables
-    for part in key.split("."):
-        here = here.get(part) if isinstance(here, Mapping) else None
-    return recipe.experiment().method.outer.lr if here is None and key == "train.lr" else here
 
 
 def _check_folder(folder: Path, url: str, shared: bool, name: str, setup: Setup, resume: bool) -> None:
