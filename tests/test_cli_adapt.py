@@ -15,6 +15,7 @@ from PIL import Image
 import metaoptim as mo
 from metaoptim import runs as stored
 from metaoptim.cli.main import main
+from metaoptim.recipes import places
 from metaoptim.recipes import recipe as config
 from metaoptim.tasks.readers import reader
 
@@ -179,6 +180,38 @@ def test_recipes_name_folders_of_ones_own(images: Cli) -> None:
     code, _, err = images("evaluate", "run")
     assert code == 2 and "There is no folder photos" in err
     assert config.load("run/recipe.toml", ["tasks.root=moved"]).build()[1].splits == ("train", "val", "test")
+
+
+def test_data_are_found_beside_the_recipe_and_where_a_run_was_started(
+    rows: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned/recipe.toml").write_text(config.load("rows.toml").lying_in(tmp_path / "tuned").text())
+    assert 'table = "../wines.csv"' in (tmp_path / "tuned/recipe.toml").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    Path("wines.csv").write_text("another table")
+    assert rows("evaluate", "../run")[0] == 0
+    for recipe in ("../rows.toml", "../tuned/recipe.toml"):
+        assert Path(config.load(recipe).tables["tasks"]["table"]).resolve() == tmp_path / "wines.csv"
+    assert config.load("../rows.toml", ["tasks.table=wines.csv"]).tables["tasks"]["table"] == "wines.csv"
+    assert rows("train", "../tuned/recipe.toml", "--out", "../run", "--resume")[0] == 0
+    Path("wines.csv").unlink()
+    Path("../wines.csv").unlink()
+    code, _, err = rows("evaluate", "../run")
+    assert code == 2 and f"There is no file wines.csv in {Path.cwd()}, nor beside the recipe" in err
+
+
+def test_members_of_a_mixture_are_found_as_other_code_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").touch()
+    tables = {"tasks": {"name": "mixture", "families": [{"name": "own.py:family"}]}}
+    (member,) = places.seen_from(tables, tmp_path / "tuned")["tasks"]["families"]
+    assert member["name"] == "../own.py:family"
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    (member,) = places.found(tables, [tmp_path])["tasks"]["families"]
+    assert member["name"] == f"{(tmp_path / 'own.py').as_posix()}:family"
 
 
 @pytest.mark.parametrize(("args", "words"), [

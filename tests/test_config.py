@@ -227,7 +227,7 @@ def test_bad_texts_are_refused_with_a_sentence(case: str, tmp_path: Path) -> Non
         assert word in str(error.value)
 
 
-def test_bad_paths_are_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_bad_paths_are_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "latin.toml").write_bytes(b"description = '\xe9'")
     for name, words in {
         "latin.toml": "isn't UTF-8 text",
@@ -237,6 +237,10 @@ def test_bad_paths_are_refused_with_a_sentence(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match=words):
             config.load(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    Path("sensors.toml").touch()
+    with pytest.raises(ConfigError, match=r"unknown recipe `sensors`; did you mean the file sensors\.toml\?"):
+        config.load("sensors")
     with pytest.raises(ConfigError, match="unknown recipe `no such`"):
         config.load("no such")
 

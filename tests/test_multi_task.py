@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -25,6 +26,7 @@ from metaoptim.engine import Engine
 from metaoptim.engine.reducer import Reducer
 from metaoptim.learners import Heads
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs import identity
 from metaoptim.tasks import ImageTasks, from_table
 from metaoptim.training.recorded import named_algorithm
@@ -138,6 +140,8 @@ class Own:
     how: str
 
     def weigh(self, gram: Tensor, key: int) -> Any:
+        if self.how == "NaN":
+            return gram[0] * math.nan
         return gram @ torch.ones(7) if self.how == "fails" else gram if self.how == "a matrix" else [0.5, 0.5]
 
 
@@ -149,6 +153,7 @@ class Own:
             r"failed \(test_multi_task.py:\d+, in weigh\): .*given the inner products of T gradients, here \(2, 2\)",
         ),
         ("a matrix", r"returned float32 \(2, 2\); expected a tensor of T weights"),
+        ("NaN", r"returned weights that are not finite, of the inner products"),
         ("a list", r"returned \(0.5, 0.5\); expected a tensor of T weights"),
     ],
 )
@@ -318,14 +323,15 @@ def test_rows_of_a_table_and_waves_that_come_again_are_training_tasks(tmp_path: 
 
 @pytest.mark.parametrize(
     ("family", "options", "said"),
-    [(images, {"heads": 4}, r"built with heads=4, and the tasks have 3: set heads=3"),
+    [(images, {"heads": 4}, r"built with heads=4, and the tasks have 3: set heads=3 \(in a recipe: algorithm.heads=3\)"),
      (images, {"outputs": 5}, r"built with outputs=5, and the tasks have 4: set outputs=4"),
      (lambda: mo.tasks.from_function(lambda *a: None), {}, "this family draws new ones"),
      (lambda: replace(images(), names=list("abcdefghijklmno")), {}, "in no groups that could be training tasks")],
 )  # fmt: skip
-def test_other_training_tasks_are_refused(family: Any, options: dict[str, int], said: str) -> None:
+def test_other_training_tasks_are_refused(family: Any, options: dict[str, int], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        train(built(**options), tasks=family())
+        train(built(**options), tasks=family(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["omniglot-multi-task", "fertility-multi-task"])
@@ -420,3 +426,29 @@ def test_a_recipe_may_weigh_the_tasks_of_any_method() -> None:
     experiment = config.parse(text, "mine").experiment()
     assert experiment.method.reduction == mo.reductions.UPGrad()
     assert "metaoptim.reductions" in experiment.modules, "whose code makes its numbers"
+
+
+def test_a_recipe_may_name_a_reduction_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("class First:\n    def weigh(self, gram, key):\n        return gram[0] * 0 + 1\n")
+    text = """
+        [algorithm]
+        name = "compose"
+        loss = "mse"
+        rule = {name = "sgd", lr = 0.01}
+        reduction = "mine.py:First"
+        [model]
+        name = "mlp"
+        [tasks]
+        name = "sinusoid"
+        [train]
+        iterations = 1
+    """
+    recipe = config.parse(text, "mine")
+    assert type(recipe.experiment().method.reduction).__name__ == "First"
+    assert recipe.lying_in(tmp_path / "there").tables["algorithm"]["reduction"] == "../mine.py:First"
+    with pytest.raises(ConfigError) as told:
+        config.parse(text.replace("mine.py:First", "none_of_these"), "mine")
+    assert str(told.value).count("upgrad") == 1 and "FILE.py:NAME" in str(told.value)
+    with pytest.raises(ConfigError, match=r"unknown key `reduction` .*`name = \"compose\"` takes it, with a rule"):
+        config.parse(text.replace('"compose"', '"maml"').replace("rule =", "# rule ="), "mine")

@@ -383,6 +383,25 @@ def test_what_was_tried_on_these_very_tasks_comes_first(quick: None) -> None:
     assert "tried on these very tasks" in " ".join(found.sentences)
 
 
+def test_a_search_on_these_very_tasks_hands_over_what_it_has_varied(quick: None) -> None:
+    def tried(width: int, value: float, folds: int = 3) -> Trial:
+        trial = made("sinusoid-maml", value, 0, "tasks.shots=7", f"model.sizes=[1, {width}, 1]", f"algorithm.steps={width % 5}")
+        return replace(trial, split="val", protocol=f"{folds}-fold cross-validation", source="tune")
+
+    search = [tried(width, width / 100) for width in (8, 16, 24, 31)]
+    other = [tried(width, width / 1000, folds=2) for width in (32, 33, 34, 36)]
+    found = mo.recommend(config.load("sinusoid-maml", ["tasks.shots=7"]), [*search, *other[:3]])
+    assert found.tried == "held-out folds of split train" and found.proposals[0].measured == 0.08
+    assert found.recipe.tables["model"]["sizes"] == [1, 8, 1]
+    assert "another model than yours, and keeps that: sizes = [1, 8, 1] for [1, 40, 40, 1]." in repr(found)
+    judged = [made(name, 0.5, 0, "tasks.shots=7") for name in ("sinusoid-maml", "sinusoid-anil", "sinusoid-meta-sgd")]
+    judged.append(made("sinusoid-fomaml", 0.4, 0, "tasks.shots=7"))
+    found = mo.recommend(config.load("sinusoid-maml", ["tasks.shots=7"]), [*search, *other, *judged])
+    assert found.tried == "split test" and found.proposals[0].algorithm == "fomaml" and found.proposals[0].measured == 0.4
+    assert "8 more were judged otherwise, on held-out folds of split train: such scores don't compare" in repr(found)
+    assert {p.measured for p in found.proposals} <= {0.4, 0.5, None}
+
+
 def test_what_can_not_be_recommended_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "lopt-mlp-pes", "--out", str(tmp_path / "a")]) == 2
     assert main(["recommend", "sinusoid-maml", "--trials", str(tmp_path), "--out", str(tmp_path / "a")]) == 2

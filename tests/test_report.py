@@ -398,6 +398,16 @@ def test_the_command_writes_the_page_and_says_where(cli: Cli, copy: Path) -> Non
         assert code == 2 and sentence in err
 
 
+def test_what_is_no_run_has_no_page(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    code, _, err = cli("report", str(copy / "recipe.toml"))
+    assert code == 2 and "recipe.toml is a file; expected the folder of a run" in err
+    (tmp_path / "planned").mkdir()
+    shutil.copy(copy / "recipe.toml", tmp_path / "planned")
+    code, _, err = cli("report", str(tmp_path / "planned"))
+    assert code == 2 and "planned has a recipe and no training of it; train it: metaoptim train" in err
+    assert not (tmp_path / "planned" / "report.html").exists()
+
+
 def test_live_follows_training_until_it_ends(cli: Cli, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, lines = json.loads((copy / "state.json").read_text()), (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "result.json").unlink()

@@ -283,7 +283,7 @@ ALL = [f"class{c},train" for c in range(9)]
     (None, {"size": 0}, ["size=0", "at least 1"]),
     (None, {"colour": "blue"}, ["colour='blue' is unknown: choose auto, grey or rgb."]),
     (None, {"colour": False}, ["colour=False is no text: choose auto, grey or rgb."]),
-    (None, {"splits": "nowhere.csv"}, ["nowhere.csv can't be read", "No such file"]),
+    (None, {"splits": "nowhere.csv"}, ["There is no file nowhere.csv in /", "beside the recipe"]),
     (_lines(*ALL[:-1]), {"splits": "splits.csv"}, ["no line for 'class8'", "each of the 9 classes one line"]),
     (_lines(*ALL, ALL[0]), {"splits": "splits.csv"}, ["Line 10", "'class0', twice"]),
     (_lines(*ALL, "dog,train"), {"splits": "splits.csv"}, ["Line 10", "'dog'", "none of that name"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -176,6 +177,8 @@ def test_the_default_space_is_made_of_what_a_recipe_has() -> None:
     }  # fmt: skip
     assert "algorithm.first_order" in space_of(config.load("sinusoid-meta-sgd"), None)
     assert {*space_of(tiny(LOPT), None)} == {"train.lr"}
+    composed = tiny(SINUSOID.replace('"maml"', '"compose"').replace("lr = 0.01", 'rule = {name = "momentum", lr = 0.02}'))
+    assert str(space_of(composed, None)["algorithm.rule.lr"]) == "log:0.002..0.2"
 
 
 def test_specs_are_ranges_and_choices() -> None:
@@ -205,6 +208,7 @@ def test_specs_are_ranges_and_choices() -> None:
         ("algorithm.lr=0.1|0.1", "its choices must be different"),
         ("tasks.shots=1..5", "scores of different tasks can't be compared"),
         ("train.iterations=1..5", "how long trials train is --iterations"),
+        ("train.seed=1..5", "`train.seed` can't be searched, for a seed that did best did so by chance."),
         ("evaluate.seed=1..5", "of [evaluate], evaluate.steps alone can"),
     ],
 )
@@ -238,6 +242,17 @@ def test_one_standard_error_takes_the_fewest_steps_and_of_these_the_best() -> No
     assert (pick(ROWS, "accuracy", "best", (1, 2)).trial, pick(ROWS, "accuracy", "best", (1,)).trial) == (3, 2)
     tight = [Row(**{**vars(r), "error": (0.001,) * 3}) for r in ROWS]
     assert pick(tight, "accuracy", "one-se", (1, 2)).trial == 3, "nothing else is within a small standard error"
+
+
+def test_the_table_shows_the_best_and_what_is_picked() -> None:
+    one = row(0, 1, [0.2, 0.885, 0.89])
+    facts = {"protocol": "2-fold cross-validation", "test_steps": [1, 2], "folds": 2, "iterations": 3}
+    for metric, trial, best, taken in (
+        ("accuracy", one, "89.00", "88.50"),
+        ("loss", Row(**{**vars(one), "mean": (0.8, 0.115, 0.11)}), "0.1100", "0.1150"),
+    ):
+        found = str(Tuning(tiny(), metric, {}, (trial,), pick([trial], metric, "one-se", (1, 2)), {}, facts))
+        assert re.search(rf" 0 .* 2 .*{best}.*\n.*\*0 .* 1 .*{taken}", found), found
 
 
 def test_of_a_loss_less_is_better() -> None:
@@ -403,6 +418,19 @@ def test_a_small_space_is_tried_whole_and_each_point_once(tmp_path: Path) -> Non
     assert len({tuple(row.params.values()) for row in first.rows}) == 2
     more = tune(recipe, search, trials=9, folds=2, iterations=2, out=tmp_path / "r", progress=False, resume=True)
     assert sorted((row.params["algorithm.steps"], row.params["algorithm.lr"]) for row in more.rows) == tried
+
+
+def test_a_value_of_the_recipe_that_is_not_searched_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    search = {"algorithm.lr": "log:0.001..0.1", "algorithm.steps": [2, 3]}
+    found = quick(tmp_path / "s", search=search, trials=1, settings=["algorithm.lr=0.02"], say=said.append)
+    assert found.rows[0].params["algorithm.lr"] == 0.02 and found.base.tables["algorithm"]["lr"] == 0.02
+    assert said[0] == "the recipe's algorithm.steps = 1 is not in 2|3: the trial of its values draws another."
+    quick(tmp_path / "grid", search={"algorithm.steps": [2, 3]}, say=said.append)
+    assert "the recipe's algorithm.steps = 1 is not in 2|3: no trial has its values." in said
+    other = config.Recipe("another", "", tiny().tables)
+    with pytest.raises(ValueError, match=r"the study in .* is of tiny, not another; choose another folder\."):
+        quick(tmp_path / "s", other, resume=True)
 
 
 def test_more_trials_can_be_asked_for(tmp_path: Path) -> None:

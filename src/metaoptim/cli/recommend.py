@@ -52,7 +52,7 @@ def recommend(
     folder = out or Path("recommendations", file_name(Path(tasks).name.removesuffix(".toml")))
     with console(stderr=True).status("recommending") as status:
         found = find(
-            tasks, tried, overrides=set_ or (), features=folder, say=lambda text: status.update(f"recommending: {text}")
+            tasks, tried, settings=set_ or (), features=folder, say=lambda text: status.update(f"recommending: {text}")
         )
     if json_:
         typer.echo(json.dumps(found.document(), indent=2))

@@ -141,27 +141,35 @@ def centred(values: Sequence[float]) -> list[float] | None:
 def history(trials: Iterable[Trial], known: dict[str, Features]) -> History:
     """Sorts trials into families and standardises them; features that are not `known` are measured, and added there."""
     left_out: dict[str, int] = defaultdict(int)
-    groups: dict[tuple[str, str, str], dict[str, list[Trial]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str, str, str], dict[str, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         if trial.tables["algorithm"]["name"] in LearnedOptimizers.builders["algorithm"]:
             left_out["learned optimizers"] += 1
             continue
-        group = groups[tasks_key(trial.tables["tasks"]), trial.metric, trial.split]
+        # How many steps a strategy takes is its own affair; the folds of a search are the search's.
+        study = trial.protocol if trial.source == "tune" else ""
+        group = groups[tasks_key(trial.tables["tasks"]), trial.metric, judged_on(trial), study]
         group[strict_json(trial.tables, sort_keys=True)].append(trial)
     rows: list[Row] = []
-    for (key, metric, split), same in groups.items():
-        found, reason = _family(key, metric, split, [_mean(seeds) for seeds in same.values()], known)
+    for (key, metric, where, study), same in groups.items():
+        found, reason = _family(key, f"{metric} {where} {study}", [_mean(seeds) for seeds in same.values()], known)
         rows += found
-        others = sorted({s for k, m, s in groups if (k, m) == (key, metric) and s != split})
+        others = sorted({w for k, m, w, _ in groups if (k, m) == (key, metric) and w != where})
         if reason == FEW and others:
-            reason = f"{FEW} judged on split {split}, whose scores don't compare with those on split {' and '.join(others)}"
+            reason = f"{FEW} judged on {where}, whose scores don't compare with those on {' and '.join(others)}"
         if lost := len(same) - len(found):
             left_out[reason or "recipes that can't be built"] += lost
     return History(rows, dict(left_out))
 
 
-def _family(key: str, metric: str, split: str, tried: list[Trial], known: dict[str, Features]) -> tuple[list[Row], str]:
-    """The rows of a family, and why there are none of it."""
+def judged_on(trial: Trial) -> str:
+    """What the scores are of, in words; those of others don't compare with them."""
+    return "held-out folds of split train" if trial.source == "tune" else f"split {trial.split}"
+
+
+def _family(key: str, judged: str, tried: list[Trial], known: dict[str, Features]) -> tuple[list[Row], str]:
+    """The rows of a family whose trials were all judged alike, and why there are none of it."""
+    metric = tried[0].metric
     built: list[tuple[Trial, Recipe, Strategy]] = []
     for trial in tried:
         try:
@@ -179,7 +187,7 @@ def _family(key: str, metric: str, split: str, tried: list[Trial], known: dict[s
             known[key] = judged_tasks(built[0][1])
         except (ValueError, OSError):
             return [], "tasks whose data are not here"
-    name, data = f"{key} {metric} {split}", data_key(built[0][1].tables["tasks"])
+    name, data = f"{key} {judged}", data_key(built[0][1].tables["tasks"])
     return [Row(trial, name, data, score, known[key], like) for (trial, _, like), score in zip(built, scores, strict=True)], ""
 
 

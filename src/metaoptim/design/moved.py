@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from metaoptim.core.types import Task
-from metaoptim.design.history import Row
+from metaoptim.design.history import Row, tasks_key
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.recipes.schema import ConfigError, nearest
@@ -41,7 +41,7 @@ def wanted(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _check_known(name: str) -> None:
     """A ConfigError for a name that is neither that of a recipe nor of a file, with the nearest one that can be meant."""
-    if name in config.names() or Path(name).exists() or name != Path(name).stem:
+    if name in config.names() or Path(name).exists() or Path(f"{name}.toml").exists() or name != Path(name).stem:
         return
     recipes = [one for one in config.names() if "recommend" not in config.load(one).kind.refused]
     raise ConfigError(f"unknown task family or recipe `{name}`{nearest(name, [*TASKS, *recipes], 'metaoptim list')}")
@@ -68,14 +68,17 @@ BUDGET = ("iterations", "validate_every", "validate_episodes", "checkpoint_every
 def moved(row: Row, rows: Sequence[Row], target: Recipe) -> Recipe:
     """The algorithm and the training of a row, on the tasks and with the model of `target`, judged as that one is.
 
-    Where the row's model differs from the one that most strategies had on its family, as in warp layers, so does the new one.
-    rows: those of its family among others. Errors: ValueError, where these don't go together.
+    Where the row's model differs from the one that most strategies had on its family, as in warp layers, so does the new one;
+    on the very tasks of a search also in what that has varied. rows: those of its family among others.
+    Errors: ValueError, where these don't go together.
     """
     tables = {name: dict(table) for name, table in row.trial.tables.items()}
     theirs = [other.trial.tables["model"] for other in rows if other.family == row.family]
+    here = tasks_key(tables["tasks"]) == tasks_key(target.tables["tasks"])
     counts = Counter(strict_json(model, sort_keys=True) for model in theirs)
     common = next(model for model in theirs if strict_json(model, sort_keys=True) == counts.most_common(1)[0][0])
-    own = {key: x for key, x in tables["model"].items() if common.get(key) != x}
+    others = theirs if here and row.trial.source == "tune" else [common]
+    own = {key: x for key, x in tables["model"].items() if any(other.get(key) != x for other in others)}
     if strange := [key for key in own if key not in target.tables["model"]]:
         raise ConfigError(f"the model of {target.name} has no option {strange[0]}, which {row.trial.recipe} needs.")
     # What is fitted to a search or to a budget is no part of a strategy.

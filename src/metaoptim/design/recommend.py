@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,12 +10,23 @@ import numpy as np
 
 from metaoptim.design import moved as moving
 from metaoptim.design import trials as stored
-from metaoptim.design.history import CUT, History, Row, history, judged_tasks, known_features, shipped_trials, tasks_key
+from metaoptim.design.history import (
+    CUT,
+    History,
+    Row,
+    history,
+    judged_on,
+    judged_tasks,
+    known_features,
+    shipped_trials,
+    tasks_key,
+)
 from metaoptim.design.predictors import MODELS, Floats
 from metaoptim.design.recommendation import Proposal, Recommendation
-from metaoptim.design.selection import Judgement, judge, standing
+from metaoptim.design.selection import Judgement, by_family, judge, standing
 from metaoptim.design.strategies import strategy
 from metaoptim.design.trials import Trial
+from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.checkpoint import strict_json
 
@@ -26,7 +38,7 @@ def recommend(
     trials: Sequence[Trial | str | Path] | str | Path = (),
     *,
     shipped: bool = True,
-    overrides: Sequence[str] = (),
+    settings: Sequence[str] = (),
     features: Path | None = None,
     top: int = SHOWN,
     say: Callable[[str], None] = lambda text: None,
@@ -41,14 +53,14 @@ def recommend(
             task family, which gets a usual model.
         trials: what was tried: folders with a trials.jsonl, such files, or trials (`design.trials.read`).
         shipped: whether to learn from the trials that come with the library too.
-        overrides: replace options of `tasks`, as in `tasks.ways=10`.
+        settings: options that replace those of `tasks`, as in `tasks.ways=10`.
         features: a folder in which the features of families are kept that don't come with the library.
         top: how many algorithms are proposed.
         say: is told what is done.
 
     Errors: ValueError, for recipes of learned optimizers, tasks that can't be read, or where nothing was tried on their like.
     """
-    target = tasks if isinstance(tasks, Recipe) else moving.wanted(tasks, overrides)
+    target = config.given(tasks, settings) if isinstance(tasks, Recipe) else moving.wanted(tasks, settings)
     target.experiment("recommend")
     known = known_features() | (known_features(features) if features else {})
     key = tasks_key(target.tables["tasks"])
@@ -60,14 +72,14 @@ def recommend(
     past = history([*(shipped_trials() if shipped else ()), *_read(trials)], known)
     judgement = judge(past, say=say)
     rows = [row for row in past.rows if row.tasks["classification"] == like["classification"]]
-    candidates = _candidates(rows, like, target)
+    here, apart = _tried([row for row in rows if tasks_key(row.trial.tables["tasks"]) == key])
+    candidates = _candidates(rows, like, target, here)
     if not candidates:
         kind = "classification" if like["classification"] else "regression"
         raise ValueError(f"nothing was tried on {kind} that can be moved to {target.name}; pass trials of such tasks.")
     say(f"{judgement.model}, of all")
     guesses = MODELS[judgement.model](past.rows)([asked for asked, _, _ in candidates])
-    here = {id(source) for _, source, _ in candidates if tasks_key(source.trial.tables["tasks"]) == key}
-    proposals = _ranked(candidates, guesses, past, judgement, here)
+    proposals = _ranked(candidates, guesses, past, judgement, {id(row) for row in here})
     for proposal in proposals:
         say(f"trying {proposal.recipe.name}")
         if not moving.goes(proposal.recipe):
@@ -75,13 +87,26 @@ def recommend(
         proposals = [p for p in proposals if p is not proposal]
     if not proposals:
         raise ValueError(f"no strategy that was tried can be trained on {target.name}; look at its model and at its tasks.")
-    return Recommendation(target.name, like, proposals[:top], judgement, str(past), past.left_out, bool(here), known)
+    tried = judged_on(here[0].trial) if here else ""
+    return Recommendation(target, like, proposals[:top], judgement, str(past), past.left_out, tried, apart, known)
 
 
-def _candidates(rows: Sequence[Row], like: dict[str, float], target: Recipe) -> list[tuple[Row, Row, Recipe]]:
-    """What can be asked for: the row to predict, the one that it comes of, and its recipe; nearest families first."""
+def _tried(rows: Sequence[Row]) -> tuple[Sequence[Row], dict[str, int]]:
+    """Of the rows of the very tasks those that were judged alike, as most algorithms were, and how many others were judged on
+    what."""
+    groups = by_family(rows).values()
+    taken = max(groups, key=lambda group: (len({r.strategy["algorithm"] for r in group}), len(group)), default=[])
+    others = Counter(judged_on(row.trial) for group in groups if group is not taken for row in group)
+    return taken, dict(others)
+
+
+def _candidates(
+    rows: Sequence[Row], like: dict[str, float], target: Recipe, here: Sequence[Row]
+) -> list[tuple[Row, Row, Recipe]]:
+    """What can be asked for: the row to predict, the one that it comes of, and its recipe; those here, then by distance."""
     found: dict[str, tuple[Row, Row, Recipe]] = {}
-    for source in sorted(rows, key=_distance(rows, like)):
+    own, far = {id(row) for row in here}, _distance(rows, like)
+    for source in sorted(rows, key=lambda row: (id(row) not in own, far(row))):
         try:
             recipe = moving.moved(source, rows, target)
             asked = Row(source.trial, "asked", "asked", 0.0, like, strategy(recipe))

@@ -15,13 +15,14 @@ from rich.text import Text
 from metaoptim.design.features import Features
 from metaoptim.design.history import known_features, save_features
 from metaoptim.design.selection import CHOSEN, LEVEL, RANDOM, SINGLE, Held, Judgement
+from metaoptim.design.space import SIZES, value_of
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.environment import environment
 from metaoptim.runs.store import write_atomic
 
 DOCUMENT, RECIPE, START = "recommendation.json", "recipe.toml", "start.toml"
-SETTINGS = (("algorithm", "steps"), ("algorithm", "lr"), ("algorithm", "first_order"), ("train", "lr"))
+SETTINGS = ("algorithm.steps", "algorithm.first_order", *SIZES)
 POINTS, MOST_STEPS = 5, 10
 
 
@@ -52,9 +53,8 @@ class Proposal:
     @property
     def settings(self) -> dict[str, Any]:
         """What a search starts from, as `table.key`."""
-        found = {f"{table}.{key}": self.recipe.tables[table].get(key) for table, key in SETTINGS}
-        found["train.lr"] = found["train.lr"] or self.recipe.experiment().method.outer.lr
-        return {name: value for name, value in found.items() if value is not None}
+        found = {key: value_of(self.recipe, key) for key in SETTINGS}
+        return {key: value for key, value in found.items() if value is not None}
 
     def starts(self, rest: Sequence[Proposal] = ()) -> list[dict[str, Any]]:
         """Different points within the space that `tune` searches by default around this one, itself first, five at the most.
@@ -78,17 +78,19 @@ class Proposal:
 class Recommendation:
     """Proposals for tasks, the best first, and how the meta-model was judged.
 
-    tasks: the name of what was asked for. features: what these are like. past: what there was to learn from, and left_out: what
-    could not be used. tried: whether strategies were tried on these very tasks. known: features of families, by `tasks_key`.
+    target: the recipe whose tasks were asked for. features: what these are like. past: what there was to learn from, and
+    left_out: what could not be used. tried: what strategies were judged on that were tried on these very tasks ("": none were),
+    and apart: how many more were judged on what, by that. known: features of families, by `tasks_key`.
     """
 
-    tasks: str
+    target: Recipe = field(repr=False)
     features: Features
     proposals: Sequence[Proposal]
     judgement: Judgement
     past: str
     left_out: Mapping[str, int]
-    tried: bool
+    tried: str
+    apart: Mapping[str, int]
     known: Mapping[str, Features] = field(repr=False)
 
     def __repr__(self) -> str:
@@ -117,16 +119,26 @@ class Recommendation:
                 f"Not enough trials: {self.judgement.doubt}; {_gaps(held)}. Its predictions are shown, and not followed."
             )
         if self.tried:
-            told.append(f"Strategies were tried on these very tasks; what did best is {first.algorithm}, and is proposed.")
+            best = f"what did best on {self.tried} is {first.algorithm}, and is proposed"
+            told.append(f"Strategies were tried on these very tasks; {best}.")
+            told += [
+                f"{n} more {'was' if n == 1 else 'were'} judged otherwise, on {where}: such scores don't compare with "
+                "these, and have decided nothing."
+                for where, n in self.apart.items()
+            ]
         elif self.judgement.trusted:
             told.append(f"Proposed: {first.algorithm}, with the highest prediction.")
         else:
             told.append(f"The single best of what was tried elsewhere is {first.algorithm}, and is proposed.")
+        theirs, own = self.recipe.tables["model"], self.target.tables["model"]
+        if changed := [key for key, x in theirs.items() if own.get(key) != x]:
+            values = " and ".join(f"{key} = {strict_json(theirs[key])} for {strict_json(own.get(key))}" for key in changed)
+            told.append(f"It was tried with another model than yours, and keeps that: {values}.")
         return told
 
     def table(self) -> RenderableType:
         """The proposals, and how predictors do on data sets that they were not told of."""
-        shown = Table(title=f"What to try on {self.tasks}")
+        shown = Table(title=f"What to try on {self.target.name}")
         for name, side in (
             ("algorithm", "left"), ("settings of", "left"), ("K", "right"), ("inner lr", "right"), ("outer lr", "right"),
             ("predicted", "right"), (f"{LEVEL:.0%} of cases", "right"), ("mean (families)", "right"),
@@ -145,6 +157,7 @@ class Recommendation:
             cells += [_number(p.measured)] if self.tried else []
             shown.add_row(*cells, style="bold" if place == 0 else None)
         unit = "Scores: 0 is the median of what was tried on a family, 1 is one typical deviation better."
+        unit += f" Here: measured on {self.tried}." if self.tried else ""
         return Group(shown, Text(unit), Text(""), self.judged(), *(Text(line) for line in self.sentences))
 
     def judged(self) -> Table:
@@ -159,10 +172,10 @@ class Recommendation:
     def document(self) -> dict[str, Any]:
         """All of it, in JSON types."""
         return {
-            "tasks": self.tasks, "features": self.features, "proposals": [p.document() for p in self.proposals],
+            "tasks": self.target.name, "features": self.features, "proposals": [p.document() for p in self.proposals],
             "judgement": self.judgement.document(), "learned_from": self.past, "left_out": dict(self.left_out),
-            "tried_here": self.tried, "sentences": self.sentences, "recipe": self.recipe.text(absent=False),
-            "start": self.starts, "environment": environment(),
+            "tried_here": self.tried, "judged_otherwise": dict(self.apart), "sentences": self.sentences,
+            "recipe": self.recipe.text(absent=False), "start": self.starts, "environment": environment(),
         }  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:

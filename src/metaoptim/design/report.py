@@ -21,7 +21,7 @@ from metaoptim.report.html import comparison, diagnosis, provenance, step_sizes,
 from metaoptim.report.html.document import Chapter, Note, Page, Part, Section, Table
 from metaoptim.report.html.few_shot import LABELS, cell
 from metaoptim.runs import Run
-from metaoptim.runs.store import RECIPE
+from metaoptim.runs.store import METRICS, RECIPE, STATE
 
 REFRESH = 5  # seconds after which a page loads itself again, while a run trains
 
@@ -57,17 +57,24 @@ def opened(path: Path, settings: tuple[str, ...] = ()) -> RunFolder | Chapter:
                     f"{path / name} can't be shown, for it is damaged, or of another version of metaoptim; make it again "
                     "by the command that wrote it."
                 ) from error
+    if path.is_file():
+        raise ValueError(f"{path} is a file; expected the folder of a run, of a comparison or of a search.")
     if not (path / RECIPE).is_file():
         raise ValueError(
             f"there is no {path / RECIPE}; expected the folder of a run that `metaoptim train` wrote, of a comparison or of a "
             "search."
         )
+    if not any((path / file).is_file() for file in (STATE, METRICS)):
+        raise ValueError(f"{path} has a recipe and no training of it; train it: {_train(path)}.")
     return RunFolder(path, settings)
 
 
+def _train(path: Path) -> str:
+    return shlex.join(["metaoptim", "train", str(path / RECIPE)])
+
+
 def _studied(path: Path) -> Callable[[Mapping[str, Any]], Chapter]:
-    trained = shlex.join(["metaoptim", "train", str(path / RECIPE)])
-    return lambda found: study.chapter(found, trained)
+    return lambda found: study.chapter(found, _train(path))
 
 
 def chapter(folder: RunFolder, live: bool = False) -> Chapter:

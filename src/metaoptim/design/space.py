@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 FORMS = "a range, as in 1..10 or 0.001..0.01 or log:0.01..1, or choices, as in true|false or 16|32|64"
 TABLES = ("algorithm", "model", "train", "evaluate")
-FIXED = ("seed", "device", "iterations", "validate_episodes")
-"""Keys of [train] that decide what a score means, or nothing of it."""
+FIXED = {
+    "seed": "a seed that did best did so by chance",
+    "device": "scores don't depend on it",
+    "iterations": "how long trials train is --iterations",
+    "validate_episodes": "it says how scores are measured",
+}
+"""Keys of [train] that decide what a score means, or nothing of it, and why they aren't searched."""
 TEST_STEPS = "evaluate.steps"
+SIZES = ("algorithm.lr", "algorithm.rule.lr", "train.lr")
+"""Step sizes of the inner loop, by themselves or of a composed rule, and of the outer one."""
 STEPS, WIDTH = (1, 10), 10.0  # of the default space: inner steps, and the factor by which step sizes are less or more
 
 
@@ -122,20 +129,27 @@ def space_of(recipe: Recipe, searched: Mapping[str, Any] | Sequence[str] | None)
 
 
 def default(recipe: Recipe) -> Space:
-    """What nearly every recipe depends on: inner steps 1 to 10, inner and outer step size from a tenth to ten times of what
-    they are, and first or second order where the algorithm has both; as far as the recipe has them."""
+    """What nearly every recipe depends on, as far as it has them: inner steps 1 to 10, inner and outer step size (that of a
+    composed rule, if it is one) from a tenth to ten times of what they are, and first or second order where the algorithm has
+    both."""
     algorithm, space = recipe.tables["algorithm"], cast(Space, {})
     if isinstance(algorithm.get("steps"), int) and algorithm["steps"] > 0:
         space["algorithm.steps"] = Span(*STEPS, whole=True)
-    sizes = {"algorithm.lr": algorithm.get("lr"), "train.lr": recipe.tables["train"]["lr"]}
-    if sizes["train.lr"] is None:
-        sizes["train.lr"] = recipe.experiment().method.outer.lr
-    for key, size in sizes.items():
+    for key in SIZES:
+        size = value_of(recipe, key)
         if isinstance(size, int | float) and size > 0:
             space[key] = Span(float(f"{size / WIDTH:.6g}"), float(f"{size * WIDTH:.6g}"), log=True)
     if isinstance(algorithm.get("first_order"), bool):
         space["algorithm.first_order"] = Choice((False, True))
     return space
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """A recipe's own value of a key, None where it has none; of an outer step size that it leaves to the algorithm, that."""
+    here: Any = recipe.tables
+    for part in key.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return recipe.experiment().method.outer.lr if here is None and key == "train.lr" else here
 
 
 def parsed(key: str, spec: Any) -> Dimension:
@@ -177,8 +191,10 @@ def _checked_key(recipe: Recipe, key: str) -> Any:
     known = [name for name in TABLES if name in recipe.tables]
     if table not in known or not rest:
         raise ConfigError(f"can't search `{key}`: {_unknown_table(table, known)}")
-    if (table == "evaluate" and key != TEST_STEPS) or (table == "train" and rest in FIXED):
-        why = "how long trials train is --iterations" if rest == "iterations" else "it says how scores are measured"
+    if table == "train" and rest in FIXED:
+        raise ConfigError(f"`{key}` can't be searched, for {FIXED[rest]}.")
+    if table == "evaluate" and key != TEST_STEPS:
+        why = "it says how scores are measured"
         raise ConfigError(f"`{key}` can't be searched, for {why}; of [evaluate], {TEST_STEPS} alone can.")
     first, *inner = rest.split(".")
     options = {o.name: o.type for o in recipe.kind.options(table, recipe.tables[table].get("name", ""))}

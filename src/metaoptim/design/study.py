@@ -161,14 +161,15 @@ class Tuning:
         return next(row for row in self.rows if row.number == self.picked.trial)
 
     def table(self) -> Table:
-        """A row for each trial: what was drawn, its best score at test, and after how many inner steps that is."""
+        """A row for each trial: what was drawn, its best score at test, and after how many inner steps that is; and one for
+        what is picked, where that is after others."""
         counted = {s: sum(row.state == s for row in self.rows) for s in ("complete", "pruned", "diverged", "refused")}
         told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
         percent = self.metric == "accuracy"
         title = f"{self.base.name}: {plural(len(self.rows), 'trial')} ({told})"
         told = f"{self.facts['protocol']}; ± one standard error; * is picked"
         if len(self.facts["test_steps"]) > 1:
-            told += "; each score is the trial's best, after so many test steps, and that of * the one that the rule takes"
+            told += "; each score is the trial's best, after so many test steps, and that of *, after those of the rule"
         table = Table(title=title, caption=told)
         for name in ("trial", *self.space):
             if name != TEST_STEPS:
@@ -177,25 +178,22 @@ class Tuning:
             table.add_column(name, justify="right", no_wrap=True)
         scale, digits = (100, 2) if percent else (1, 4)
         for row in self.rows:
-            at = self.place(row)
-            mark = "*" if row.number == self.picked.trial else ""
-            cells = ["", ""] if at is None else [
-                str(row.steps[at]), f"{scale * row.mean[at]:.{digits}f} ± {scale * row.error[at]:.{digits}f}"
-            ]  # fmt: skip
             drawn = [_shown(row.params[key]) for key in self.space if key != TEST_STEPS]
-            table.add_row(
-                f"{mark}{row.number}", *drawn, *cells, f"{row.seconds:.0f}", row.state, style="bold" if mark else None
-            )
+            for at in self.places(row):
+                own = row.number == self.picked.trial and row.steps[at] == self.picked.test_steps
+                cells = [str(row.steps[at]), f"{scale * row.mean[at]:.{digits}f} ± {scale * row.error[at]:.{digits}f}"]
+                mark, style = ("*", "bold") if own else ("", None)
+                table.add_row(f"{mark}{row.number}", *drawn, *cells, f"{row.seconds:.0f}", row.state, style=style)
+            if row.state != "complete":
+                table.add_row(str(row.number), *drawn, "", "", f"{row.seconds:.0f}", row.state)
         return table
 
-    def place(self, row: Row) -> int | None:
-        """Which of a trial's numbers of test steps is shown: the picked one of the picked trial, the best one of any other."""
-        if row.state != "complete":
-            return None
-        if row.number == self.picked.trial:
-            return row.steps.index(self.picked.test_steps)
-        places = [i for i, k in enumerate(row.steps) if k in self.facts["test_steps"]]
-        return max(places, key=lambda i: row.mean[i] if self.metric == "accuracy" else -row.mean[i])
+    def places(self, row: Row) -> list[int]:
+        """Which of a trial's numbers of test steps are shown: the best one and, of the picked trial, the picked one."""
+        known = [i for i, k in enumerate(row.steps) if k in self.facts["test_steps"]] if row.state == "complete" else []
+        best = sorted(known, key=lambda i: -row.mean[i] if self.metric == "accuracy" else row.mean[i])[:1]
+        taken = [i for i in known if row.number == self.picked.trial and row.steps[i] == self.picked.test_steps]
+        return list(dict.fromkeys([*best, *taken]))
 
     @property
     def said(self) -> str:

@@ -16,7 +16,7 @@ from metaoptim.core.checks import check_choice, check_counts, check_flags, check
 from metaoptim.design import storage as stored
 from metaoptim.design import study
 from metaoptim.design.cross_validation import CrossValidation, Setup
-from metaoptim.design.space import TEST_STEPS, Choice, Span, grid, space_of
+from metaoptim.design.space import TEST_STEPS, Choice, Span, grid, space_of, value_of
 from metaoptim.design.study import Row, Rule, Tuning
 from metaoptim.design.warm_start import Points, points
 from metaoptim.design.workers import Job, Worker, several
@@ -38,6 +38,7 @@ def tune(
     recipe: str | Path | Recipe,
     search: Mapping[str, Any] | Sequence[str] | None = None,
     *,
+    settings: Sequence[str] = (),
     trials: int | None = None,
     seconds: float | None = None,
     folds: int = 3,
@@ -64,6 +65,7 @@ def tune(
         search: what is searched, {"algorithm.lr": "log:0.01..1", "model.filters": [16, 32]}, or texts KEY=SPEC; inner steps and
             both step sizes where not given. {"evaluate.steps": "1..20"}: the numbers of inner steps at test that may be picked;
             where not given, up to the most of those in training and those in [evaluate].
+        settings: options that replace those of the recipe, as in "tasks.ways=10".
         trials: how many, altogether; 20 where neither they nor seconds are given. A space of no more points than that is tried
             whole, each point once.
         seconds: after which no further training step is taken; the trial that is running then is not lost.
@@ -89,7 +91,7 @@ def tune(
         raise ValueError(
             f"tune takes a recipe, by its name, its file or itself, for a trial builds one anew; found {brief(recipe)}."
         )
-    chosen = recipe if isinstance(recipe, Recipe) else config.load(recipe)
+    chosen = config.given(recipe, settings)
     check_counts(trials=trials, workers=workers, iterations=iterations)
     check_counts(2, folds=folds)
     check_positive(seconds=seconds)
@@ -113,8 +115,11 @@ def tune(
         worker = Worker(job, setup)
         if not worker.study.user_attrs.get("setup"):
             worker.study.set_user_attr("setup", setup.json)
-            own = {key: dimension.drawn(_value(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
+            own = {key: dimension.drawn(value_of(chosen, key)) for key, dimension in space.items() if key != TEST_STEPS}
             first.append({key: value for key, value in own.items() if value is not None})
+            for key in (key for key, value in own.items() if value is None):
+                here = f"the recipe's {key} = {value_of(chosen, key)} is not in {space[key]}"
+                say(f"{here}: {'no trial has its values' if whole else 'the trial of its values draws another'}.")
             # Partial points are completed by drawing, which could repeat one of a space that is tried whole.
             stored.enqueue(worker.study, [point for point in first if point in whole] if whole else first)
         stored.enqueue(worker.study, whole)  # those that are there are passed over
@@ -155,14 +160,6 @@ def _whole(dimension: Span | Choice) -> Sequence[int]:
     return sorted(dimension.values)
 
 
-def _value(recipe: Recipe, key: str) -> Any:
-    """A recipe's own value; of an outer step size that it leaves to the algorithm, that."""
-    here: Any = recipe.tables
-    for part in key.split("."):
-        here = here.get(part) if isinstance(here, Mapping) else None
-    return recipe.experiment().method.outer.lr if here is None and key == "train.lr" else here
-
-
 def _check_folder(folder: Path, url: str, shared: bool, name: str, setup: Setup, resume: bool) -> None:
     """A ValueError where the folder holds a study and it isn't to go on, or another one, or none that could."""
     database, ended = folder / stored.DATABASE, folder / study.JSON
@@ -174,6 +171,8 @@ def _check_folder(folder: Path, url: str, shared: bool, name: str, setup: Setup,
     folder.mkdir(parents=True, exist_ok=True)
     if not shared and there and database.is_file() and (known := stored.names(url)) and name not in known:
         before = Setup.of(stored.setup_in(url, known[0]) or setup.json)
+        if before.name != setup.name:
+            raise ValueError(f"the study in {folder} is of {before.name}, not {setup.name}; choose another folder.")
         changed = ", ".join(_differences(before, setup)) or "its values"
         raise ValueError(
             f"the study in {folder} was started with other values of {changed}; go on with the same ones, or choose another "

@@ -67,7 +67,7 @@ class Reducer:
         return MetaParams(mixed.weights, mixed.rule | total.rule), told
 
     def _weights(self, gram: Tensor, key: int) -> Tensor:
-        """What the reduction makes of the inner products. ValueError where its `weigh` fails, or gives something else."""
+        """What the reduction makes of the inner products. ValueError where its `weigh` fails, or gives others."""
         own: Any = self.method.reduction
         who, given = f"`weigh` of the reduction {brief(own)}", f"the inner products of T gradients, here {tuple(gram.shape)}"
         try:
@@ -79,6 +79,8 @@ class Reducer:
             raise ValueError(f"{who} failed{at}: {error}; it is given {given}, and a key.") from error
         if not isinstance(weights, Tensor) or weights.shape != gram.shape[:1]:
             raise ValueError(f"{who} returned {shapes(weights)}; expected a tensor of T weights, of {given}.")
+        if bool(gram.isfinite().all()) and not bool(weights.isfinite().all()):
+            raise ValueError(f"{who} returned weights that are not finite, of {given}, all of which are.")
         return weights
 
     def bytes(self, phi: MetaParams, count: int) -> int:

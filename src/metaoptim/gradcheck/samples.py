@@ -19,7 +19,7 @@ from metaoptim.gradcheck.parts import said
 from metaoptim.learners import Heads, network_of
 from metaoptim.nn import written_out
 from metaoptim.tasks import TaskFamily
-from metaoptim.tasks.training_tasks import numbered
+from metaoptim.tasks.training_tasks import check_heads, numbered
 
 TASKS = 3  # so that two at a time leave a rest
 ROWS = 6  # of a random task
@@ -35,7 +35,8 @@ def sample(method: MetaOptimizer, tasks: Task | TaskFamily | None, shape: Sequen
     if tasks is None:
         return random_tasks(method, shape)
     if isinstance(pooled := getattr(method.learner, "pooled", None), Heads):
-        return numbered(tasks, pooled.heads, pooled.outputs, seed=0, step=0, count=TASKS)
+        check_heads(tasks, pooled.heads, pooled.outputs)
+        return numbered(tasks, pooled.heads, seed=0, step=0, count=TASKS)
     return tasks.sample("train" if "train" in tasks.splits else tasks.splits[0], seed=0, start=0, count=TASKS)
 
 

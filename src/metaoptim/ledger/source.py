@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from metaoptim.recipes import code
+from metaoptim.recipes.places import is_code
 from metaoptim.recipes.recipe import Recipe
 
 PACKAGE = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def version(recipe: Recipe) -> str:
     Comments, docstrings and layout don't count, nor do other algorithms and other tasks.
     """
     names = [recipe.tables[table]["name"] for table in recipe.kind.own]
-    own = [Path(name.partition(":")[0]) for name in names if code.is_code(name)]
+    own = [Path(name.partition(":")[0]) for name in names if is_code(name)]
     digest = hashlib.sha256()
     for name, text in sorted(_reached([*ROOTS, *recipe.experiment().modules]).items()):
         digest.update(f"{name}\n{text}\n".encode())

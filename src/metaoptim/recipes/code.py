@@ -1,68 +1,26 @@
-"""Code of the user's own, named on the command line or in a recipe: FILE.py:NAME, or MODULE:NAME.
-
-A file is looked for in the current folder, then beside the recipe or, for a run's recipe, where training was started: never
-in a run's own folder, which somebody else may have made.
-"""
+"""Code of the user's own, named on the command line or in a recipe: FILE.py:NAME, or MODULE:NAME."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
+from metaoptim.recipes import places
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
 
 NAMED = "FILE.py:NAME"
 
 
-def is_code(name: object) -> TypeGuard[str]:
-    """Whether a name is one of code."""
-    return isinstance(name, str) and ":" in name
-
-
-def folders(recipe: Path) -> tuple[Path, ...]:
-    """Where else the code that a recipe's file names may be."""
-    run = recipe.parent / "environment.json"
-    if not run.exists():
-        return (recipe.parent,)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        started = Path(json.loads(run.read_text(encoding="utf-8"))["folder"])
-        return (started,) if started.is_absolute() else ()
-    return ()
-
-
-def located(spec: str, others: Sequence[Path]) -> str:
-    """FILE.py:NAME as seen from the current folder: a file that is not there is looked for in others, too."""
-    file, _, name = spec.rpartition(":")
-    if file.endswith(".py"):
-        here = Path.cwd()
-        for path in (folder / file for folder in (here, *others)):
-            if path.is_file():
-                full = Path(os.path.abspath(path))  # not through links: a file is called what it is called here
-                if full.parent == here:
-                    return f"{full.name}:{name}"
-                return spec if full == here / file else f"{full.as_posix()}:{name}"
-    return spec
-
-
-def seen_from(spec: str, folder: Path) -> str:
-    """FILE.py:NAME, as a recipe names it that is to lie in another folder than the current one."""
-    file, _, name = spec.rpartition(":")
-    path = Path(os.path.abspath(file))
-    return f"{Path(os.path.relpath(path, folder)).as_posix()}:{name}" if file.endswith(".py") and path.is_file() else spec
-
-
 def find(spec: str) -> Any:
     """What FILE.py:NAME or MODULE:NAME is. Errors: ConfigError."""
-    file, _, name = located(spec, ()).rpartition(":")
+    file, _, name = places.code(spec, [Path.cwd()]).rpartition(":")
     if not file.removesuffix(".py") or not name:
         raise ConfigError(f"{spec}: expected MODULE:NAME, as in my_module:Net.")
     module = explained(spec, lambda: _module(file))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from metaoptim.evaluation.baselines import has_classes
 from metaoptim.nn import MODELS
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
+from metaoptim.recipes.places import is_code
 from metaoptim.recipes.schema import CODE, REQUIRED, Option, options
 from metaoptim.runs import Run
 from metaoptim.tasks import TASKS, ImageTasks, TaskFamily
@@ -64,12 +65,15 @@ class FewShot:
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
             loss = Option("loss", Literal[tuple(LOSSES)] | CODE, REQUIRED, "what is minimised: a mean over examples.")
-            known = options(cls.builders[table][name], keyword_only=True)
+            known = [
+                o._replace(type=o.type | CODE) if set(NAMED) <= set(get_args(o.type)) else o
+                for o in options(cls.builders[table][name], keyword_only=True)
+            ]
             if name != "compose":
                 return [loss, *known]
             return [loss, *parts.OPTIONS, *(o for o in known if o.name not in ("name", *parts.PARTS))]
         if table in cls.builders:
-            return code.options_of(name) if code.is_code(name) else options(cls.builders[table][name])
+            return code.options_of(name) if is_code(name) else options(cls.builders[table][name])
         if table == "engine":
             return engine_options()
         known = options(training.train if table == "train" else evaluation.evaluate, keyword_only=True)
@@ -85,6 +89,8 @@ class FewShot:
         tables = self.recipe.tables
         keys = parts.built(tables["algorithm"])
         build, loss = self.builders["algorithm"][keys.pop("name")], _loss(keys.pop("loss"))
+        if is_code(own := keys.get("reduction")):
+            keys["reduction"] = code.build(own, {}, ("weigh",), "a reduction, with weigh")
         check_seed(tables["train"]["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tables["train"]["seed"])
@@ -99,7 +105,7 @@ class FewShot:
     def _built(self, table: str) -> Any:
         keys = dict(self.recipe.tables[table])
         name = keys.pop("name")
-        return code.build(name, keys, *self.own[table]) if code.is_code(name) else self.builders[table][name](**keys)
+        return code.build(name, keys, *self.own[table]) if is_code(name) else self.builders[table][name](**keys)
 
     @property
     def count(self) -> int:
@@ -178,4 +184,4 @@ class FewShot:
 
 def _loss(name: str) -> Loss:
     """A loss by its name, or one of the user's own."""
-    return code.function(name, "a function of (output, target) that returns a number") if code.is_code(name) else LOSSES[name]
+    return code.function(name, "a function of (output, target) that returns a number") if is_code(name) else LOSSES[name]

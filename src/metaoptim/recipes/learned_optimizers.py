@@ -21,6 +21,7 @@ from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.training import joined, learned_optimizer, streams
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
+from metaoptim.recipes.places import is_code
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
 from metaoptim.runs import Run
 from metaoptim.tasks.base import check_seed, digest_episodes
@@ -98,7 +99,7 @@ class LearnedOptimizers:
     def _family(self, table: Mapping[str, Any]) -> Family:
         keys = dict(table)
         name = keys.pop("name")
-        if code.is_code(name):
+        if is_code(name):
             return cast(Family, code.build(name, keys, *self.own["tasks"]))
         if name == "mixture":
             return lopt.mixture(*(self._family(one) for one in keys["families"]))
@@ -170,7 +171,7 @@ class LearnedOptimizers:
 
 def _family_options(name: str) -> list[Option]:
     """What a family is built with: its data, the arguments of its builder, and what any family can be changed to."""
-    if code.is_code(name):
+    if is_code(name):
         return code.options_of(name)
     if name == "mixture":
         return [Option("families", list[dict[str, Any]], REQUIRED, MEMBERS)]
@@ -187,6 +188,6 @@ def _resolved_family(table: Mapping[str, Any]) -> dict[str, Any]:
     name = keys.pop("name", None)
     if name is None:
         raise ConfigError(f"missing key `name` in [[tasks.families]]; expected one of: {', '.join(FAMILIES)}.")
-    if not isinstance(name, str) or not (name in FAMILIES or code.is_code(name)):
+    if not isinstance(name, str) or not (name in FAMILIES or is_code(name)):
         raise ConfigError(f"unknown family `{name}` in [[tasks.families]]{nearest(str(name), FAMILIES)}")
     return {"name": name, **check("tasks.families", keys, _family_options(name))}

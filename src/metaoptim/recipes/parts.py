@@ -17,6 +17,7 @@ from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import objectives
 from metaoptim.recipes import code
+from metaoptim.recipes.places import is_code
 from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options, spell
 
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -81,23 +82,10 @@ def built(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _built(key, value) if key in PARTS and value is not None else value for key, value in table.items()}
 
 
-def renamed(table: Mapping[str, Any], name: Callable[[str], str]) -> dict[str, Any]:
-    """A table with other names for code of the user's own."""
-    return {key: _renamed(value, name) if key in (*OWN, "loss") else value for key, value in table.items()}
-
-
 def modules(table: Mapping[str, Any]) -> list[str]:
     """The modules of the library in which the parts of a resolved table are defined."""
     named = [(kind, one["name"]) for kind in PARTS for one in _each(table.get(kind))]
-    return [PARTS[kind][name].__module__ for kind, name in named if not code.is_code(name)]
-
-
-def _renamed(value: Any, name: Callable[[str], str]) -> Any:
-    if isinstance(value, list):
-        return [_renamed(part, name) for part in value]
-    if isinstance(value, Mapping):
-        return {key: _renamed(part, name) if key == "name" else part for key, part in value.items()}
-    return name(value) if code.is_code(value) else value
+    return [PARTS[kind][name].__module__ for kind, name in named if not is_code(name)]
 
 
 def _each(part: Any) -> list[Any]:
@@ -111,7 +99,7 @@ def _resolved(kind: str, value: Any) -> Any:
     name, known = given.pop("name", None), PARTS[kind]
     if name is None:
         raise ConfigError(f"`{kind}` in [algorithm]: found {found(value)}, expected a name in it: {', '.join(known)}.")
-    if kind in OWN and code.is_code(name):
+    if kind in OWN and is_code(name):
         own = code.options_of(name)
     elif name in known:
         own = options(known[name])
@@ -130,4 +118,4 @@ def _built(kind: str, value: Any) -> Any:
     if isinstance(value, list):
         return rules.chain(*(_built(kind, part) for part in value))
     name, keys = value["name"], {key: x for key, x in value.items() if key != "name"}
-    return code.build(name, keys, *OWN[kind]) if code.is_code(name) else PARTS[kind][name](**keys)
+    return code.build(name, keys, *OWN[kind]) if is_code(name) else PARTS[kind][name](**keys)

@@ -21,7 +21,7 @@ import tomli_w
 
 from metaoptim.core.callers import warn
 from metaoptim.core.types import MetaOptimizer
-from metaoptim.recipes import code, parts
+from metaoptim.recipes import code, places
 from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
@@ -35,6 +35,7 @@ _OWN = ("model", "tasks")  # which may be code of the user's own
 _OPTIONS = ("algorithm", *_OWN, "train", "evaluate", "engine")
 _NOTES = ("expected", "published", "described")  # for people and for the ledger: training never reads them
 _TABLES = (*_OPTIONS, *_NOTES)
+_MOVED = tuple(f"tasks.{key}" for key in places.DATA)  # data may be moved: a run knows its own by what they are
 _BESIDE = {("train", "seed"), ("tasks", "root"), ("engine", "choice")}  # of which the seed is a number of its own
 
 
@@ -91,18 +92,11 @@ class Recipe:
             for table in tables:
                 inner = inner.setdefault(table, {})
             inner[key] = _written(value)
-        return _resolve(data, self.name, ())
+        return _resolve(data, self.name, [Path.cwd()])
 
     def lying_in(self, folder: Path) -> Recipe:
-        """The same with code of the user's own named as seen from a folder, for a file there."""
-
-        def seen(name: str) -> str:
-            return code.seen_from(name, folder) if code.is_code(name) else name
-
-        own = {
-            table: {**self.tables[table], "name": seen(self.tables[table]["name"])} for table in _OWN if table in self.tables
-        }
-        return replace(self, tables=self.tables | own | {"algorithm": parts.renamed(self.tables["algorithm"], seen)})
+        """The same with code of the user's own, and where data lie, named as seen from a folder, for a file there."""
+        return replace(self, tables=places.seen_from(self.tables, folder))
 
     def build(self) -> tuple[MetaOptimizer, TaskFamily]:
         """The meta-optimizer and its tasks; the same recipe gives the same φ, whatever torch has drawn before."""
@@ -146,16 +140,21 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name_or_path} isn't UTF-8 text; expected a TOML file.") from error
     try:
-        others = code.folders(source) if isinstance(source, Path) else ()
-        return parse(text, source.name.removesuffix(".toml"), overrides, others)
+        beside = places.folders(source) if isinstance(source, Path) and str(name_or_path) not in names() else ()
+        return parse(text, source.name.removesuffix(".toml"), overrides, beside)
     except ConfigError as error:
         raise ConfigError(f"{name_or_path}: {error}") from error
+
+
+def given(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name, its file or itself; overrides and errors as in `load`."""
+    return parse(recipe.text(), recipe.name, overrides) if isinstance(recipe, Recipe) else load(recipe, overrides)
 
 
 def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Recipe:
     """A recipe from TOML text, as in `load`; `name` is used if the text doesn't state one.
 
-    folders: where code may be that is not in the current one.
+    folders: where the files that it names are, if they are not in the current one.
     """
     try:
         data = tomllib.loads(text)
@@ -166,12 +165,14 @@ def parse(text: str, name: str, overrides: Sequence[str] = (), folders: Sequence
             "this recipe is empty; expected tables [algorithm], [model], [tasks] and [train] (a run that was started from "
             "Python and names none of them is judged there, with metaoptim.evaluate)."
         )
+    here = Path.cwd()
+    data = places.found(data, [*folders, here])
     before = {name: dict(table) for name in _OWN if isinstance(table := data.get(name), dict)}
     for override in overrides:
         _replace(data, override)
     for table in before:
-        data[table] = _without_rest(table, before[table], data[table], folders)
-    return _resolve(data, name, folders)
+        data[table] = _without_rest(table, before[table], data[table], [here, *folders])
+    return _resolve(data, name, [here, *folders])
 
 
 def file_name(name: str) -> str:
@@ -184,7 +185,7 @@ def check_same(recipe: Recipe, folder: Path, free: Sequence[str]) -> None:
     where there is none, nothing is said."""
     stored = folder / RECIPE
     known = recipe.differences(load(stored)) if stored.is_file() else []
-    if changed := [key for key in known if not key.startswith("evaluate.") and key not in free]:
+    if changed := [key for key in known if not key.startswith("evaluate.") and key not in (*free, *_MOVED)]:
         raise ValueError(
             f"the run in {folder} was started with other values of {', '.join(changed)}; resume it with the "
             "same ones, or start a new run in another folder (--out)."
@@ -211,6 +212,8 @@ def _find(name: str) -> Traversable:
         raise ConfigError(f"{path} is a folder; expected a TOML file (a run has its recipe.toml) or a recipe's name.")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ConfigError(f"there is no file {name}; expected a TOML file, or a recipe that `metaoptim list` names.")
+    if Path(f"{name}.toml").is_file():
+        raise ConfigError(f"unknown recipe `{name}`; did you mean the file {name}.toml?")
     raise ConfigError(f"unknown recipe `{name}`{nearest(name, shipped, 'metaoptim list recipes')}")
 
 
@@ -229,12 +232,12 @@ def _replace(data: dict[str, Any], override: str) -> None:
         keys[key] = value
 
 
-def _without_rest(table: str, before: Mapping[str, Any], now: Any, folders: Sequence[Path]) -> Any:
+def _without_rest(table: str, before: Mapping[str, Any], now: Any, within: Sequence[Path]) -> Any:
     """A table in which code has taken another builder's place, without the options of that one alone."""
     own, name = before.get("name"), now.get("name") if isinstance(now, dict) else None
-    if own is None or own == name or not code.is_code(name):
+    if own is None or own == name or not places.is_code(name):
         return now
-    known = {"name", *(option.name for option in code.options_of(code.located(name, folders)))}
+    known = {"name", *(option.name for option in code.options_of(places.code(name, within)))}
     rest = [key for key in before if key not in known and now.get(key) == before[key]]
     if rest:
         left = f"{', '.join(rest)} {'is' if len(rest) == 1 else 'are'} left out"
@@ -242,7 +245,7 @@ def _without_rest(table: str, before: Mapping[str, Any], now: Any, folders: Sequ
     return {key: value for key, value in now.items() if key not in rest}
 
 
-def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe:
+def _resolve(data: dict[str, Any], name: str, within: Sequence[Path]) -> Recipe:
     for key, value in data.items():
         if key not in ("name", "description", *_TABLES):
             what = "table" if isinstance(value, dict) else "key"
@@ -250,22 +253,23 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
         if not isinstance(value, dict if key in _TABLES else str):
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
-    given = {table: dict(data.get(table, {})) for table in _TABLES}
-    given["algorithm"] = parts.renamed(given["algorithm"], lambda spec: code.located(spec, folders))
+    given = {table: dict(keys) for table, keys in places.found({t: data.get(t, {}) for t in _TABLES}, within).items()}
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:
         raise ConfigError(kind.refused[vain[0]])
     chosen = {"algorithm": algorithm} | {
-        table: _chosen(table, given[table].pop("name", None), [*kind.builders[table]], folders) for table in kind.own
+        table: _chosen(table, given[table].pop("name", None), [*kind.builders[table]]) for table in kind.own
     }
     known = {table: kind.options(table, chosen.get(table, "")) for table in _OPTIONS if table not in kind.refused}
     tasks = check("tasks", given["tasks"], known["tasks"])
     if "ways" in tasks and any(o.name == "ways" for o in known.get("model", ())):
         given["model"].setdefault("ways", tasks["ways"])
+    composed = {o.name for o in kind.options("algorithm", "compose")} if "compose" in kind.builders["algorithm"] else set()
     tables = kind.resolved(
         {
-            table: ({"name": chosen[table]} if table in chosen else {}) | check(table, given[table], options)
+            table: ({"name": chosen[table]} if table in chosen else {})
+            | check(table, given[table], options, composed if table == "algorithm" else ())
             for table, options in known.items()
         }
     )
@@ -277,9 +281,9 @@ def _kind_of(algorithm: str) -> type[Experiment]:
     return next(kind for kind in KINDS if algorithm in kind.builders["algorithm"])
 
 
-def _chosen(table: str, name: Any, known: Sequence[str], folders: Sequence[Path] = ()) -> str:
-    if table in _OWN and code.is_code(name):
-        return code.located(name, folders)
+def _chosen(table: str, name: Any, known: Sequence[str]) -> str:
+    if table in _OWN and places.is_code(name):
+        return name
     if table in _OWN and isinstance(name, str) and name.endswith(".py"):
         raise ConfigError(f"`name` in [{table}]: {name} is a file alone; expected {code.NAMED}, as in {name}:NAME.")
     if name is None:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -55,8 +55,11 @@ def options(build: Callable[..., Any], *, keyword_only: bool = False) -> list[Op
     ]
 
 
-def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict[str, Any]:
-    """The given values, with all defaults filled in. Errors: ConfigError for the first one that is wrong."""
+def check(table: str, given: Mapping[str, Any], known: Sequence[Option], composed: Collection[str] = ()) -> dict[str, Any]:
+    """The given values, with all defaults filled in. Errors: ConfigError for the first one that is wrong.
+
+    composed: keys that are known where the algorithm is composed.
+    """
     fields: dict[str, Any] = {o.name: (o.type, ... if o.default is REQUIRED else o.default) for o in known}
     absent = {o.name for o in known if NoneType in get_args(o.type) and given.get(o.name) == NONE}
     values = {k: None if k in absent else v for k, v in given.items()}
@@ -66,6 +69,8 @@ def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict
         # A mistyped key may also leave a required one missing; the typo is the one to report.
         problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden" and key in composed:
+        raise ConfigError(f'unknown key `{key}` in [{table}]; `name = "compose"` takes it, with a rule.')
     if problem["type"] == "extra_forbidden":
         raise ConfigError(f"unknown key `{key}` in [{table}]{nearest(key, fields)}")
     expected, value = fields[key][0], values.get(key)
@@ -73,7 +78,7 @@ def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict
         raise ConfigError(f"missing key `{key}` in [{table}]; expected {spell(expected)}.")
     kinds = (expected, *get_args(expected))
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    end = nearest(value, choices) if choices and isinstance(value, str) else "."
+    end = (_meant(value, choices) if isinstance(value, str) else "") or "."
     raise ConfigError(f"`{key}` in [{table}]: found {found(value)}, expected {spell(expected)}{end}")
 
 
@@ -81,13 +86,16 @@ def nearest(word: str, valid: Iterable[str], lister: str = "") -> str:
     """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them, or what lists
     them.
     """
+    known = list(valid)
+    rest = f"; `{lister}` lists those that there are." if lister else f"; expected one of: {', '.join(known) or 'none'}."
+    return _meant(word, known) or rest
+
+
+def _meant(word: str, valid: Iterable[str]) -> str:
+    """The end of a sentence that asks for the valid name that was probably meant; "" for none."""
     lower = {v.lower(): v for v in valid}
     close = difflib.get_close_matches(word.lower(), lower, n=1)
-    if close:
-        return f"; did you mean `{lower[close[0]]}`?"
-    if lister:
-        return f"; `{lister}` lists those that there are."
-    return f"; expected one of: {', '.join(lower.values()) or 'none'}."
+    return f"; did you mean `{lower[close[0]]}`?" if close else ""
 
 
 def spell(kind: Any) -> str:

@@ -24,7 +24,7 @@ from metaoptim.runs.events import Events
 
 Status = Literal["running", "interrupted", "finished", "failed"]
 
-RECIPE, METRICS, SPOILT, WARNINGS = "recipe.toml", "metrics.jsonl", "metrics.damaged.jsonl", "warnings.txt"
+RECIPE, STATE, METRICS, SPOILT, WARNINGS = "recipe.toml", "state.json", "metrics.jsonl", "metrics.damaged.jsonl", "warnings.txt"
 
 AGAIN = "free some space and try again"
 
@@ -192,7 +192,7 @@ def load_checkpoint(path_of_run: str | os.PathLike[str], which: Literal["best", 
 def told_state(folder: Path) -> dict[str, Any]:
     """What state.json says of the run there; {} where it can't be read."""
     with suppress(OSError, ValueError, TypeError):
-        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
     return {}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaoptim.core.brief import plural
+from metaoptim.core.folders import searched
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>", "?"})
 DELIMITERS = ",;\t"
@@ -139,5 +140,7 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} isn't UTF-8 text; expected a CSV file.") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} can't be unpacked ({error}); expected a CSV file, packed by gzip.") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {file}{searched(file)}; expected a CSV file.") from error
     except OSError as error:
         raise OSError(f"{file} can't be read ({error.strerror}); expected a CSV file.") from error

@@ -17,6 +17,7 @@ from torch import Tensor
 from metaoptim.core.brief import plural
 from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_choice, check_counts, check_memory
+from metaoptim.core.folders import searched
 from metaoptim.core.types import Batch
 from metaoptim.tasks import cache
 from metaoptim.tasks.alike import alike
@@ -96,7 +97,7 @@ def from_folder(
 def folders(root: Path) -> dict[str, list[Path]]:
     """The image files of each class, sorted; ValueError where the folder holds no classes."""
     if not root.is_dir():
-        raise ValueError(f"There is no folder {root}; expected one that holds a folder of images for each class.")
+        raise ValueError(f"There is no folder {root}{searched(root)}; expected one with a folder of images for each class.")
     found = {entry.name: pictures(entry) for entry in _inside(root)}
     for entry in (root / name for name, files in found.items() if not files):
         if deeper := [folder for folder in _inside(entry) if pictures(folder)]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Task
-from metaoptim.tasks.base import TaskFamily, choose, uniforms
+from metaoptim.tasks.base import choose, uniforms
 
 
 @runtime_checkable
@@ -29,12 +29,8 @@ class HasTrainingTasks(Protocol):
         ...
 
 
-def numbered(tasks: TaskFamily, heads: int, outputs: int | None, *, seed: int, step: int, count: int) -> Task:
-    """T batches (x, y, number) of step `step`, each of another training task while there are as many; as large as T episodes.
-
-    Raises:
-        ValueError: a family without training tasks, or one that has others than these heads are for.
-    """
+def check_heads(tasks: Any, heads: int, outputs: int | None) -> None:
+    """A ValueError for a family without training tasks, or one that has others than these heads are for."""
     if not isinstance(tasks, HasTrainingTasks):
         raise ValueError(
             "a head for each training task needs training tasks that come again, and this family draws new ones: train with "
@@ -43,7 +39,14 @@ def numbered(tasks: TaskFamily, heads: int, outputs: int | None, *, seed: int, s
     found, classes = tasks.training_tasks()
     for name, here, there in (("heads", heads, found), ("outputs", outputs, classes)):
         if there is not None and here != there:
-            raise ValueError(f"the method was built with {name}={here}, and the tasks have {there}: set {name}={there}.")
+            raise ValueError(
+                f"the method was built with {name}={here}, and the tasks have {there}: set {name}={there} (in a recipe: "
+                f"algorithm.{name}={there})."
+            )
+
+
+def numbered(tasks: Any, heads: int, *, seed: int, step: int, count: int) -> Task:
+    """T batches (x, y, number) of step `step`, each of another training task while there are as many; as large as episodes."""
     support, query = (trees.flatten(part)[0].shape[1] for part in tasks.sample("train", seed=seed, start=0, count=1))
     order = choose(uniforms(seed, "training tasks/order", step, 1, heads), heads)[0]
     which = np.resize(order, count)  # once more from the first, where there are fewer than T

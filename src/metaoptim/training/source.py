@@ -9,7 +9,7 @@ from metaoptim.core import trees
 from metaoptim.core.types import MetaOptimizer, MetaParams, Task
 from metaoptim.learners import Heads
 from metaoptim.tasks import ImageTasks, TaskFamily
-from metaoptim.tasks.training_tasks import numbered
+from metaoptim.tasks.training_tasks import check_heads, numbered
 
 Source = Callable[[int, MetaParams], Task]
 """(outer steps done, φ) -> T tasks. A function of both alone, so that a resumed run sees what an uninterrupted one does: a
@@ -60,9 +60,11 @@ class SharedTasks:
     count: int
     heads: Heads
 
+    def __post_init__(self) -> None:
+        check_heads(self.tasks, self.heads.heads, self.heads.outputs)
+
     def __call__(self, outer_step: int, phi: MetaParams) -> Task:
-        heads, outputs = self.heads.heads, self.heads.outputs
-        batch = numbered(self.tasks, heads, outputs, seed=self.seed, step=outer_step, count=self.count)
+        batch = numbered(self.tasks, self.heads.heads, seed=self.seed, step=outer_step, count=self.count)
         return trees.to(batch, phi.device)
 
 
@@ -81,5 +83,8 @@ def source_of(method: MetaOptimizer, tasks: TaskFamily, seed: int, count: int) -
             "an image family, or take joint."
         )
     if classes != (found := tasks.classes("train")):
-        raise ValueError(f"{method.name} was built with classes={classes}, and the tasks have {found}: set classes={found}.")
+        raise ValueError(
+            f"{method.name} was built with classes={classes}, and the tasks have {found}: set classes={found} "
+            f"(in a recipe: algorithm.classes={found})."
+        )
     return PooledImages(tasks, seed, count)
