@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import warnings
+from dataclasses import replace
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -263,6 +264,13 @@ def test_budgets_are_made_equal_in_steps_in_gradients_and_in_seconds(monkeypatch
     for _ in range(2):  # the second time, the paces are those that were kept
         found = compare(what, budget="seconds", amount=1, out="seconds", progress=False)
         assert iterations(found) == {"one": 4, "three": 2}
+    took = zip(found.rows, [(1.1,), (0.5, 1.0)], strict=True)
+    rows = tuple(replace(row, cost=replace(row.cost, training_seconds=seconds)) for row, seconds in took)
+    told = replace(found, rows=rows, facts={**found.facts, "tasks": 8})
+    assert told.caveats["cost"] == f"seconds were estimated, and missed by more than a fifth: {rows[1].name} took 0.8 s"
+    assert all(sentence in " ".join(str(told).split()) for sentence in told.caveats.values())
+    assert str(told).count("not over tasks") == 2 and "not over tasks" not in str(found) and found.facts["tasks"] is None
+    assert told.json()["caveats"]["episodes"].startswith("intervals are over episodes of 8 tasks, not over tasks: they")
     with pytest.raises(ValueError, match=r"paces\.json is damaged; remove it"):
         Path("cut").mkdir()
         Path("cut/paces.json").write_text("{")

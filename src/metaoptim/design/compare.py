@@ -102,7 +102,7 @@ def compare(
     _check_alike(kept, judged)
     facts = {
         "budget": {"kind": budget, "amount": total},
-        **{key: getattr(judged[kept[0].name], key) for key in ("episodes", "episodes_sha256")},
+        **{key: getattr(judged[kept[0].name], key) for key in ("episodes", "episodes_sha256", "tasks")},
         "protocols": {name: found.protocol for name, found in judged.items()},
         "left_out": left_out,
         "confidence": statistics.CONFIDENCE, "resamples": statistics.RESAMPLES,
