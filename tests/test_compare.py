@@ -228,7 +228,7 @@ def test_a_run_stays_as_it_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Training, "advance", interrupted)  # nothing is trained
     with pytest.raises(ValueError, match="ready is trained already, for 4 outer steps, and 2 steps would be 2"):
         compare(what, budget="steps", amount=2, settings=shorter, progress=False)
-    with pytest.raises(ValueError, match=r"^--set algorithm.lr=0.2 can't alter what is trained already: the run in runs/ready"):
+    with pytest.raises(ValueError, match=r"^--set algorithm.lr=0.2 can't alter runs/ready, .*rule.lr is 0.01 in the run"):
         compare(what, settings=["evaluate.episodes=20", "algorithm.lr=0.2"], progress=False)
     with pytest.raises(ValueError, match=r"--set train\.iterations=2 says how to train, but all that is given is trained"):
         gather(["runs/ready", "runs/new"], None, shorter)

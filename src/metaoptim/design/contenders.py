@@ -126,7 +126,11 @@ def _contender(what: str | Path, seeds: Sequence[int] | None, settings: Sequence
         return replace(found, runs=found.load())
     except ValueError as error:
         told = " ".join(f"--set {one}" for one in settings if one.strip().startswith(BUILT))
-        raise ValueError(f"{told} can't alter what is trained already: {error}") if told else error from error
+        if not told:
+            raise
+        raise ValueError(
+            f"{told} can't alter {what}, which is trained already; leave it out, or give the run's recipe in its place: {error}"
+        ) from error
 
 
 def _of_training(setting: str) -> bool:
