@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import warnings
+from dataclasses import replace
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -197,10 +199,6 @@ def test_runs_and_recipes_are_compared_and_seeds_are_put_together(capsys: pytest
     assert rows["ready"].seeds == (0, 1) and rows["ready"].runs == ("runs/ready-0", "runs/ready-1")
     assert rows["ready"].over_seeds is not None and rows["new"].over_seeds is None and rows["new"].scores.shape == (1, 40)
     assert sorted(p.name for p in Path("out/runs").iterdir()) == ["new-s0"], "runs that are given stay where they are"
-    shutil.copytree("runs/ready-0", "copies/ready-0")
-    assert [one.name for one in gather(["runs/ready-0", "ready.toml", "copies/ready-0"], None, ())] == [
-        "ready (ready-0)", "ready", "ready (ready-0) #2",
-    ]  # fmt: skip
     Path("runs/ready-1/state.json").write_text('{"status": "interrupted"}')
     with pytest.warns(UserWarning, match="runs/ready-1 has not come to its end"):
         assert compare(["runs/ready-1", "new.toml"], out="out", progress=False)
@@ -212,13 +210,37 @@ def test_runs_and_recipes_are_compared_and_seeds_are_put_together(capsys: pytest
         compare(["runs/ready-0", "new.toml"], budget="seconds", progress=False)
 
 
+def test_a_run_stays_as_it_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, lr in (("ready", 0.01), ("new", 0.03)):
+        config.load(tiny(name, lr=lr)).experiment().train(f"runs/{name}", progress=False)
+    shutil.copytree("runs/ready", "copies/ready")
+    for other, seeds, advice in (
+        ("ready.toml", None, "by seeds."), ("ready.toml", [1], "(seeds 0, 1 join as one method where all of them are runs)."),
+        ("copies/ready", None, "by seeds."),
+    ):  # fmt: skip
+        for what in (["runs/ready", other], [other, "runs/ready"]):
+            with pytest.raises(ValueError, match="are the same but for name and seed, .*" + re.escape(advice)):
+                gather(what, seeds, ())
+    what, shorter = ["runs/ready", "new.toml"], ["train.iterations=2", "train.seed=3", "evaluate.episodes=20"]
+    ready, new = gather(what, None, shorter)
+    assert (ready.iterations, ready.seeds, new.iterations, new.seeds) == (4, (0,), 2, (3,))
+    assert ready.recipe.tables["evaluate"]["episodes"] == 20
+    monkeypatch.setattr(Training, "advance", interrupted)  # nothing is trained
+    with pytest.raises(ValueError, match="ready is trained already, for 4 outer steps, and 2 steps would be 2"):
+        compare(what, budget="steps", amount=2, settings=shorter, progress=False)
+    with pytest.raises(ValueError, match=r"^--set algorithm.lr=0.2 can't alter runs/ready, .*rule.lr is 0.01 in the run"):
+        compare(what, settings=["evaluate.episodes=20", "algorithm.lr=0.2"], progress=False)
+    with pytest.raises(ValueError, match=r"--set train\.iterations=2 says how to train, but all that is given is trained"):
+        gather(["runs/ready", "runs/new"], None, shorter)
+
+
 def test_methods_of_one_name_are_told_apart() -> None:
     tiny("a"), tiny("b", lr=0.02)
     for name in ("a", "b"):
         Path(f"{name}.toml").write_text('name = "maml"\n' + Path(f"{name}.toml").read_text())
     assert [one.name for one in gather(["a.toml", "b.toml"], None, ())] == ["maml (lr=0.01)", "maml (lr=0.02)"]
     Path("sub").mkdir()
-    others = {"lr = 0.01": "lr = 0.02", "steps = 1": "steps = 2", "episodes = 40": "episodes = 50"}
+    others = {"lr = 0.01": "lr = 0.02", "steps = 1": "steps = 2", "log_every = 1": "log_every = 2"}
     Path("sub/a.toml").write_text(reduce(lambda text, pair: text.replace(*pair), others.items(), Path("a.toml").read_text()))
     assert [one.name for one in gather(["a.toml", "sub/a.toml"], None, ())] == ["maml (a)", "maml (a) #2"]
 
@@ -242,17 +264,27 @@ def test_budgets_are_made_equal_in_steps_in_gradients_and_in_seconds(monkeypatch
     for _ in range(2):  # the second time, the paces are those that were kept
         found = compare(what, budget="seconds", amount=1, out="seconds", progress=False)
         assert iterations(found) == {"one": 4, "three": 2}
+    took = zip(found.rows, [(1.1,), (0.5, 1.0)], strict=True)
+    rows = tuple(replace(row, cost=replace(row.cost, training_seconds=seconds)) for row, seconds in took)
+    told = replace(found, rows=rows, facts={**found.facts, "tasks": 8})
+    assert told.caveats["cost"] == f"seconds were estimated, and missed by more than a fifth: {rows[1].name} took 0.8 s"
+    assert all(sentence in " ".join(str(told).split()) for sentence in told.caveats.values())
+    assert str(told).count("not over tasks") == 2 and "not over tasks" not in str(found) and found.facts["tasks"] is None
+    assert told.json()["caveats"]["episodes"].startswith("intervals are over episodes of 8 tasks, not over tasks: they")
     with pytest.raises(ValueError, match=r"paces\.json is damaged; remove it"):
         Path("cut").mkdir()
         Path("cut/paces.json").write_text("{")
         compare(what, budget="seconds", amount=1, out="cut", progress=False)
-    with pytest.raises(ValueError, match=r"the run in .*one-s0 was started with other values of train.iterations"):
+    with pytest.raises(ValueError, match=r"the run in .*one-s0 was started for 4 outer steps, and would have 8 now; give the"):
         compare(what, budget="seconds", amount=2, out="seconds", progress=False)
 
 
-def test_a_pace_is_measured_in_training() -> None:
+def test_a_pace_is_measured_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     found = budget.pace(config.load(tiny("one")))
     assert 0 < found.seconds < 60 and found.choice is None
+    stopping(monkeypatch, at=2)
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped while measuring how long an outer step of one takes$"):
+        budget.pace(config.load("one.toml"))
     assert budget.by_name("vmap graph trace") == {"choice": None, "batching": "vmap", "memory": "graph", "runtime": "trace"}
 
 

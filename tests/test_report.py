@@ -324,6 +324,8 @@ def test_readings_of_a_diagnosis_are_drawn() -> None:
         {"readings": readings, "left_out": {"x": "no reason."}, "facts": {"episodes": 4, "split": "val", "closely": 2}}
     )
     assert len(found.parts) == len(diagnosis.DRAWN) + 1
+    reused = found.parts[3]
+    assert isinstance(reused, Chart) and reused.guides[0].label == "" and "line is at 0.9" in reused.about, "no word on a bar"
     assert Read(render(Page("x", (Chapter("x", (found,)),)))).text.count("says.") == len(diagnosis.DRAWN)
 
 
@@ -348,6 +350,8 @@ def test_ticks_are_round_and_labels_alike() -> None:
     on = scale(Axis("x"), [0.0, 0.93], (None, None), 0, 100)
     assert [text for _, text in ticks(Axis("x"), on, 5)] == ["0.0", "0.2", "0.4", "0.6", "0.8"]
     assert together([0.0, 0.25, 0.5]) == ["0.00", "0.25", "0.50"]
+    few = scale(Axis("x"), [0.9, 9.2], (None, None), 0, 100)
+    assert [text for _, text in ticks(Axis("x"), few, 3)] == ["2.5", "5.0", "7.5"], "5 alone would not tell how long 1 is"
     log = Axis("x", log=True)
     assert [v for v, _ in ticks(log, scale(log, [0.01, 100.0], (None, None), 0, 1), 5)] == pytest.approx(
         [0.01, 0.1, 1, 10, 100]
@@ -466,6 +470,7 @@ def compared() -> dict[str, Any]:
     pair = {"first": NASTY, "second": "b", "difference": 0.1, "over_episodes": [0.05, 0.2], "over_seeds": None, "p": 0.01}
     return {
         "metric": "accuracy", "budget": {"kind": "steps", "amount": 10}, "episodes": 8, "episodes_sha256": "e" * 64,
+        "caveats": {"seeds": "intervals are short", "episodes": "not over tasks", "cost": "a took long"},
         "confidence": 0.95, "resamples": 99, "environment": {"torch": "2", "folder": "/secret"},
         "command": "metaoptim compare a b",
         "date": "2026-01-02T03:04:05", "methods": methods, "pairs": [pair | {"corrected": 0.02}],
@@ -497,7 +502,24 @@ def test_a_comparison_has_a_page(tmp_path: Path) -> None:
     curve = next(s for s in found.sections if s.title == "Learning curves").parts[0]
     assert isinstance(curve, Chart) and (list(curve.series[0].x), list(curve.series[0].y)) == ([10, 20], [60, 50])
     text = Read(render(page([found]))).text
-    for word in ("the same steps, 10", "60.0", "5.0 to 20.0", "+10.0", "0.0200", "metaoptim compare a b", "e" * 64):
+    scores, differences = found.sections[0].parts[:2]
+    assert isinstance(scores, Chart) and isinstance(differences, Chart)
+    drawn = [curve.series[0].colour, *scores.series[0].colours, *differences.series[0].colours]
+    assert drawn == [0, 0, 1, 1] and [table(one).header for one in (scores, differences)] == [("", "value")] * 2
+    for i, colour in enumerate(("c0", "c1")):
+        assert f'class="mark {colour}"' in draw(scores, 500).svg and told(scores)[i].rows[0][0] == colour
+    for word in (
+        "Intervals are short.",
+        "Not over tasks.",
+        "A took long.",
+        "the same steps, 10",
+        "60.0",
+        "5.0 to 20.0",
+        "+10.0",
+        "0.0200",
+        "metaoptim compare a b",
+        "e" * 64,
+    ):
         assert word in text
     assert "secret" not in text
 
@@ -513,13 +535,13 @@ def test_a_search_has_a_page(tmp_path: Path) -> None:
         "What makes a trial one of the best", "algorithm.lr",
     ]  # fmt: skip
     heat = figures[2]
-    assert isinstance(heat, HeatMap) and heat.rows == ((3.0, 1.1, 1.2), (3.0, 2.0, 1.0)) and heat.picked == (1, 0)
+    assert isinstance(heat, HeatMap) and heat.rows == ((1.1, 1.2), (2.0, 1.0)) and heat.picked == (0, 0)
     drawn = Read(render(page([found])))
-    (star, *_), cells = drawn.all("path", **{"class": "star"}), drawn.all("rect", **{"class": "cell c0"})[:6]
-    centre = [float(cells[1][at]) + float(cells[1][size]) / 2 for at, size in (("x", "width"), ("y", "height"))]
+    (star, *_), cells = drawn.all("path", **{"class": "star"}), drawn.all("rect", **{"class": "cell c0"})[:4]
+    centre = [float(cells[0][at]) + float(cells[0][size]) / 2 for at, size in (("x", "width"), ("y", "height"))]
     assert float(star["d"][1:].split()[0]) == pytest.approx(centre[0], abs=0.1)
     shades = [float(own["fill-opacity"]) for own in drawn.all("rect", **{"class": "shade c0"})]
-    assert shades[0] < 0.05 and shades[23] > 0.95, "the scale of colours, from the lowest to the highest"
+    assert 0.15 <= shades[0] < 0.2 and shades[23] > 0.95, "the scale of colours, from the lowest, which is seen, to the highest"
     text = drawn.text
     assert "1.10" in text and NASTY in text and "*1" in text and f"metaoptim train {tmp_path / 'recipe.toml'}" in text
 
@@ -601,6 +623,8 @@ def test_values_appear_under_the_pointer_and_by_keys(browser: Any, files: dict[s
     assert not tip.is_visible()
     chart.hover()
     assert tip.is_visible() and "inner steps" in tip.inner_text() and "meta_sgd" in tip.inner_text()
+    told, curves = tip.bounding_box(), chart.bounding_box()
+    assert told["y"] + told["height"] <= curves["y"] or told["y"] >= curves["y"] + curves["height"], "it covers no curve"
     tab.mouse.move(0, 0)
     assert not tip.is_visible()
     chart.focus()

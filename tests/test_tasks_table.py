@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import metaoptim as mo
+from metaoptim.report.html import few_shot
 from metaoptim.tasks.readers import reader
 from metaoptim.tasks.table import TableReader, TableTasks
 
@@ -159,6 +161,9 @@ def test_a_result_over_few_tasks_says_so() -> None:
     assert few in " ".join(str(result).split()) and "not over tasks" not in str(
         replace(result, facts={**result.facts, "tasks": result.facts["tasks"] | {"tasks": 10}})
     )
+    assert few in str(few_shot.sections(json.loads(result.json()))[0])
+    lines = [line.strip() for line in str(result).splitlines()]
+    assert f"episodes {result.facts['episodes_sha256'][:12]}" in lines, "there are no classes to tell, and the hash is whole"
 
 
 def test_short_tasks_may_be_left_out() -> None:

@@ -30,10 +30,11 @@ from metaoptim.estimators import (
     unguarded,
 )
 from metaoptim.recipes.experiment import Experiment
-from metaoptim.recipes.recipe import Recipe
+from metaoptim.recipes.recipe import Recipe, load
 from metaoptim.runs import metrics
 from metaoptim.runs.checkpoint import strict_json
-from metaoptim.runs.store import write_atomic
+from metaoptim.runs.store import RECIPE, write_atomic
+from metaoptim.training import Interrupted
 
 Kind = Literal["steps", "gradients", "seconds"]
 KINDS: tuple[Kind, ...] = ("steps", "gradients", "seconds")
@@ -91,7 +92,10 @@ def pace(recipe: Recipe) -> Pace:
     few = {"iterations": WARM + TIMED, "log_every": 1, "early_stopping": None, "check": False}
     tables = {"train": options | few, "engine": settings | by_name(choice)}
     with TemporaryDirectory() as folder:
-        replace(recipe, tables=recipe.tables | tables).experiment().train(folder, progress=False)
+        try:
+            replace(recipe, tables=recipe.tables | tables).experiment().train(folder, progress=False)
+        except Interrupted:  # whose folder is nobody's
+            raise Interrupted(f"stopped while measuring how long an outer step of {recipe.name} takes") from None
         lines = metrics.read(Path(folder))
     step = statistics.median(line["seconds"] for line in lines[WARM:])
     validation = lines[-1]["elapsed"] - lines[-2]["elapsed"] - lines[-1]["seconds"]  # which is after the last step
@@ -149,6 +153,18 @@ def equalised(
         changed = one.changed("train", {"iterations": iterations})
         found.append(changed if choice is None else changed.changed("engine", {"choice": choice}))
     return found, total
+
+
+def check_started(recipe: Recipe, folder: Path) -> None:
+    """Raises a ValueError where a folder's run was started for another number of outer steps."""
+    stored = folder / RECIPE
+    now = recipe.tables["train"]["iterations"]
+    there = load(stored).tables["train"]["iterations"] if stored.is_file() else now
+    if there != now:
+        raise ValueError(
+            f"the run in {folder} was started for {plural(there, 'outer step')}, and would have {now} now; give the same "
+            "--budget, --amount and train.iterations to go on with it, or another folder (--out)."
+        )
 
 
 def _units(contenders: Sequence[Contender], kind: Kind, out: Path) -> tuple[list[float], list[str | None]]:

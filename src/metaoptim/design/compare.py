@@ -24,7 +24,6 @@ from metaoptim.recipes.recipe import check_same, file_name
 from metaoptim.runs import Run, metrics
 from metaoptim.runs.environment import environment
 from metaoptim.runs.progress import say
-from metaoptim.runs.run import warn_unless_finished
 from metaoptim.runs.store import RECIPE
 from metaoptim.tasks.base import check_seed
 from metaoptim.training.state import TrainingError
@@ -58,7 +57,7 @@ def compare(
             `design.budget.gradients`) or "seconds" (of training, estimated from a few steps on this machine); none: each recipe
             keeps its own.
         amount: of the budget, for each training; not given: the least that one of them takes by itself.
-        settings: options that replace those of all recipes, as in "algorithm.steps=5".
+        settings: options that replace those of all recipes, as in "algorithm.steps=5"; how runs were trained stays as it was.
         out: the folder; comparisons/NAME-vs-NAME if not given.
         device: where it is computed, such as "cuda"; as the recipes say if not given.
         command: what has asked for it, to be kept with the numbers.
@@ -85,12 +84,13 @@ def compare(
     gradients = {one.name: one.iterations * budgets.per_step(one.experiment) for one in contenders}  # all methods are built now
     for one in (c for c in contenders if not c.given):
         for recipe, place in zip(one.recipes, one.folders, strict=True):
-            check_same(recipe, place, ("train.device",))
+            check_same(recipe, place, ("train.device", "train.iterations"))
+            budgets.check_started(recipe, place)
     left_out = _trained(contenders, progress)
     judged: dict[str, Judged] = {}
     for one in (c for c in contenders if c.name not in left_out):
         say(f"judging {one.name}", progress)
-        found = judge(one, _runs(one), folder / JUDGED, progress)
+        found = judge(one, one.runs or one.load(), folder / JUDGED, progress)
         _keep(folder, one, found)
         if found.fault is None:
             judged[one.name] = found
@@ -102,7 +102,7 @@ def compare(
     _check_alike(kept, judged)
     facts = {
         "budget": {"kind": budget, "amount": total},
-        **{key: getattr(judged[kept[0].name], key) for key in ("episodes", "episodes_sha256")},
+        **{key: getattr(judged[kept[0].name], key) for key in ("episodes", "episodes_sha256", "tasks")},
         "protocols": {name: found.protocol for name, found in judged.items()},
         "left_out": left_out,
         "confidence": statistics.CONFIDENCE, "resamples": statistics.RESAMPLES,
@@ -155,15 +155,6 @@ def _left(names: Sequence[str], taken: Mapping[str, Sequence[float]]) -> str:
     every = [x for seen in taken.values() for x in seen]
     seconds = sum(sum(seen) / len(seen) for seen in (taken.get(name, every) for name in names))
     return f"; about {timedelta(seconds=round(seconds))} of training left"
-
-
-def _runs(contender: Contender) -> list[Run]:
-    """Of all its seeds, each with its best φ by validation."""
-    runs = []
-    for recipe, folder in zip(contender.recipes, contender.folders, strict=True):
-        runs.append(recipe.experiment().load(folder))
-        warn_unless_finished(runs[-1], recipe.tables["train"]["iterations"])
-    return runs
 
 
 def _keep(folder: Path, contender: Contender, judged: Judged) -> None:

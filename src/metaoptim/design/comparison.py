@@ -16,6 +16,7 @@ from rich.table import Table
 from metaoptim.core.brief import plural
 from metaoptim.design import statistics
 from metaoptim.design.statistics import Interval, Pair, Scores
+from metaoptim.evaluation.result import few_tasks
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import write_atomic
 
@@ -23,6 +24,7 @@ FILE, SCORES, PICTURE = "comparison.json", "scores.safetensors", "comparison.png
 FORMAT = 1
 WIDTH, NARROW = 120, 90
 ENOUGH = 10  # seeds, over which a bootstrap interval is about as long as it says
+OFF = 0.2  # of a budget of seconds, for which training was longer or shorter
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Cost:
     way: str
     training_seconds: tuple[float, ...]
     gradients: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a training, the mean over the seeds."""
+        return sum(self.training_seconds) / len(self.training_seconds)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,19 @@ class Comparison:
         pair = next(p for p in self.pairs if {p.first, p.second} == {row.name, best.name})
         return pair if pair.first == row.name else pair.turned()
 
+    @property
+    def caveats(self) -> dict[str, str]:
+        """What the numbers don't say, a sentence each, where there is something: of the "seeds", "episodes" and "cost"."""
+        seeds, budget = max(len(row.seeds) for row in self.rows), self.facts["budget"]
+        known = f"intervals over {plural(seeds, 'seed')} are too short" if seeds < ENOUGH else ""
+        if not any(row.over_seeds for row in self.rows):
+            known = "one seed: how much another training would differ isn't known"
+        took = {row.name: row.cost.seconds for row in self.rows} if budget["kind"] == "seconds" else {}
+        off = [f"{name} took {x:.1f} s" for name, x in took.items() if abs(x / budget["amount"] - 1) > OFF]
+        missed = f"seconds were estimated, and missed by more than a fifth: {', '.join(off)}" if off else ""
+        told = {"seeds": known, "episodes": few_tasks(self.facts["tasks"]), "cost": missed}
+        return {about: sentence for about, sentence in told.items() if sentence}
+
     def table(self) -> RenderableType:
         """Scores, differences to the best, costs, and what baselines reach."""
         return Group(*(t for t in (self._scores(), self._differences(), self._costs(), self._baselines()) if t.row_count))
@@ -88,10 +108,7 @@ class Comparison:
         several = any(row.over_seeds for row in self.rows)
         seeded = ["over seeds", "IQM", "over seeds"] if several else ["IQM"]
         title = f"{self._unit}: mean and interquartile mean, with 95 % intervals"
-        known = "" if several else "one seed: how much another training would differ isn't known"
-        if several and (seeds := max(len(row.seeds) for row in self.rows)) < ENOUGH:
-            known = f"intervals over {plural(seeds, 'seed')} are too short"
-        table = _table(title, [self._episodes, *seeded, "rank"], known)
+        table = _table(title, [self._episodes, *seeded, "rank"], self._caveats("seeds", "episodes"))
         for row in self.rows:
             seeds_too = [self._ends(row.over_seeds)] if several else []
             iqm_too = [self._ends(row.iqm_over_seeds)] if several else []
@@ -102,9 +119,9 @@ class Comparison:
     def _differences(self) -> Table:
         pairs = [(row.name, pair) for row in self.rows if (pair := self.against_best(row))]
         several = any(pair.over_seeds for _, pair in pairs)
-        caption = f"p: sign-flip test over episodes, corrected by Holm for {plural(len(self.pairs), 'pair')}"
+        test = f"p: sign-flip test over episodes, corrected by Holm for {plural(len(self.pairs), 'pair')}"
         columns = [self._episodes, *(["over seeds"] if several else []), "p"]
-        table = _table(f"difference to {self.rows[0].name}", columns, caption)
+        table = _table(f"difference to {self.rows[0].name}", columns, f"{test}\n{self._caveats('episodes')}")
         for name, pair in pairs:
             over_seeds = [self._ends(pair.over_seeds, True)] if several else []
             told = f"{self._number(pair.difference, True)} {self._ends(pair.over_episodes, True)}"
@@ -115,13 +132,12 @@ class Comparison:
         budget = self.facts["budget"]
         told = "each its own" if budget["kind"] is None else f"the same {budget['kind']}, {budget['amount']:g}"
         columns = ["outer steps", "tasks", "gradients", "training, s", "step, ms", "peak, MiB"]
-        table = _table(f"cost; budget: {told}", columns, "means over the seeds")
+        table = _table(f"cost; budget: {told}", columns, f"means over the seeds\n{self._caveats('cost')}")
         for row in self.rows:
             cost = row.cost
-            trained = sum(cost.training_seconds) / len(cost.training_seconds)
             used = "–" if cost.bytes is None else f"{cost.bytes / 2**20:.0f}" if cost.bytes >= 2**20 else "< 1"
-            table.add_row(row.name, f"{row.iterations:,}", str(row.tasks_per_step), f"{cost.gradients:,}", f"{trained:.1f}",
-                          f"{1000 * cost.seconds_per_step:.1f}", used)  # fmt: skip
+            counts = f"{row.iterations:,}", str(row.tasks_per_step), f"{cost.gradients:,}"
+            table.add_row(row.name, *counts, f"{cost.seconds:.1f}", f"{1000 * cost.seconds_per_step:.1f}", used)
         return table
 
     def _baselines(self) -> Table:
@@ -129,6 +145,9 @@ class Comparison:
         for name, (mean, half) in self.baselines.items():
             table.add_row(name, f"{self._number(mean)} ± {self._number(half)}" if half == half else self._number(mean))
         return table
+
+    def _caveats(self, *about: str) -> str:
+        return "\n".join(self.caveats[one] for one in about if one in self.caveats)
 
     @property
     def _unit(self) -> str:
@@ -177,7 +196,7 @@ class Comparison:
             )
         pairs = [p._asdict() | {"over_episodes": _ends(p.over_episodes), "over_seeds": _ends(p.over_seeds)} for p in self.pairs]
         told = {"format": FORMAT, "metric": self.metric, "more_is_better": self.metric == "accuracy"}
-        return told | dict(self.facts) | {"methods": methods, "pairs": pairs}
+        return told | dict(self.facts) | {"caveats": self.caveats, "methods": methods, "pairs": pairs}
 
     def save(self, folder: str | Path) -> Path:
         """Writes comparison.json and scores.safetensors into a folder; returns the path of the first."""
@@ -205,7 +224,7 @@ def ranked(metric: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> Compar
 
 def _table(title: str, columns: Sequence[str], caption: str = "", first: str = "method") -> Table:
     """An empty table, whose first column are names and the others numbers."""
-    table = Table(title=title, caption=caption or None, min_width=NARROW)
+    table = Table(title=title, caption=caption.strip() or None, min_width=NARROW)
     table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

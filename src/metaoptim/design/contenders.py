@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Experiment
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.runs import Run
+from metaoptim.runs.run import warn_unless_finished
 from metaoptim.runs.store import RECIPE
 
-SEEDS_DIFFER = ("train.seed", "train.device")
+BESIDE = ("train.seed", "train.device", "tasks.root")  # options in which trainings of one method may differ
+TRAINED = ("train.", "engine.")  # options that say nothing of a run that is there already
+BUILT = ("algorithm.", "model.", "tasks.")  # options that may make another method of it
 FEW = 2  # options that a name can hold
 RUNS, JUDGED = "runs", "judged"  # folders of a comparison
 
@@ -24,14 +27,19 @@ RUNS, JUDGED = "runs", "judged"  # folders of a comparison
 class Contender:
     """A method: recipes that differ in their seed alone, and for each the folder where its run is, or will be.
 
-    given: whether the runs are there already, and are used as they are. source: the file or the folder, without its path.
+    runs: those that are there already, and are used as they are. source: the file or the folder, without its path.
     """
 
     name: str
     source: str
     recipes: tuple[Recipe, ...]
     folders: tuple[Path, ...]
-    given: bool
+    runs: tuple[Run, ...] = field(default=(), repr=False)
+
+    @property
+    def given(self) -> bool:
+        """Whether it was trained before."""
+        return bool(self.runs)
 
     @property
     def recipe(self) -> Recipe:
@@ -53,6 +61,13 @@ class Contender:
         """Outer steps of each training."""
         return int(self.recipe.tables["train"]["iterations"])
 
+    def load(self) -> tuple[Run, ...]:
+        """The runs of all its seeds from their folders, each with its best φ by validation."""
+        found = tuple(one.experiment().load(folder) for one, folder in zip(self.recipes, self.folders, strict=True))
+        for run in found:
+            warn_unless_finished(run, self.iterations)
+        return found
+
     def changed(self, table: str, options: dict[str, Any]) -> Contender:
         """The same with other options in a table of all its recipes."""
         changed = (replace(one, tables=one.tables | {table: one.tables[table] | options}) for one in self.recipes)
@@ -63,10 +78,12 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
     """Recipes with every seed (their own where none are given), and runs that differ in their seed alone as one; the folders of
     recipes are their names, as yet.
 
+    settings: options that replace others; a run stays as it was trained, whatever they say of training.
+
     Errors: ConfigError, for a recipe that can't be read; ValueError, for fewer than two methods, or for one given twice.
     """
     found: list[Contender] = []
-    seen: dict[tuple[str, Path | None], str | Path] = {}
+    told: list[str | Path] = []
     for given in what:
         one = given.path if isinstance(given, Run) else given
         if not isinstance(one, str | Path):
@@ -74,29 +91,62 @@ def gather(what: Sequence[str | Path | Run], seeds: Sequence[int] | None, settin
                 f"compare takes names of recipes, TOML files and folders of runs; found {brief(given)}"
                 f"{', which is in no folder: train it with out=' if isinstance(given, Run) else ''}."
             )
-        folder = _run(one)
-        recipe = config.load(one if folder is None else folder / RECIPE, settings)
-        key = recipe.content_hash, folder and folder.resolve()
-        if key in seen:
-            told = f"{one} is given twice" if one == seen[key] else f"{seen[key]} and {one} are the same but for name and seed"
-            raise ValueError(f"{told}, so that there is nothing to compare; give one alone, and more trainings of it by seeds.")
-        seen[key] = one
-        if folder is None:
-            own = seeds or [recipe.tables["train"]["seed"]]
-            recipes = tuple(config.load(one, [*settings, f"train.seed={seed}"]) for seed in own)
-            found.append(Contender(recipe.name, Path(one).stem, recipes, (), given=False))
+        new = _contender(one, seeds, settings)
+        same = next((i for i, known in enumerate(found) if not _differences(known.recipe, new.recipe)), None)
+        if same is None:
+            found.append(new)
+            told.append(one)
             continue
-        if (other := next((i for i, known in enumerate(found) if _joins(recipe, known)), None)) is not None:
-            known = found[other]
-            found[other] = replace(known, recipes=(*known.recipes, recipe), folders=(*known.folders, folder))
-        else:
-            found.append(Contender(recipe.name, folder.name, (recipe,), (folder,), given=True))
+        known = found[same]
+        if {*known.seeds} & {*new.seeds} or not (known.given and new.given):
+            raise ValueError(_twice(told[same], one, known, new))
+        joined = {part: getattr(known, part) + getattr(new, part) for part in ("recipes", "folders", "runs")}
+        found[same] = replace(known, **joined)
     if len(found) < 2:
         raise ValueError(
             f"there is nothing to compare {found[0].name if found else 'it'} with; give two methods or more, as recipes or as "
             "folders of runs (runs that differ in their seed alone are one method)."
         )
+    if (vain := [one for one in settings if _of_training(one)]) and all(one.given for one in found):
+        raise ValueError(f"--set {vain[0]} says how to train, but all that is given is trained already; leave it out.")
     return [replace(one, name=name) for one, name in zip(found, _names(found), strict=True)]
+
+
+def _contender(what: str | Path, seeds: Sequence[int] | None, settings: Sequence[str]) -> Contender:
+    """A recipe with its seeds, or one run, as it was trained."""
+    folder = _run(what)
+    if folder is None:
+        recipe = config.load(what, settings)
+        own = seeds or [recipe.tables["train"]["seed"]]
+        recipes = tuple(config.load(what, [*settings, f"train.seed={seed}"]) for seed in own)
+        return Contender(recipe.name, Path(what).stem, recipes, ())
+    recipe = config.load(folder / RECIPE, [one for one in settings if not _of_training(one)])
+    found = Contender(recipe.name, folder.name, (recipe,), (folder,))
+    try:
+        return replace(found, runs=found.load())
+    except ValueError as error:
+        told = " ".join(f"--set {one}" for one in settings if one.strip().startswith(BUILT))
+        if not told:
+            raise
+        raise ValueError(
+            f"{told} can't alter {what}, which is trained already; leave it out, or give the run's recipe in its place: {error}"
+        ) from error
+
+
+def _of_training(setting: str) -> bool:
+    """Whether it says how to train, and not where that is computed."""
+    key = setting.partition("=")[0].strip()
+    return key.startswith(TRAINED) and key != "train.device"
+
+
+def _twice(first: str | Path, second: str | Path, known: Contender, new: Contender) -> str:
+    """Why two of what was given can't be compared, for they are one method, and what to give instead."""
+    told = f"{second} is given twice" if first == second else f"{first} and {second} are the same but for name and seed"
+    advice = "give one alone, and more trainings of it by seeds"
+    if not {*known.seeds} & {*new.seeds}:
+        seeds = ", ".join(map(str, sorted(known.seeds + new.seeds)))
+        advice += f" (seeds {seeds} join as one method where all of them are runs)"
+    return f"{told}, so that there is nothing to compare; {advice}."
 
 
 def placed(contenders: Sequence[Contender], folder: Path) -> list[Contender]:
@@ -151,10 +201,10 @@ def _run(what: str | Path) -> Path | None:
     return folder
 
 
-def _joins(recipe: Recipe, known: Contender) -> bool:
-    """Whether a run is another seed of runs that are known."""
-    others = [key for key in known.recipe.differences(recipe) if key not in SEEDS_DIFFER]
-    return known.given and not others and recipe.tables["train"]["seed"] not in known.seeds
+def _differences(one: Recipe, other: Recipe) -> list[str]:
+    """The options in which two recipes differ as methods: what all are judged by alike is none of them."""
+    alike = (*BESIDE, *(f"evaluate.{key}" for key in one.kind.shared))
+    return [key for key in one.differences(other) if key not in alike]
 
 
 def _names(contenders: Sequence[Contender]) -> Iterator[str]:
@@ -162,9 +212,7 @@ def _names(contenders: Sequence[Contender]) -> Iterator[str]:
     taken: set[str] = set()
     for one in contenders:
         alike = [other for other in contenders if other.name == one.name and other is not one]
-        options = dict.fromkeys(
-            key for other in alike for key in one.recipe.differences(other.recipe) if key not in SEEDS_DIFFER
-        )
+        options = dict.fromkeys(key for other in alike for key in _differences(one.recipe, other.recipe))
         told = one.source if alike and one.source != one.name else ""
         values = {key: one.recipe.tables[key.split(".")[0]].get(key.split(".", 1)[1]) for key in options}
         if 0 < len(values) <= FEW and all(isinstance(x, bool | int | float | str) for x in values.values()):

@@ -25,7 +25,10 @@ FILE = "judged.json"
 
 @dataclass(frozen=True)
 class Judged:
-    """A method's scores (R, E), its baselines' means and intervals, and how all of it was measured."""
+    """A method's scores (R, E), its baselines' means and intervals, and how all of it was measured.
+
+    tasks: how many the episodes are of, where they are counted, as those of a table.
+    """
 
     metric: str
     scores: Scores = field(repr=False)
@@ -34,6 +37,7 @@ class Judged:
     steps: int
     episodes: int
     episodes_sha256: str
+    tasks: int | None
 
     @property
     def fault(self) -> str | None:
@@ -55,8 +59,9 @@ def judge(contender: Contender, runs: Sequence[Run], out: Path, progress: bool) 
     scores = found.of_runs.double().numpy(force=True)
     facts = found.facts
     judged = Judged(
-        found.metric, scores, dict(found.beside), found.protocol, facts["steps"], facts["episodes"], facts["episodes_sha256"]
-    )
+        found.metric, scores, dict(found.beside), found.protocol, facts["steps"], facts["episodes"], facts["episodes_sha256"],
+        facts.get("tasks", {}).get("tasks"),
+    )  # fmt: skip
     found.save(folder)
     document = {"key": key, **vars(judged), "scores": scores.tolist()}
     write_atomic(folder / FILE, f"{strict_json(document)}\n".encode())

@@ -214,11 +214,17 @@ def _cell(mean: float, half: float, percent: bool, signed: bool = False) -> str:
     return f"{scale * mean:{'+' if signed else ''}.{digits}f}" + ("" if isnan(half) else f" ± {scale * half:.{digits}f}")
 
 
+def few_tasks(tasks: int | None) -> str:
+    """What intervals don't say where episodes are of a few tasks, as those of a table; "" for many, or where None counts."""
+    if tasks is None or tasks >= FEW:
+        return ""
+    return f"intervals are over episodes of {plural(tasks, 'task')}, not over tasks: they say nothing of another task"
+
+
 def _caption(facts: Mapping[str, Any]) -> str:
-    seeds, tasks = facts["seeds"], facts["tasks"].get("tasks", FEW)
-    few = f"\nintervals are over episodes of {plural(tasks, 'task')}, not over tasks: they say nothing of another task"
-    return (
-        f"{facts['normalisation']} normalisation · checkpoint: {facts['selection']} · {len(seeds)} training "
-        f"seed{'s' if len(seeds) > 1 else ''} · episodes {facts['episodes_sha256'][:12]} · classes "
-        f"{facts['tasks'].get('classes_sha256', 'none')[:12]}{few if tasks < FEW else ''}"
-    )
+    """Hashes have a line of their own, in which they are not broken."""
+    seeds = plural(len(facts["seeds"]), "training seed")
+    told = f"{facts['normalisation']} normalisation · checkpoint: {facts['selection']} · {seeds}"
+    hashes = {"episodes": facts["episodes_sha256"], "classes": facts["tasks"].get("classes_sha256")}
+    drawn = " · ".join(f"{what} {digest[:12]}" for what, digest in hashes.items() if digest)
+    return "\n".join(line for line in (told, drawn, few_tasks(facts["tasks"].get("tasks"))) if line)

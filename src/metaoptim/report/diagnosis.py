@@ -94,7 +94,7 @@ def _features(figure: Figure, numbers: Numbers) -> None:
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("linear CKA, before and after")
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
 def _step_sizes(figure: Figure, numbers: Numbers) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from metaoptim.core.brief import plural
 from metaoptim.report.html import provenance
 from metaoptim.report.html.document import Axis, Chapter, Chart, Guide, Note, Number, Part, Section, Series, Table
-from metaoptim.report.html.few_shot import LABELS, cell, scaled
+from metaoptim.report.html.few_shot import LABELS, caveat, cell, scaled
 from metaoptim.report.html.scales import short
 
 FILE = "comparison.json"
@@ -22,9 +22,13 @@ def chapter(found: Found) -> Chapter:
     kind = "each its own" if budget["kind"] is None else f"the same {budget['kind']}, {short(budget['amount'])}"
     facts = (("methods", str(len(methods))), ("metric", metric), ("episodes", str(found["episodes"])), ("budget", kind))
     about = f"From the best to the worst, on the same episodes; intervals are at {100 * found['confidence']:g} %."
-    ranking = (_means(found), _differences(found), _ranking(found))
+    ranking = (_means(found), _differences(found), _ranking(found), *_caveats(found, "seeds", "episodes"))
     sections = [Section("Ranking", ranking, about), *_curves(found), Section("All pairs", (_pairs(found),), PAIRS)]
-    sections += [Section("Cost", (_costs(found),)), Section("Baselines", _baselines(found)), _provenance(found)]
+    sections += [
+        Section("Cost", (_costs(found), *_caveats(found, "cost"))),
+        Section("Baselines", _baselines(found)),
+        _provenance(found),
+    ]
     return Chapter(" vs ".join(row["name"] for row in methods), tuple(sections), facts)
 
 
@@ -32,6 +36,11 @@ PAIRS = (
     "p is that of a sign-flip test over episodes, corrected by Holm for all pairs. A difference over seeds says what another "
     "training would make of it."
 )
+
+
+def _caveats(found: Found, *about: str) -> list[Note]:
+    told = found.get("caveats", {})
+    return [caveat(told[one]) for one in about if one in told]
 
 
 def _scale(found: Found) -> float:
@@ -49,14 +58,17 @@ def _told(found: Found, interval: Sequence[Number] | None) -> str:
 def _means(found: Found) -> Chart:
     rows, scale = found["methods"], _scale(found)
     names = Axis("", names=tuple(row["name"] for row in rows))
-    dots = _dots([scale * row["mean"] for row in rows], [_ends(row["over_episodes"], scale) for row in rows])
+    ends = [_ends(row["over_episodes"], scale) for row in rows]
+    dots = _dots([scale * row["mean"] for row in rows], ends, range(len(rows)))
     return Chart("Scores", Axis(LABELS[found["metric"]]), names, (dots,))
 
 
-def _dots(values: Sequence[float], ends: Sequence[tuple[Number, Number]], notes: Sequence[str] = ()) -> Series:
-    """Values along x, a line for each."""
+def _dots(
+    values: Sequence[float], ends: Sequence[tuple[Number, Number]], colours: Sequence[int], notes: Sequence[str] = ()
+) -> Series:
+    """Values along x, a line for each, in the colours that the methods have in other charts."""
     low, high = [low for low, _ in ends], [high for _, high in ends]
-    return Series("", values, list(map(float, range(len(values)))), low, high, "dots", notes=notes)
+    return Series("", values, list(map(float, range(len(values)))), low, high, "dots", colours=colours, notes=notes)
 
 
 def against_best(found: Found) -> list[tuple[str, float, Sequence[Number] | None, float]]:
@@ -76,7 +88,7 @@ def _differences(found: Found) -> Part:
     if not told:
         return Note("There is one method alone, and nothing to compare it with.", "missing")
     ends = [_ends(interval, scale) for *_, interval, _ in told]
-    dots = _dots([scale * gap for _, gap, *_ in told], ends, [f"p {p:.4f}" for *_, p in told])
+    dots = _dots([scale * gap for _, gap, *_ in told], ends, range(1, len(told) + 1), [f"p {p:.4f}" for *_, p in told])
     unit = "accuracy, points" if scale == 100 else "loss"
     names = Axis("", names=tuple(name for name, *_ in told))
     return Chart(f"Difference to {found['methods'][0]['name']}", Axis(f"difference in {unit}"), names, (dots,), (Guide(0, ""),))

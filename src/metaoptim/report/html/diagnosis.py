@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from metaoptim.diagnosis.features import REUSED
 from metaoptim.report.html.document import GREY, Axis, Chart, Guide, HeatMap, Note, Number, Part, Section, Series
 from metaoptim.report.html.few_shot import scaled
 from metaoptim.report.html.training import spans
@@ -79,8 +80,9 @@ def _features(title: str, sentence: str, numbers: Numbers) -> Chart:
     bars = Series("before and after adaptation", places, [layer["cka"] for layer in layers], shape="bars", notes=notes)
     chance = Series("rows shuffled", places, [layer["by_chance"] for layer in layers], shape="dots", colour=1)
     axis = Axis("linear CKA")
+    line = f"The dotted line is at {REUSED}, from which on features count as reused."
     return Chart(title, Axis("", names=tuple(layer["layer"] or "all" for layer in layers)), axis, (bars, chance),
-                 (Guide(0.9, "reused from 0.9 on", "y"),), sentence, bounds=(0.0, 1.05))  # fmt: skip
+                 (Guide(REUSED, "", "y"),), f"{sentence} {line}", bounds=(0.0, 1.05))  # fmt: skip
 
 
 def _step_sizes(title: str, sentence: str, numbers: Numbers) -> Chart:

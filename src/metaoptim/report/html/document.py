@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Number = float | None
@@ -29,7 +29,8 @@ class Series:
 
     low, high: the ends of each point's interval, along the axis of values (that of x where y has names). A line shows them as
     a band, dots and bars as whiskers. colour counts the colours of the page; `GREY` is for comparison only. faint: drawn
-    behind all others, without hover values. notes: what to say of each point beside its numbers.
+    behind all others, without hover values. colours: of each dot, in place of the series' one. notes: what to say of each point
+    beside its numbers.
     """
 
     name: str
@@ -42,7 +43,12 @@ class Series:
     dashed: bool = False
     marked: bool = False
     faint: bool = False
+    colours: Sequence[int] = ()
     notes: Sequence[str] = ()
+
+    def of_point(self, i: int) -> Series:
+        """The same in the colour of one of its points."""
+        return replace(self, colour=self.colours[i]) if self.colours else self
 
 
 @dataclass(frozen=True)

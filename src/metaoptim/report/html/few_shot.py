@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaoptim.core.brief import plural
+from metaoptim.evaluation.result import few_tasks
 from metaoptim.report.html.document import GREY, Axis, Chart, Note, Number, Part, Score, Section, Series, Table
 from metaoptim.report.html.scales import minus
 
@@ -64,16 +65,12 @@ def forest(title: str, names: Sequence[str], means: Sequence[Number], halves: Se
         (None, None) if mean is None or half is None else (mean - half, mean + half)
         for mean, half in zip(means, halves, strict=True)
     ]
-    known = [i for i, mean in enumerate(means) if mean is not None]
-    series = [
-        Series(
-            "", [means[i] or 0.0 for i in some], [float(i) for i in some], [ends[i][0] for i in some],
-            [ends[i][1] for i in some], shape="dots", colour=colour,
-        )
-        for some, colour in ((known[:1], 0), (known[1:], GREY))
-        if some
-    ]  # fmt: skip
-    return Chart(title, Axis(label), Axis("", names=tuple(names)), tuple(series))
+    known = [(mean, i) for i, mean in enumerate(means) if mean is not None]
+    series = Series(
+        "", [mean for mean, _ in known], [float(i) for _, i in known], [ends[i][0] for _, i in known],
+        [ends[i][1] for _, i in known], shape="dots", colours=[GREY if i else 0 for _, i in known],
+    )  # fmt: skip
+    return Chart(title, Axis(label), Axis("", names=tuple(names)), (series,))
 
 
 def scaled(value: Number, scale: float) -> Number:
@@ -138,9 +135,15 @@ def _seeds(result: Result) -> Table:
     return Table(("row", *(f"seed {s}" for s in result["seeds"]), "spread"), tuple(rows), about=about)
 
 
+def caveat(sentence: str) -> Note:
+    """What intervals don't say, as a note."""
+    return Note(f"{sentence[:1].upper()}{sentence[1:]}.")
+
+
 def _doubts(result: Result) -> list[Part]:
-    """What the numbers don't bear out."""
-    found: list[Part] = []
+    """What the numbers don't bear out, and what they don't say."""
+    few = few_tasks(result["tasks"].get("tasks"))
+    found: list[Part] = [caveat(few)] if few else []
     sign = 1 if result["metric"] == "accuracy" else -1
     for row in result["rows"][1:]:
         gap = row.get("against_first") or {}

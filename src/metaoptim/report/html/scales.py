@@ -56,10 +56,16 @@ def ticks(axis: Axis, on: Scale, count: int) -> list[tuple[float, str]]:
     size = (on.high - on.low) / max(count, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(size))
     step = next(power * s for s in STEPS if power * s >= size * 0.999)
+    values = _multiples(axis, on, step)
+    if len(values) < 2:  # one alone says nothing of the distances between values
+        values = _multiples(axis, on, step / 2)
+    return list(zip(values, together(values), strict=True))
+
+
+def _multiples(axis: Axis, on: Scale, step: float) -> list[float]:
     step = max(1.0, round(step)) if axis.whole else step
     first = math.ceil(on.low / step - 1e-9)
-    values = [i * step for i in range(first, math.floor(on.high / step + 1e-9) + 1)]
-    return list(zip(values, together(values), strict=True))
+    return [i * step for i in range(first, math.floor(on.high / step + 1e-9) + 1)]
 
 
 def _log_ticks(on: Scale, count: int) -> list[tuple[float, str]]:

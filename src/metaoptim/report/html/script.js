@@ -36,7 +36,8 @@
       line.setAttribute("x2", x);
       const room = chart.clientWidth - tip.offsetWidth, left = x * zoom + 14;
       tip.style.left = `${Math.max(0, left > room ? Math.min(x * zoom - tip.offsetWidth - 14, room) : left)}px`;
-      tip.style.top = `${Math.max(0, y === undefined ? 8 : y * zoom - tip.offsetHeight - 12)}px`;
+      const tall = tip.offsetHeight + 6, above = chart.getBoundingClientRect().top > tall ? -tall : chart.clientHeight + 6;
+      tip.style.top = `${y === undefined ? above : Math.max(0, y * zoom - tall - 6)}px`;
     };
     chart.addEventListener("pointermove", (event) => {
       const one = drawing(), svg = one.firstElementChild, box = svg.getBoundingClientRect();

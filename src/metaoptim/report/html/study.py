@@ -103,7 +103,7 @@ def _map(found: Found, complete: Sequence[Trial]) -> list[HeatMap]:
     """Inner steps in training × at test: the best score of any trial."""
     best = max if found["metric"] == "accuracy" else min
     rows = sorted({t["train_steps"] for t in complete})
-    columns = sorted({k for t in complete for k in t["steps"]})
+    columns = sorted({k for t in complete for k in t["steps"]} & {*found["test_steps"]})
     if len(rows) < 2 or len(columns) < 2 or len(columns) > COLUMNS:
         return []
 

@@ -14,6 +14,7 @@ from metaoptim.report.html.scales import Scale, cut, scale, short, ticks, width
 COLOURS = 7
 MARKS = ("circle", "square", "triangle", "diamond")
 SHADES, STRIP = 24, 44.0  # of the scale of a heat map's colours: steps, and its height
+FAINTEST = 0.15  # of these colours, for none is that of the page: a cell that has it has no value
 STAR = [(math.sin(k * math.pi / 5), -math.cos(k * math.pi / 5), 1.0 if k % 2 == 0 else 0.42) for k in range(10)]
 TURNED = 50, 0.77  # degrees that long names are turned by, and the sine
 
@@ -158,9 +159,10 @@ def _points(chart: Chart, series: Series, frame: Frame) -> Iterator[Markup]:
         if len(points) > 1 and not series.marked:
             return
     for x, y, i in points:
+        own = series.of_point(i)
         if series.shape == "dots" and series.low and series.low[i] is not None and series.high[i] is not None:
-            yield _whisker(chart, series, i, x, y, frame)
-        yield _mark(x, y, series, 4.5 if series.shape == "dots" else 3.2)
+            yield _whisker(chart, own, i, x, y, frame)
+        yield _mark(x, y, own, 4.5 if series.shape == "dots" else 3.2)
 
 
 def _mark(x: float, y: float, series: Series, size: float) -> Markup:
@@ -262,8 +264,10 @@ def _strip(figure: HeatMap, frame: Frame) -> Iterator[Markup]:
 def _strength(figure: HeatMap, value: float) -> float:
     """How strong a cell's colour is: from zero on both ways where there are negative values, else from the lowest on."""
     if figure.low < 0:
-        return min(abs(value) / max(-figure.low, figure.high), 1.0)
-    return min(max((value - figure.low) / (figure.high - figure.low or 1.0), 0.0), 1.0)
+        share = abs(value) / max(-figure.low, figure.high)
+    else:
+        share = (value - figure.low) / (figure.high - figure.low or 1.0)
+    return FAINTEST + (1 - FAINTEST) * min(max(share, 0.0), 1.0)
 
 
 def _svg(frame: Frame, body: Sequence[Markup]) -> Markup:

@@ -49,7 +49,7 @@ def _place(chart: Chart, at: float) -> str:
 def _rows(chart: Chart, at: float) -> Iterator[tuple[str, str, str]]:
     for series in chart.series:
         for i, value in () if series.faint else _at(chart, series, at):
-            yield colour_of(series), series.name, value + (f", {series.notes[i]}" if series.notes else "")
+            yield colour_of(series.of_point(i)), series.name, value + (f", {series.notes[i]}" if series.notes else "")
 
 
 def _at(chart: Chart, series: Series, at: float) -> Iterator[tuple[int, str]]:
