@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tomllib
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -255,6 +256,41 @@ def test_a_run_is_resumed_to_the_same_floats_and_refuses_others(cli: Cli) -> Non
     for setting, words in {"algorithm.rule=lstm": "is learned SmallFC in the run", "tasks.dim=3": "quadratics-2"}.items():
         code, _, err = cli("evaluate", "cut", "--set", setting)
         assert code == 2 and "differs from what is asked for" in err and words in err, err
+
+
+def test_scores_are_exported_with_the_weights_that_they_are_of_alone(cli: Cli) -> None:
+    assert cli("train", "tiny.toml", "--set", "train.iterations=2")[0] == 0 and cli("evaluate", "runs/tiny")[0] == 0
+    (judged,) = json.loads(Path("runs/tiny/result.json").read_text())["facts"]["runs"]
+    assert judged["step"] == 2 and len(judged["phi_sha256"]) == 64
+    assert cli("train", "tiny.toml", "--resume")[0] == 0
+    last = ("export", "runs/tiny", "x.safetensors", "--checkpoint", "last")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out, err = cli(*last)
+    assert code == 0 and "no scores of the ψ of step 4 alone" in err and "no scores, for this ψ wasn't evaluated" in out
+    assert mo.optim.load("x.safetensors").header["scores"] == {}
+    assert cli("evaluate", "runs/tiny", "--checkpoint", "last")[0] == 0
+    assert "the scores of its last" in cli(*last)[1] and mo.optim.load("x.safetensors").header["scores"]
+
+    assert cli("report", "runs/tiny")[0] == 0
+    doubt, result = "The result is that of other weights than the run has now", Path("runs/tiny/result.json")
+    assert doubt not in Path("runs/tiny/report.html").read_text()
+    result.write_text(re.sub(r'"phi_sha256": "\w+"', '"phi_sha256": "0"', result.read_text()))
+    assert cli("report", "runs/tiny")[0] == 0 and doubt in Path("runs/tiny/report.html").read_text()
+
+
+def test_a_run_from_python_says_how_it_is_judged_there(cli: Cli) -> None:
+    options: dict[str, Any] = {"estimator": "pes", "window": 2, "problems_per_step": 2, "validate_every": 0, "progress": False}
+    run = lopt.meta_train(lopt.SmallFC(), lopt.quadratics(2, steps=4), iterations=1, lr=0.01, out="run", **options)
+    text = Path("run/recipe.toml").read_text()
+    assert "--set" not in text and "load it in Python" in text
+    described = tomllib.loads(text)["described"]
+    assert "outer" not in described["method"] and described["train"]["optimizer"]["groups"]["rule"]["lr"] == 0.01
+    for words in (("evaluate", "run"), ("export", "run", "x.safetensors")):
+        code, _, err = cli(*words)
+        assert code == 2 and "this run was started in Python" in err and "mo.lopt.evaluate(run)" in err
+    method = lopt.learned_optimizer(lopt.SmallFC(), lopt.quadratics(2, steps=4), "pes", window=2)
+    assert torch.equal(mo.load("run", method).phi.rule["w0"], run.phi.rule["w0"])
 
 
 def test_several_runs_are_judged_together(cli: Cli) -> None:

@@ -160,10 +160,14 @@ class Own:
         return {"a": torch.zeros(1)}
 
     def init(self, psi: Params, weights: Params) -> Any:
-        return {}
+        return {n: torch.zeros_like(w) for n, w in weights.items()}
 
     def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> Any:
         wrong = {"sum": {n: g.sum() for n, g in grads.items()}, "forget": {}, "none": None}
+        if self.fault == "write":
+            return grads, {n: m.mul_(0.9).add_(grads[n]) for n, m in state.items()}
+        if self.fault == "shape":
+            return {n: g @ g[:1] for n, g in grads.items()}, state
         found = {n: g * psi[f"a.{n}"] for n, g in grads.items()} if self.fault == "key" else wrong[self.fault]
         return None if found is None else (found, state)
 
@@ -203,6 +207,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(rule=Own("forget")), "returns no update for the weight `theta`"),
     (lambda: learn(rule=Own("none")), "returned NoneType; it must return"),
     (lambda: learn(rule=Own("key")), "the rule Own finds no 'a.theta' where it looks for it"),
+    (lambda: learn(rule=Own("write")), r"`update` of the rule Own writes into the state that it is given.*return new tensors"),
+    (lambda: learn(rule=Own("shape")), r"the rule Own fails in test_lopt_training.py:\d+, in .*: inconsistent tensor size"),
 ]
 
 

@@ -716,6 +716,23 @@ def test_what_can_be_kept(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_rule_of_ones_own_is_told_how_it_can_be_kept(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Mine(SGD):
+        pass
+
+    with pytest.raises(ValueError, match=r"Mine can't be kept in a file.*mo\.optim\.from_rule\(rule, psi=run\.phi\.rule\)"):
+        from_rule(Mine(0.1)).save(tmp_path / "x.safetensors")
+
+
+def test_folders_are_made_and_files_are_not_taken_for_them(tmp_path: Path) -> None:
+    factory = from_rule(SGD(0.1))
+    factory.save(tmp_path / "new" / "rule.safetensors")
+    assert load(tmp_path / "new" / "rule.safetensors").rule == SGD(0.1)
+    with pytest.raises(ValueError, match="is a file, and save_pretrained takes a folder"):
+        factory.save_pretrained(tmp_path / "new" / "rule.safetensors")
+
+
 def test_rules_that_come_with_the_library_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mo.optim.available() == sorted(mo.optim.available())
     for name in mo.optim.available():

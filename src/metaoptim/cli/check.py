@@ -104,8 +104,8 @@ def _own(spec: str, loss: str | None, shape: str | None, ways: int | None, algor
 
 def _known(kind: str, name: str) -> Any:
     from metaoptim.algorithms import ALGORITHMS
+    from metaoptim.core.brief import nearest
     from metaoptim.core.losses import LOSSES
-    from metaoptim.recipes.schema import nearest
 
     tables: dict[str, Mapping[str, Any]] = {"algorithm": ALGORITHMS, "loss": LOSSES}
     known = tables[kind]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -39,6 +40,19 @@ def plural(count: int, what: str) -> str:
     """A count in a sentence, as in 1 query or 2 queries."""
     many = f"{what}es" if what.endswith("s") else f"{what[:-1]}ies" if what.endswith("ry") else f"{what}s"
     return f"{count} {what if count == 1 else many}"
+
+
+def nearest(word: str, valid: Iterable[str], lister: str = "") -> str:
+    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them, or what lists
+    them.
+    """
+    lower = {v.lower(): v for v in valid}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    if close:
+        return f"; did you mean `{lower[close[0]]}`?"
+    if lister:
+        return f"; `{lister}` lists those that there are."
+    return f"; expected one of: {', '.join(lower.values()) or 'none'}."
 
 
 def _plain(x: Any) -> str:

@@ -23,7 +23,7 @@ from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import MetaParams, Params, Rule, Task
 from metaoptim.engine.inspect import check_updates
-from metaoptim.evaluation.evaluate import check_seeds, on_device
+from metaoptim.evaluation.evaluate import check_seeds, on_device, which
 from metaoptim.learners import device_called
 from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, final, tune
 from metaoptim.lopt.checks import check_psi
@@ -82,6 +82,7 @@ def evaluate(
     check_flags(tuned=tuned, progress=progress)
     check_seed(seed)
     rule, psis, own, trained = _learned(learned, psi, device)
+    runs = [run for run in (learned if isinstance(learned, list | tuple) else [learned]) if isinstance(run, Run)]
     known = _baselines(baselines)
     numbers: Any = rule  # whose fields a Rule doesn't promise
     if tuned and "lr" not in getattr(numbers, "__dataclass_fields__", {}):
@@ -105,7 +106,7 @@ def evaluate(
         "split": "test", "tuned_on": "val", "problems": problems, "seeds": drawn, "step_sizes": step_sizes,
         "steps": max(f.steps for f in judged.values()), "trained_steps": trained, "trained_runs": len(psis),
         "episodes": len(judged) * seeds * problems, "episodes_sha256": digest.hexdigest(),
-        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__,
+        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__, **which(runs),
     }  # fmt: skip
     return Judgement(tuple(rows), name, facts)
 

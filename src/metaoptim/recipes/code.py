@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
+from metaoptim.core.brief import nearest
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, plain_default, toml_type
 
 NAMED = "FILE.py:NAME"
 

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from metaoptim import lopt, training
 from metaoptim import runs as stored
+from metaoptim.core.brief import nearest
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Task
 from metaoptim.lopt.data import load
 from metaoptim.lopt.families import FAMILIES
 from metaoptim.lopt.judge import finals, judged_families, own_families
+from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.training import joined, learned_optimizer, streams
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
-from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, options
 from metaoptim.runs import Run
 from metaoptim.tasks.base import check_seed, digest_episodes
 from metaoptim.training.callbacks import OnStep
@@ -35,6 +37,11 @@ ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estima
 MEMBERS = "tables like [tasks], of which each names a family; all with the same steps."
 PES = {"name": "pes", "window": 10, "sigma": 0.01}
 CHANGES = ("steps", "rescaled", "logarithm")  # which any family can have
+IN_PYTHON = (
+    "this run was started in Python, from code that no recipe names: load it there, by run = mo.load(RUN, method), with "
+    "method = mo.lopt.learned_optimizer(rule, problems, estimator); mo.lopt.evaluate(run) then judges it, and "
+    "mo.optim.from_run(run).save(FILE) exports it."
+)
 IN_ALGORITHM = ("estimator", "window", "sigma", "pairs", "objective")
 
 
@@ -59,6 +66,12 @@ class LearnedOptimizers:
     }
 
     shared: ClassVar[Sequence[str]] = ("families", "problems", "seeds", "steps", "seed")
+
+    @classmethod
+    def refuse_unnamed(cls, learner: Any) -> None:
+        """Errors: ConfigError, for the run of such a learner, as it is described, whose recipe names no algorithm."""
+        if isinstance(learner, Mapping) and learner.get("kind") == Optimizee.__name__:
+            raise ConfigError(IN_PYTHON)
 
     @classmethod
     def options(cls, table: str, name: str) -> list[Option]:

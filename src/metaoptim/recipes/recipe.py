@@ -19,13 +19,14 @@ from typing import Any
 
 import tomli_w
 
+from metaoptim.core.brief import nearest
 from metaoptim.core.callers import warn
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
-from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.recipes.schema import NONE, ConfigError, check, found, spell
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import RECIPE
 from metaoptim.tasks import TaskFamily
@@ -252,6 +253,8 @@ def _resolve(data: dict[str, Any], name: str, folders: Sequence[Path]) -> Recipe
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(data.get(table, {})) for table in _TABLES}
     given["algorithm"] = parts.renamed(given["algorithm"], lambda spec: code.located(spec, folders))
+    if "name" not in given["algorithm"]:
+        LearnedOptimizers.refuse_unnamed(given["described"].get("method", {}).get("learner"))
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:

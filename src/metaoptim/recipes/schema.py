@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import ConfigDict, StringConstraints, ValidationError, create_model
+
+from metaoptim.core.brief import nearest
 
 NONE = "none"
 """What a recipe writes to leave out an option that may be absent, because TOML has no null."""
@@ -28,6 +29,7 @@ _WORDS = {
     str: "a text",
     NoneType: json.dumps(NONE),
     CODE: "FILE.py:NAME",
+    Any: "a value",
 }
 
 
@@ -75,19 +77,6 @@ def check(table: str, given: Mapping[str, Any], known: Sequence[Option]) -> dict
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     end = nearest(value, choices) if choices and isinstance(value, str) else "."
     raise ConfigError(f"`{key}` in [{table}]: found {found(value)}, expected {spell(expected)}{end}")
-
-
-def nearest(word: str, valid: Iterable[str], lister: str = "") -> str:
-    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them, or what lists
-    them.
-    """
-    lower = {v.lower(): v for v in valid}
-    close = difflib.get_close_matches(word.lower(), lower, n=1)
-    if close:
-        return f"; did you mean `{lower[close[0]]}`?"
-    if lister:
-        return f"; `{lister}` lists those that there are."
-    return f"; expected one of: {', '.join(lower.values()) or 'none'}."
 
 
 def spell(kind: Any) -> str:
