@@ -33,7 +33,7 @@ _DATA = re.compile(
 )
 _FLOATS = re.compile(r"dtype|scalar type|Input type|desired output type")
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
-_CALL = re.compile(r"forward\(\) .*(?:argument|keyword)")
+_CALL = re.compile(r"forward\(\) .*(?:argument|keyword)|must be Tensor, not (?:tuple|list|dict)")
 
 _LOOP = ', or batching="loop" with runtime="eager" (in training: engine={"batching": "loop", "runtime": "eager"})'
 _NO_STRATEGY = (

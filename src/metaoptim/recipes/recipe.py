@@ -220,6 +220,9 @@ def _replace(data: dict[str, Any], override: str) -> None:
     table, _, key = target.strip().partition(".")
     if not (table and key and equals):
         raise ConfigError(f"can't set `{override}`; expected TABLE.KEY=VALUE, as in algorithm.steps=5.")
+    if "." in key:
+        whole = f"{table}.{key.partition('.')[0]}={{name = …, {key.rpartition('.')[2]} = {text.strip()}}}"
+        raise ConfigError(f"can't set `{override}`, a key inside an option; set all of that, as in {whole}.")
     if table not in _TABLES:
         raise ConfigError(f"unknown table `{table}` in `{override}`{nearest(table, _TABLES)}")
     try:

@@ -188,9 +188,13 @@ def saved_in(state: Mapping[str, Any], path: object) -> Any:
     return saved | {"method": {part: told for part, told in saved["method"].items() if part != "outer"}}  # as of early versions
 
 
-def refuse_others(path: object, saved: Any, here: Any, advice: str) -> None:
-    """Raises a ValueError that names the first field in which a run differs from what is asked for."""
+def refuse_others(path: object, saved: Any, here: Any, advice: str, of_steps: str | None = None) -> None:
+    """Raises a ValueError that names the first field in which a run differs from what is asked for.
+
+    of_steps: another advice where that are inner steps.
+    """
     for field, there, now in differences(saved, here):
+        told = of_steps if of_steps and field.rpartition(".")[2] == "steps" else advice
         raise ValueError(
-            f"the run in {path} differs from what is asked for: {field} is {there} in the run and {now} here; {advice}."
+            f"the run in {path} differs from what is asked for: {field} is {there} in the run and {now} here; {told}."
         )
