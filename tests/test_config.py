@@ -12,10 +12,11 @@ import torch
 
 from metaoptim import evaluation, training
 from metaoptim.algorithms import ALGORITHMS, maml
+from metaoptim.core.brief import nearest
 from metaoptim.core.trees import flatten
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Experiment
-from metaoptim.recipes.schema import REQUIRED, ConfigError, check, nearest, options, spell
+from metaoptim.recipes.schema import REQUIRED, ConfigError, check, options, spell
 from metaoptim.tasks import TASKS
 
 TINY = """

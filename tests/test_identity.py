@@ -73,7 +73,6 @@ CHANGES: dict[str, tuple[Callable[[], MetaOptimizer], Callable[[], MetaOptimizer
         lambda: compose(estimator=mo.estimators.Unroll(objective=partial(weighted, scale=0.7))), "estimator.objective.scale",
     ),
     "reduction": (compose, lambda: compose(reduction="sum"), "reduction"),
-    "outer": (compose, lambda: replace(compose(), outer=compose().outer._replace(lr=0.5)), "outer.lr"),
     "a closed form": (
         lambda: mo.protonet(net(), mo.losses.cross_entropy, ways=2),
         lambda: mo.protonet(net(), mo.losses.cross_entropy, ways=3), "learner.fit.ways",

@@ -85,7 +85,7 @@ def test_curves_are_those_of_a_loop_by_hand() -> None:
 
 def test_all_rules_have_the_same_starts_and_every_run_another_one() -> None:
     rows = example().rows
-    assert [row.name for row in rows] == ["learned SGD", *lopt.BASELINES]
+    assert [row.name for row in rows] == ["SGD(lr=0.3)", *lopt.BASELINES]
     assert all(torch.allclose(row.losses[:, 0], rows[0].losses[:, 0], atol=1e-6) for row in rows)
     assert len(set(rows[0].losses[:, 0].tolist())) == 2 * PROBLEMS
 
@@ -171,7 +171,7 @@ def test_numbers_of_a_row() -> None:
 def test_a_judgement_is_a_table_a_dictionary_and_a_picture(tmp_path: Path) -> None:
     found = example()
     text, kept = str(found), json.loads(json.dumps(found.json()))
-    assert all(word in text for word in ("learned SGD", "Muon", "ScheduleFreeAdamW", "toy", "6 runs on fresh problems"))
+    assert all(word in text for word in ("SGD(lr=0.3)", "Muon", "ScheduleFreeAdamW", "toy", "6 runs on fresh problems"))
     assert [row["name"] for row in kept["rows"]] == [row.name for row in found.rows]
     assert len(kept["rows"][0]["curve"]["0.5"]) == STEPS + 1 and kept["facts"]["families"]["toy"]["split"] == "test"
     assert kept["rows"][0]["lr"] is None and kept["rows"][2]["seconds_per_step"] > 0
@@ -240,7 +240,8 @@ def test_what_is_not_a_rule_with_its_psi_is_refused(learned: Any, psi: Any, sent
 def test_what_makes_optimizers_is_judged_and_a_rule_without_psi() -> None:
     found = lopt.evaluate(mo.optim.from_rule(RULE, PSI), **FEW)
     assert torch.equal(found.rows[0].losses, lopt.evaluate(RULE, PSI, **FEW).rows[0].losses)
-    assert lopt.evaluate(SGD(0.1), **FEW).rows[0].final < 3
+    by_hand = lopt.evaluate(SGD(0.1), **FEW)
+    assert by_hand.rows[0].final < 3 and by_hand.name == by_hand.rows[0].name == "SGD(lr=0.1)"
 
 
 def test_a_judgement_is_printed_as_its_table_and_drawn_at_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:

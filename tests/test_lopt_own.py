@@ -119,6 +119,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: own(data=(X.numpy(), Y.numpy())), "must be tensors, as torch.from_numpy gives them; found ndarray"),
     (lambda: own(data=(X, Y[:5])), r"shapes \(40, 4\) and \(5,\).*the same examples"),
     (lambda: own(data=X), r"data must be a pair of tensors \(x, y\), or mo.lopt.Data; found Tensor"),
+    (lambda: own(data=((X, X), Y)), "called with the inputs of a batch as one argument, but .* must be Tensor, not tuple"),
+    (lambda: own(net().requires_grad_(False)), "net=Sequential has no weights with requires_grad=True"),
     (lambda: own(data=(X.double(), Y)), r"layer `0` \(Linear\) can't take these data.*\.float\(\) of the data"),
     (lambda: own(loss=mo.losses.cross_entropy, data=(X, Y.short())), r"expected class numbers as targets: y\.long\(\)"),
     (lambda: own(data=(X, Y + 1)), "Target 2 is out of bounds"),

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tomllib
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,12 @@ BAD = [
     ("train.tasks_per_step=3", "unknown key `tasks_per_step` in [train]"),
     ("train.horizon=3", "did you mean `horizons`?"),
     ("evaluate.families=owm", "did you mean `own`?"),
+    ("evaluate.baselines=['Adm']", "[evaluate]: baselines: found 'Adm'; expected a list of names"),
+    ("evaluate.step_sizes=0", "[evaluate]: step_sizes=0"),
+    (
+        "algorithm.estimator.window=7",
+        "a key inside an option; set all of that, as in algorithm.estimator={name = …, window = 7}",
+    ),
     ("evaluate.split=val", "unknown key `split` in [evaluate]"),
     ("model.name=mlp", "a learned optimizer has no [model], for the networks that it trains are those of [tasks]"),
     (
@@ -197,6 +204,7 @@ def test_wrong_members_of_a_mixture_are_told(families: str, words: str) -> None:
     ("tasks.rescaled=[1]", "rescaled=(1.0,): it must be two positive numbers"),
     ("train.problems_per_step=0", "problems_per_step=0"),
     ("train.seed=-1", "The seed is -1"),
+    ("evaluate.seed=-1", "The seed is -1"),
 ])  # fmt: skip
 def test_numbers_that_cannot_be_used_are_told(cli: Cli, override: str, words: str) -> None:
     for name in ("train", "plan"):
@@ -241,6 +249,25 @@ def test_from_a_recipe_to_an_optimizer(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert torch.isfinite(net.weight).all() and not torch.equal(net.weight, before)
 
 
+def test_a_rule_without_a_step_size_is_not_to_be_tuned(cli: Cli) -> None:
+    code, _, err = cli("train", "tiny.toml", "--set", "evaluate.tuned=true")
+    assert code == 2 and "tuned=True: SmallFC() has no step size" in err and not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_the_doctor_looks_at_short_runs(cli: Cli) -> None:
+    rule = "algorithm.rule={name = 'layer_step_sizes', lr = 0.1, steps = 10}"
+    settings = ("--set", "tasks.steps=40", "--set", "train.horizons=none", "--set", rule)
+    code, out, err = cli("check", "--recipe", "tiny.toml", *settings)
+    assert "Its runs are cut short for this, to 10 steps." in err and "right: learned LayerStepSizes" in out and code == 0, err
+
+
+def test_check_says_how_a_learned_optimizer_is_named(cli: Cli) -> None:
+    assert tiny("tasks.steps=40").experiment().checked[0].learner.steps == 10
+    assert "metaoptim check --recipe RECIPE" in cli("check", "learned_optimizer")[2]
+    assert "--set goes with --recipe alone" in cli("check", "maml", "--set", "algorithm.lr=1")[2]
+
+
 def test_a_run_is_resumed_to_the_same_floats_and_refuses_others(cli: Cli) -> None:
     short = ("train", "tiny.toml", "--set", "train.iterations=2", "--out", "cut")
     assert cli(*short)[0] == 0
@@ -252,9 +279,48 @@ def test_a_run_is_resumed_to_the_same_floats_and_refuses_others(cli: Cli) -> Non
     assert all(torch.equal(x, whole.tensors[name]) for name, x in cut.tensors.items())
     code, _, err = cli("train", "tiny.toml", "--out", "cut", "--set", "tasks.dim=3", "--resume")
     assert code == 2 and "other values of tasks.dim" in err
-    for setting, words in {"algorithm.rule=lstm": "is learned SmallFC in the run", "tasks.dim=3": "quadratics-2"}.items():
+    for setting, words in {
+        "algorithm.rule=lstm": "is learned SmallFC in the run",
+        "tasks.dim=3": "quadratics-2",
+        "tasks.steps=6": "as in --set evaluate.steps=…",
+    }.items():
         code, _, err = cli("evaluate", "cut", "--set", setting)
         assert code == 2 and "differs from what is asked for" in err and words in err, err
+
+
+def test_scores_are_exported_with_the_weights_that_they_are_of_alone(cli: Cli) -> None:
+    assert cli("train", "tiny.toml", "--set", "train.iterations=2")[0] == 0 and cli("evaluate", "runs/tiny")[0] == 0
+    (judged,) = json.loads(Path("runs/tiny/result.json").read_text())["facts"]["runs"]
+    assert judged["step"] == 2 and len(judged["phi_sha256"]) == 64
+    assert cli("train", "tiny.toml", "--resume")[0] == 0
+    last = ("export", "runs/tiny", "x.safetensors", "--checkpoint", "last")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out, err = cli(*last)
+    assert code == 0 and "no scores of the ψ of step 4 alone" in err and "no scores, for this ψ wasn't evaluated" in out
+    assert mo.optim.load("x.safetensors").header["scores"] == {}
+    assert cli("evaluate", "runs/tiny", "--checkpoint", "last")[0] == 0
+    assert "the scores of its last" in cli(*last)[1] and mo.optim.load("x.safetensors").header["scores"]
+
+    assert cli("report", "runs/tiny")[0] == 0
+    doubt, result = "The result is that of other weights than the run has now", Path("runs/tiny/result.json")
+    assert doubt not in Path("runs/tiny/report.html").read_text()
+    result.write_text(re.sub(r'"phi_sha256": "\w+"', '"phi_sha256": "0"', result.read_text()))
+    assert cli("report", "runs/tiny")[0] == 0 and doubt in Path("runs/tiny/report.html").read_text()
+
+
+def test_a_run_from_python_says_how_it_is_judged_there(cli: Cli) -> None:
+    options: dict[str, Any] = {"estimator": "pes", "window": 2, "problems_per_step": 2, "validate_every": 0, "progress": False}
+    run = lopt.meta_train(lopt.SmallFC(), lopt.quadratics(2, steps=4), iterations=1, lr=0.01, out="run", **options)
+    text = Path("run/recipe.toml").read_text()
+    assert "--set" not in text and "load it in Python" in text
+    described = tomllib.loads(text)["described"]
+    assert "outer" not in described["method"] and described["train"]["optimizer"]["groups"]["rule"]["lr"] == 0.01
+    for words in (("evaluate", "run"), ("export", "run", "x.safetensors")):
+        code, _, err = cli(*words)
+        assert code == 2 and "this run was started in Python" in err and "mo.lopt.evaluate(run)" in err
+    method = lopt.learned_optimizer(lopt.SmallFC(), lopt.quadratics(2, steps=4), "pes", window=2)
+    assert torch.equal(mo.load("run", method).phi.rule["w0"], run.phi.rule["w0"])
 
 
 def test_several_runs_are_judged_together(cli: Cli) -> None:

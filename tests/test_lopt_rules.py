@@ -477,3 +477,9 @@ def test_a_meta_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 def test_the_gradient_doctor_passes_them(name: str, mode: tuple[str, str, str]) -> None:
     method = mo.compose(mo.nn.mlp((1, 4, 1)).float(), mo.losses.mse, rule=RULES[name], steps=2)
     assert mo.check(method, mo.tasks.sinusoid(), modes=[mode]).ok
+
+
+@pytest.mark.parametrize("rule", [LSTM(), SmallFC(), Celo2()], ids=["lstm", "small_fc", "celo2"])
+def test_a_start_wants_weights(rule: Rule) -> None:
+    with pytest.raises(ValueError, match="start is given no weights"):
+        rule.start({}, torch.Generator())

@@ -135,7 +135,7 @@ def test_what_diverges_is_left_out_and_told_of(capsys: pytest.CaptureFixture[str
     assert all(r["diverged"] == 1 and r["discarded"] == 1 and r["loss"] == 3 for r in seen)
     method = lopt.learned_optimizer(wild, family(), Truncated(WINDOW))
     assert log_lr(run.phi.rule) == log_lr(method.phi.rule)
-    assert "loss 3.0000  diverged 100.0 %  discarded 100.0 %" in capsys.readouterr().err
+    assert "loss 3.0000 (running mean)  diverged 100.0 %  discarded 100.0 %" in capsys.readouterr().err
 
 
 def test_an_estimator_without_a_window_goes_through_whole_runs() -> None:
@@ -160,12 +160,23 @@ class Own:
         return {"a": torch.zeros(1)}
 
     def init(self, psi: Params, weights: Params) -> Any:
-        return {}
+        return {n: torch.zeros_like(w) for n, w in weights.items()}
 
     def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> Any:
         wrong = {"sum": {n: g.sum() for n, g in grads.items()}, "forget": {}, "none": None}
+        if self.fault == "write":
+            return grads, {n: m.mul_(0.9).add_(grads[n]) for n, m in state.items()}
+        if self.fault == "shape":
+            return {n: g @ g[:1] for n, g in grads.items()}, state
         found = {n: g * psi[f"a.{n}"] for n, g in grads.items()} if self.fault == "key" else wrong[self.fault]
         return None if found is None else (found, state)
+
+
+class Half:
+    """A rule without its beginning."""
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> Any:
+        return grads, state
 
 
 def test_the_estimator_is_named_and_psi_given_as_in_meta_training() -> None:
@@ -182,6 +193,9 @@ def test_the_estimator_is_named_and_psi_given_as_in_meta_training() -> None:
 CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(horizons=(4, 10)), r"horizons=\(4, 10\).*multiples of the window, which is 4"),
     (lambda: learn(horizons=(8, 4)), "the smaller one first"),
+    (lambda: learn(horizons=8), r"horizons=\(8,\): they must be two multiples"),
+    (lambda: learn(tasks_per_step=3), "tasks_per_step=3: .*give problems_per_step"),
+    (lambda: family().with_(step=10), "has no `step`; did you mean `steps`"),
     (lambda: learn(window=3, horizons=(3, 6)), "window=3.*divide the inner steps, which are 8"),
     (lambda: learn(window=0), "window=0"),
     (lambda: learn(estimator="es"), "estimator='es': it must be one of pes, nres, truncated_es, truncated"),
@@ -192,6 +206,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(problems=[]), "the members are none"),
     (lambda: learn(problems_per_step=0), "problems_per_step=0"),
     (lambda: learn(rule="celo2"), "takes a rule, such as .*; found 'celo2'"),
+    (lambda: learn(rule=Half()), "found Half, which has no `start` and no `init`"),
     (lambda: learn(rule=Momentum), "found the class Momentum, which is to be called"),
     (lambda: learn(rule=SGD(0.1)), r"SGD\(lr=0.1\) has no ψ, so nothing"),
     (lambda: learn(problems=mo.tasks.sinusoid()), r"training problems are families such as .*; found Sinusoid\("),
@@ -203,6 +218,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(rule=Own("forget")), "returns no update for the weight `theta`"),
     (lambda: learn(rule=Own("none")), "returned NoneType; it must return"),
     (lambda: learn(rule=Own("key")), "the rule Own finds no 'a.theta' where it looks for it"),
+    (lambda: learn(rule=Own("write")), r"`update` of the rule Own writes into the state that it is given.*return new tensors"),
+    (lambda: learn(rule=Own("shape")), r"the rule Own fails in test_lopt_training.py:\d+, in .*: inconsistent tensor size"),
 ]
 
 

@@ -33,6 +33,7 @@ from metaoptim.rules import (
     SOAP,
     Adam,
     AdamW,
+    Average,
     Clip,
     LayerStepSizes,
     Momentum,
@@ -440,7 +441,8 @@ OWN: Any = type("Own", (AdamW,), {"takes_step": None})  # a rule that says nothi
         (lambda: made(chain(SGD(0.5), Schedule(0.1)), lr=0.1), "lr=0.1: several rules of .* have a step size; give it to"),
         (lambda: made(chain(OWN(1.0), AdamW(0.1)), weight_decay=0.1), "weight_decay=0.1: several rules of .* decay weights"),
         (lambda: in_group(chain(Clip(norm=1.0), AdamW(0.1)), weight_decay=0.1), "Groups differ in weight_decay: .* all"),
-        (lambda: made(ScheduleFreeAdamW(0.01), lr=0.02), "averages .* give lr to the rule itself, and take no scheduler"),
+        (lambda: made(ScheduleFreeAdamW(0.01), lr=0.02), "averages .* build the rule with the lr that .* take no scheduler"),
+        (lambda: made(chain(SmallFC(), Average(0.9)), lr=0.5), "it has no step size, so leave lr out, and take no scheduler"),
         (lambda: made(LayerStepSizes(0.1, 3)).add_param_group({"params": [("more.w", nn.Parameter(torch.zeros(2)))]}),
          "psi: 'more.lr' is missing, where LayerStepSizes has it of shape"),
         (lambda: from_rule(SGD(0.1))([*net().named_parameters(), *net().named_parameters()]),
@@ -714,6 +716,23 @@ def test_what_can_be_kept(tmp_path: Path) -> None:
         load("no-such-rule")
     with pytest.raises(ValueError, match=r"is a folder, and load takes a file; mo\.optim\.from_pretrained takes folders"):
         load(tmp_path)
+
+
+def test_a_rule_of_ones_own_is_told_how_it_can_be_kept(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Mine(SGD):
+        pass
+
+    with pytest.raises(ValueError, match=r"Mine can't be kept in a file.*mo\.optim\.from_rule\(rule, psi=run\.phi\.rule\)"):
+        from_rule(Mine(0.1)).save(tmp_path / "x.safetensors")
+
+
+def test_folders_are_made_and_files_are_not_taken_for_them(tmp_path: Path) -> None:
+    factory = from_rule(SGD(0.1))
+    factory.save(tmp_path / "new" / "rule.safetensors")
+    assert load(tmp_path / "new" / "rule.safetensors").rule == SGD(0.1)
+    with pytest.raises(ValueError, match="is a file, and save_pretrained takes a folder"):
+        factory.save_pretrained(tmp_path / "new" / "rule.safetensors")
 
 
 def test_rules_that_come_with_the_library_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,7 +346,7 @@ def test_progress_goes_to_stderr_in_plain_words_or_not_at_all(
     mo.evaluate(run, SINUSOID, episodes=3, progress=True)
     out, err = capfd.readouterr()
     assert out == "" and "\x1b" not in err and "\r" not in err
-    assert "step 3: validation loss" in err and "step 6/6" in err and "steps/s" in err
+    assert "step 3: validation loss" in err and "step 6/6" in err and "(running mean)" in err and "steps/s" in err
     run = mo.train(build(), SINUSOID, **SMALL, validate_every=3)
     mo.evaluate(run, SINUSOID, episodes=3, progress=False)
     assert capfd.readouterr() == ("", "")

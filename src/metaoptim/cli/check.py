@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metaoptim.cli.interrupts import quitting
-from metaoptim.cli.shared import Data, console, use
+from metaoptim.cli.shared import Data, Settings, console, use, working
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +31,12 @@ def check(
     ways: Annotated[int | None, typer.Option(min=2, help="With --model: classes, for a NAME that takes `ways`.")] = None,
     algorithm: Annotated[str | None, typer.Option(metavar="ALGORITHM", help="With --model: maml if not given.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every execution mode, compiled ones too: takes minutes.")] = False,
+    set_: Settings = None,
     data: Data = None,
 ) -> None:
     """Compare meta-gradients with central differences; name the layer at fault.
+
+    The runs of a recipe of a learned optimizer are cut short for it, to about ten steps.
 
     Exit code 0: correct; 1: a fault was found; 2: wrong input.
     """
@@ -41,6 +44,8 @@ def check(
         raise ValueError(f"the algorithm of a model is an option: metaoptim check --model {model} --algorithm {name}.")
     if sum(given is not None for given in (name, recipe, model)) != 1:
         raise ValueError("say what to check: one of ALGORITHM, as in `metaoptim check maml`, --recipe or --model.")
+    if recipe is None and set_:
+        raise ValueError("--set goes with --recipe alone; leave it out, or name a recipe.")
     only = {"--loss": loss, "--input": input, "--ways": ways, "--algorithm": algorithm}
     if model is None and (stray := [option for option, value in only.items() if value is not None]):
         raise ValueError(f"{stray[0]} goes with --model alone; leave it out, or name a model.")
@@ -50,14 +55,12 @@ def check(
     if name is not None:
         method, tasks, shape = _named(name)
     elif recipe is not None:
-        method, tasks, shape = _recipe(recipe)
+        method, tasks, shape = _recipe(recipe, set_ or ())
     else:
         method, tasks, shape = _own(model or "", loss, input, ways, algorithm)
 
-    with console(stderr=True).status("checking") as status:
-        report = gradcheck.check(
-            method, tasks, input=shape, modes="all" if all_ else "quick", say=lambda text: status.update(f"checking: {text}")
-        )
+    with working("checking") as say:
+        report = gradcheck.check(method, tasks, input=shape, modes="all" if all_ else "quick", say=say)
     console().print(report.table())
     if not report.ok:
         raise typer.Exit(1)
@@ -82,10 +85,14 @@ def _named(name: str) -> Subject:
         return build(example_net(name), cross_entropy), None, INPUT
 
 
-def _recipe(name: str) -> Subject:
+def _recipe(name: str, settings: Sequence[str]) -> Subject:
     from metaoptim.recipes import recipe as config
 
-    return *config.load(name).build(), None
+    experiment = config.load(name, settings).experiment()
+    method, tasks = experiment.checked
+    if method.learner.steps != experiment.method.learner.steps:
+        typer.echo(f"Its runs are cut short for this, to {method.learner.steps} steps.", err=True)
+    return method, tasks, None
 
 
 def _own(spec: str, loss: str | None, shape: str | None, ways: int | None, algorithm: str | None) -> Subject:
@@ -104,11 +111,14 @@ def _own(spec: str, loss: str | None, shape: str | None, ways: int | None, algor
 
 def _known(kind: str, name: str) -> Any:
     from metaoptim.algorithms import ALGORITHMS
+    from metaoptim.core.brief import nearest
     from metaoptim.core.losses import LOSSES
-    from metaoptim.recipes.schema import nearest
+    from metaoptim.recipes.recipe import builders
 
     tables: dict[str, Mapping[str, Any]] = {"algorithm": ALGORITHMS, "loss": LOSSES}
     known = tables[kind]
+    if kind == "algorithm" and name in builders(kind) and name not in known:
+        raise ValueError(f"{name} is checked as a recipe says, with its rule and tasks: metaoptim check --recipe RECIPE.")
     if name not in known:
         raise ValueError(f"unknown {kind} `{name}`{nearest(name, known)}")
     return known[name]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from metaoptim.cli.interrupts import quitting
-from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use
+from metaoptim.cli.shared import Data, Device, Settings, console, recipe_of, use, working
 
 FOLDER = "diagnosis"
 
@@ -49,10 +49,9 @@ def diagnose(
     tasks = experiment.tasks
     trained = experiment.load(run, checkpoint)
     options = {key: recipe.tables["evaluate"][key] for key in ("normalisation", "seed", "device")}
-    with console(stderr=True).status("diagnosing") as status:
+    with working("diagnosing") as say:
         found = diagnosis.diagnose(
-            trained, tasks, split=split, episodes=episodes, closely=closely, steps=steps, **options,
-            say=lambda text: status.update(f"diagnosing: {text}"),
+            trained, tasks, split=split, episodes=episodes, closely=closely, steps=steps, **options, say=say,
         )  # fmt: skip
     console().print(found.table())
     folder = run / FOLDER

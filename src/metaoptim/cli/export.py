@@ -22,7 +22,7 @@ def export(
 ) -> None:
     """Write a learned optimizer into one file.
 
-    It holds the rule, its ψ, the recipe, and the scores of the last evaluation. In Python, mo.optim.load(FILE) makes optimizers
+    It holds the rule, its ψ, the recipe, and the scores of its last evaluation. In Python, mo.optim.load(FILE) makes optimizers
     of it, which train like those of torch.optim.
     """
     with quitting():
@@ -34,8 +34,7 @@ def export(
     recipe = config.load(recipe_of(run), set_ or ())
     trained = recipe.experiment("export").load(run, checkpoint)
     factory = optim.from_run(trained, {"command": command(recipe, f"{recipe.name}.toml")})
-    file.parent.mkdir(parents=True, exist_ok=True)
     factory.save(file)
-    scored = "the scores of its last evaluation" if factory.header["scores"] else "no scores, for it wasn't evaluated yet"
+    scored = "the scores of its last evaluation" if factory.header["scores"] else "no scores, for this ψ wasn't evaluated yet"
     typer.echo(f"The rule is in {file}, with its recipe and {scored}.")
     typer.echo(f"In Python: optimizer = metaoptim.optim.load({str(file)!r})(model.named_parameters())")

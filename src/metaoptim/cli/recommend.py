@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metaoptim.cli.interrupts import quitting
-from metaoptim.cli.shared import Data, Settings, console, use
+from metaoptim.cli.shared import Data, Settings, console, use, working
 
 if TYPE_CHECKING:
     from metaoptim.design.trials import Trial
@@ -50,10 +50,8 @@ def recommend(
     use(data)
     tried = [trial for path in trials or () for trial in _read(path)]
     folder = out or Path("recommendations", file_name(Path(tasks).name.removesuffix(".toml")))
-    with console(stderr=True).status("recommending") as status:
-        found = find(
-            tasks, tried, settings=set_ or (), features=folder, say=lambda text: status.update(f"recommending: {text}")
-        )
+    with working("recommending") as say:
+        found = find(tasks, tried, settings=set_ or (), features=folder, say=say)
     if json_:
         typer.echo(json.dumps(found.document(), indent=2))
     else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +59,25 @@ def numbers(seeds: str | None) -> Sequence[int] | None:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise ValueError(f"--seeds {seeds}: expected whole numbers with commas between them, each once, as in 0,1,2.")
     return [int(part) for part in parts]
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Shows on stderr what is being done, with a function that says which part of it: a line now and then where there is no
+    terminal."""
+    from metaoptim.runs.progress import QUIET_SECONDS
+
+    screen, spoken = console(stderr=True), time.monotonic()
+    with screen.status(what) as status:
+
+        def say(text: str) -> None:
+            nonlocal spoken
+            status.update(f"{what}: {text}")
+            if not screen.is_terminal and time.monotonic() - spoken > QUIET_SECONDS:
+                screen.print(f"{what}: {text}")
+                spoken = time.monotonic()
+
+        yield say
 
 
 def console(stderr: bool = False) -> Console:

@@ -14,10 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from metaoptim.core.brief import nearest
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.experiment import Experiment
 from metaoptim.recipes.parts import PARTS
-from metaoptim.recipes.schema import NONE, REQUIRED, Option, nearest, options, spell
+from metaoptim.recipes.schema import NONE, REQUIRED, Option, options, spell
 
 _PLURALS = {"algorithm": "algorithms", "tasks": "tasks", "model": "models"}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -39,6 +40,22 @@ def plural(count: int, what: str) -> str:
     """A count in a sentence, as in 1 query or 2 queries."""
     many = f"{what}es" if what.endswith("s") else f"{what[:-1]}ies" if what.endswith("ry") else f"{what}s"
     return f"{count} {what if count == 1 else many}"
+
+
+def nearest(word: str, valid: Iterable[str], lister: str = "") -> str:
+    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them, or what lists
+    them.
+    """
+    known = list(valid)
+    rest = f"; `{lister}` lists those that there are." if lister else f"; expected one of: {', '.join(known) or 'none'}."
+    return meant(word, known) or rest
+
+
+def meant(word: str, valid: Iterable[str]) -> str:
+    """The end of a sentence that asks for the valid name that was probably meant; "" for none."""
+    lower = {v.lower(): v for v in valid}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f"; did you mean `{lower[close[0]]}`?" if close else ""
 
 
 def _plain(x: Any) -> str:

@@ -111,6 +111,13 @@ class RunFolder:
         found = self._json(self.judged)
         return found if found and {"metric", "mean", "interval", "rows"} <= found.keys() else None
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What gives the numbers of the last evaluation their meaning; {}: there is none."""
+        found = self.result or {}
+        inside = found.get("facts")
+        return inside if isinstance(inside, dict) else found
+
     @cached_property
     def diagnosis(self) -> dict[str, Any] | None:
         """The last diagnosis; none, as above."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import tomli_w
 
+from metaoptim.core.brief import nearest
 from metaoptim.core.types import Task
 from metaoptim.design.history import Row, tasks_key
 from metaoptim.recipes import recipe as config
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.recipes.schema import ConfigError, nearest
+from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.tasks import TASKS
 

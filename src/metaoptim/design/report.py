@@ -99,7 +99,7 @@ def _loaded(folder: RunFolder) -> Run | str:
     """The run; where it can't be had, a sentence that says why."""
     if isinstance(folder.recipe, str):
         return folder.recipe
-    last = folder.result is not None and folder.result.get("selection") == "last"
+    last = folder.facts.get("selection") == "last"
     try:
         return folder.recipe.experiment().load(folder.path, "last" if last else "best")
     except (ValueError, OSError) as error:
@@ -234,7 +234,7 @@ def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
         if most:
             yield Note(f"Up to {100 * most:.1f} % {text} in an outer step.", "doubt")
     result = folder.result or {}
-    judged = [one.get("phi_sha256") for one in result.get("runs", ())]
+    judged = [one.get("phi_sha256") for one in folder.facts.get("runs", ())]
     if isinstance(run, Run) and all(judged) and judged and phi_hash(run) not in judged:
         how = shlex.join(["metaoptim", "evaluate", str(folder.path)])
         yield Note("The result is that of other weights than the run has now. To judge these:", "doubt", how)
@@ -243,12 +243,12 @@ def _doubts(folder: RunFolder, run: Run | str | None) -> Iterator[Part]:
 
 
 def _provenance(folder: RunFolder) -> Section:
-    result, recipe = folder.result or {}, folder.recipe
-    tasks = result.get("tasks") if isinstance(result.get("tasks"), dict) else {}
+    facts, recipe = folder.facts, folder.recipe
+    tasks = facts.get("tasks") if isinstance(facts.get("tasks"), dict) else {}
     hashes: Mapping[str, Any] = {
-        "test episodes": result.get("episodes_sha256") or (result.get("facts") or {}).get("episodes_sha256"),
+        "test episodes": facts.get("episodes_sha256"),
         "test classes": (tasks or {}).get("classes_sha256"),
-        **{f"φ that was judged{f' ({i})' if i else ''}": r.get("phi_sha256") for i, r in enumerate(result.get("runs", ()))},
+        **{f"φ that was judged{f' ({i})' if i else ''}": r.get("phi_sha256") for i, r in enumerate(facts.get("runs", ()))},
         **folder.hashes(),
     }
     file = folder.path / RECIPE

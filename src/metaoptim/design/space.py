@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from metaoptim.core.brief import nearest
 from metaoptim.core.checks import SMALLEST
 from metaoptim.recipes.recipe import Recipe
-from metaoptim.recipes.schema import ConfigError, nearest
+from metaoptim.recipes.schema import ConfigError
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as Drawn

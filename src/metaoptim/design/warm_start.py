@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaoptim.core.brief import nearest
 from metaoptim.design.space import TEST_STEPS, Space
-from metaoptim.recipes.schema import ConfigError, nearest
+from metaoptim.recipes.schema import ConfigError
 
 Points = Sequence[Mapping[str, Any]]
 

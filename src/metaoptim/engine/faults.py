@@ -23,6 +23,7 @@ _TWICE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(on
 _INTO = re.compile(
     r"mutating a non-functional|mutate a captured Tensor|inplace arithmetic|match the broadcast shape|updated in place"
 )
+_CHANGED = re.compile(r"modified by an inplace operation")
 _WHOLE = re.compile(r"not implemented for '(?:Long|Int|Short|Byte|Bool)'")
 _MAP = re.compile(r"vmap|batching rule|BatchedTensor", re.I)
 _CHECKPOINT = re.compile(r"computes values again in the backward pass")
@@ -32,7 +33,7 @@ _DATA = re.compile(
 )
 _FLOATS = re.compile(r"dtype|scalar type|Input type|desired output type")
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
-_CALL = re.compile(r"forward\(\) .*(?:argument|keyword)")
+_CALL = re.compile(r"forward\(\) .*(?:argument|keyword)|must be Tensor, not (?:tuple|list|dict)")
 
 _LOOP = ', or batching="loop" with runtime="eager" (in training: engine={"batching": "loop", "runtime": "eager"})'
 _NO_STRATEGY = (
@@ -57,6 +58,10 @@ _SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str], str], str
     (_INTO, lambda who, found, way: (
         f"{who} writes into a tensor in place ({found[0]}), such as a buffer that it counts in, which neither vmap nor a graph "
         f"can do: leave that to your loop (mo.nn.convert makes batch norms that count nothing){way}"
+    )),
+    (_CHANGED, lambda who, found, way: (
+        f"{who} writes in place into a tensor that a gradient needs as it was: compute with new tensors, as in x = 0.9 * x, or "
+        "ReLU(inplace=False)"
     )),
     (_WHOLE, lambda who, found, way: (
         f"{who} was given whole numbers where torch takes floats ({_line(found.string)}): give inputs as x.float(), and a loss "
@@ -90,7 +95,8 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
     if isinstance(error, ValueError) and not _is_torchs(error):  # a sentence of ours, or of the user's own
         return text.rstrip(".")
     layers = [layer for module in modules(owner) if (layer := _blamed(error, module, owner))]
-    who = layers[0] if layers else "the model, the loss or the rule"
+    rule = _rule_of(error)
+    who = layers[0] if layers else rule or "the model, the loss or the rule"
     for sign, told in _SENTENCES:
         if found := sign.search(text):
             return told(who, found, _way(owner))
@@ -99,7 +105,7 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
             f"the model is called with the inputs of a batch as one argument, but {_line(text)}; wrap it in one that takes them"
         )
     tensors = trees.flatten(data)
-    if not tensors or not (_DATA.search(text) or _FLOATS.search(text)):
+    if rule or not tensors or not (_DATA.search(text) or _FLOATS.search(text)):
         return f"{who} failed: {_line(text)}"
     shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{_range(x)}" for x in tensors)
     who = layers[0] if layers else "the model or the loss"
@@ -123,6 +129,14 @@ def _blamed(error: Exception, module: nn.Module, owner: Any) -> str | None:
     name = blame(error, module)
     network = network_of(getattr(owner, "learner", owner))
     return name.replace("the module itself", "the loss") if name and network and module is network.loss else name
+
+
+def _rule_of(error: Exception) -> str | None:
+    """The update rule that an error came through, in words; of a chain the one at fault."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_argcount]
+    owners = [frame.f_locals.get(frame.f_code.co_varnames[0]) for frame in frames]
+    rules = [x for x in owners if all(hasattr(x, name) for name in ("start", "init", "update"))]
+    return f"the rule {type(rules[-1]).__name__}" if rules else None
 
 
 def _is_torchs(error: Exception) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from metaoptim.core import trees
-from metaoptim.core.callers import warn
+from metaoptim.core.callers import warn, where
 from metaoptim.core.checks import check_update
 from metaoptim.core.gradients import inspected
-from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Rule, Step, Task
+from metaoptim.core.types import Carry, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.engine.executor import Executor
 from metaoptim.estimators import Joint
 from metaoptim.learners import Inner, Network, network_of
@@ -72,19 +72,39 @@ def inspect(
 
 
 def check_updates(rule: Rule, psi: Params, weights: Params) -> None:
-    """A ValueError where the first update of a rule is not one for these weights."""
-    like = next(iter(weights.values()))
-    grads, own = (trees.map_tensors(torch.clone, weights) for _ in range(2))
-    step = Step(torch.tensor(0, device=like.device), like.new_ones(()))
+    """A ValueError where the first two updates of a rule fail, aren't for these weights, or write into what they are given."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            found: Any = rule.update(psi, grads, rule.init(psi, weights), own, step)
+            state = rule.init(psi, weights)
+            for _ in range(2):  # in the first, what is written into zeros may leave them as they are
+                state = _updated(rule, psi, state, weights)
         except KeyError as error:
             raise ValueError(
                 f"the rule {type(rule).__name__} finds no {error} where it looks for it: what it knows by the names of other "
                 "weights can't move these; start it on these, or let it know none by name."
             ) from error
-    check_update(rule, found, weights)
+        except (RuntimeError, IndexError, TypeError) as error:
+            line = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ValueError(f"the rule {type(rule).__name__} fails in {where(error) or 'its update'}: {line}.") from error
+
+
+def _updated(rule: Rule, psi: Params, state: State, weights: Params) -> State:
+    """The state after a step, which is the first: a run may have no other."""
+    like = next(iter(weights.values()))
+    given = {"ψ": psi, "the gradients": weights, "the state": state, "the weights": weights}
+    own: dict[str, Any] = trees.map_tensors(torch.clone, given)
+    leaves = {part: trees.flatten(tree) for part, tree in own.items()}  # in a dictionary, a rule may put others in their place
+    step = Step(torch.tensor(0, device=like.device), like.new_ones(()))
+    found = rule.update(own["ψ"], own["the gradients"], own["the state"], own["the weights"], step)
+    _, after = check_update(rule, found, weights)
+    for part, tree in given.items():
+        for x, y in zip(trees.flatten(tree), leaves[part], strict=True):
+            if not torch.allclose(x, y, 0.0, 0.0, equal_nan=True):
+                raise ValueError(
+                    f"`update` of the rule {type(rule).__name__} writes into {part} that it is given, and a gradient through "
+                    "the run needs what stood there: return new tensors, as in 0.9 * m in place of m.mul_(0.9)."
+                )
+    return after
 
 
 def _check_outputs(outputs: int, batch: Task) -> None:

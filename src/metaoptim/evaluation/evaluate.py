@@ -222,9 +222,8 @@ def _facts(runs: list[Run], tasks: TaskFamily, split: str, seed: int, episodes: 
         "steps": steps,
         "training_steps": runs[0].method.learner.steps,
         "normalisation": runs[0].network.normalisation,
-        "selection": " and ".join(sorted({r.selection for r in runs})),
         "seeds": [r.seed for r in runs],
-        "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
+        **which(runs),
         "engine": [r.batching for r in runs],
         "environment": environment(),
         "recipe": recipe.read_text(encoding="utf-8") if (recipe := _recipe(runs[0])) is not None else None,
@@ -235,6 +234,14 @@ def _recipe(run: Run) -> Path | None:
     """The recipe in a run's directory, if there is one."""
     path = run.path / "recipe.toml" if run.path else None
     return path if path is not None and path.is_file() else None
+
+
+def which(runs: Sequence[Run]) -> dict[str, Any]:
+    """Which φ were judged, among those that the folders of the runs hold."""
+    return {
+        "selection": " and ".join(sorted({r.selection for r in runs})),
+        "runs": [{"path": str(r.path) if r.path else None, "step": r.step, "phi_sha256": phi_hash(r)} for r in runs],
+    }
 
 
 def phi_hash(run: Run) -> str:

@@ -13,6 +13,7 @@ from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_by_name, check_flags, check_numbers, check_positive
 from metaoptim.core.types import Params, State, Step
 from metaoptim.lopt import fused, pieces
+from metaoptim.lopt.checks import first
 from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, normalised, raised, start_of_moments, together
 from metaoptim.lopt.layout import from_hwio, to_hwio
 from metaoptim.lopt.perceptron import perceptron, start_of_perceptron
@@ -66,7 +67,7 @@ class Celo2:
         return self.by_adam is not None
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
-        return start_of_perceptron((30, 8, 8, 3), next(iter(weights.values())), generator)
+        return start_of_perceptron((30, 8, 8, 3), first(weights), generator)
 
     def init(self, psi: Params, weights: Params) -> State:
         by_adam, others = self._parted(raised(weights), weights)

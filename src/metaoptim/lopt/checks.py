@@ -15,10 +15,19 @@ from metaoptim.core.types import MetaParams, Params, Rule
 
 def check_rule(rule: Any, taker: str) -> None:
     """A rule that takes a step, and neither its class nor its name."""
-    if isinstance(rule, type) or not all(callable(getattr(rule, n, None)) for n in ("start", "init", "update")):
+    lacking = [n for n in ("start", "init", "update") if not callable(getattr(rule, n, None))]
+    if isinstance(rule, type) or lacking:
         found = f"the class {rule.__name__}, which is to be called" if isinstance(rule, type) else brief(rule)
+        found += f", which has no {' and no '.join(f'`{n}`' for n in lacking)}" if 0 < len(lacking) < 3 else ""
         raise ValueError(f"{taker} takes a rule, such as mo.lopt.Celo2() or mo.rules.Muon(0.02); found {found}.")
     check_step(rule)
+
+
+def first(weights: Params) -> Tensor:
+    """One of the weights that ψ is drawn for, in whose floats it is."""
+    if not weights:
+        raise ValueError("start is given no weights, in whose floats ψ is drawn: give some by name, as {'w': torch.zeros(1)}.")
+    return next(iter(weights.values()))
 
 
 def check_psi(rule: Rule, psi: Any, what: str, weights: Params | None = None) -> None:

@@ -23,7 +23,7 @@ from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import MetaParams, Params, Rule, Task
 from metaoptim.engine.inspect import check_updates
-from metaoptim.evaluation.evaluate import check_seeds, on_device
+from metaoptim.evaluation.evaluate import check_seeds, on_device, which
 from metaoptim.learners import device_called
 from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, final, tune
 from metaoptim.lopt.checks import check_psi
@@ -78,17 +78,15 @@ def evaluate(
     Raises:
         ValueError: settings that can't be used.
     """
-    check_counts(problems=problems, seeds=seeds, steps=steps)
-    check_flags(tuned=tuned, progress=progress)
-    check_seed(seed)
+    check_flags(progress=progress)
+    known = check_asked(baselines, seed, problems=problems, seeds=seeds, steps=steps, step_sizes=step_sizes)
     rule, psis, own, trained = _learned(learned, psi, device)
-    known = _baselines(baselines)
+    runs = [run for run in (learned if isinstance(learned, list | tuple) else [learned]) if isinstance(run, Run)]
+    check_tuned(rule, tuned)
     numbers: Any = rule  # whose fields a Rule doesn't promise
-    if tuned and "lr" not in getattr(numbers, "__dataclass_fields__", {}):
-        raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
     judged = judged_families(families, own, steps)
     _check(rule, psis, judged, seed)
-    name = called(rule)
+    name = called(rule) if psis[0] else brief(rule)
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
     place = psis[0][min(psis[0])].device if psis[0] else None
     rows: list[Row] = []
@@ -105,7 +103,7 @@ def evaluate(
         "split": "test", "tuned_on": "val", "problems": problems, "seeds": drawn, "step_sizes": step_sizes,
         "steps": max(f.steps for f in judged.values()), "trained_steps": trained, "trained_runs": len(psis),
         "episodes": len(judged) * seeds * problems, "episodes_sha256": digest.hexdigest(),
-        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__,
+        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__, **which(runs),
     }  # fmt: skip
     return Judgement(tuple(rows), name, facts)
 
@@ -202,6 +200,20 @@ def _by_name(given: Any) -> dict[str, Family]:
             f"families: {len(twice)} are called `{twice[0]}`; name them, as in families={{'one': a, 'another': b}}."
         )
     return dict(zip(names, families, strict=True))
+
+
+def check_asked(baselines: Any, seed: int, **counts: Any) -> dict[str, Baseline]:
+    """What a rule is compared with, by name. ValueError for that, a seed or counts that can't be used."""
+    check_counts(**counts)
+    check_seed(seed)
+    return _baselines(baselines)
+
+
+def check_tuned(rule: Rule, tuned: bool) -> None:
+    """ValueError for a rule that is to be tuned, and has no step size."""
+    check_flags(tuned=tuned)
+    if tuned and "lr" not in getattr(rule, "__dataclass_fields__", {}):
+        raise ValueError(f"tuned=True: {brief(rule)} has no step size `lr` of its own; leave it out.")
 
 
 def _baselines(given: Any) -> dict[str, Baseline]:

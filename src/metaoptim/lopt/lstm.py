@@ -14,6 +14,7 @@ from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_flags, check_positive
 from metaoptim.core.gradients import hold
 from metaoptim.core.types import Params, State, Step
+from metaoptim.lopt.checks import first
 from metaoptim.lopt.features import raised
 from metaoptim.lopt.perceptron import drawn
 from metaoptim.nn.recurrent import RECURRENT
@@ -58,7 +59,7 @@ class LSTM:
             raise ValueError(f"p={self.p}: it must be at most {LARGEST_P}, or float32 can't hold e^p.")
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
-        like, psi, size = next(iter(weights.values())), Params(), 1 if self.p is None else 2
+        like, psi, size = first(weights), Params(), 1 if self.p is None else 2
         for i in range(self.layers):
             joint = drawn((4 * self.hidden, size + self.hidden), size + self.hidden, like, generator)
             psi |= {f"weight_ih_l{i}": joint[:, :size].contiguous(), f"weight_hh_l{i}": joint[:, size:].contiguous()}

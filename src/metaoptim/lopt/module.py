@@ -56,6 +56,8 @@ def from_module(
     check_positive(unit=unit)
     start = partial(_redrawn, net) if isinstance(net, nn.Module) else partial(_built, net)
     own = net if isinstance(net, nn.Module) else _module(net, 0)
+    if not any(p.requires_grad for p in own.parameters()):
+        raise ValueError(f"net={type(own).__name__} has no weights with requires_grad=True, so there is nothing to train.")
     _check_layers(own, redrawn=own is net)
     drawn, known = _drawn(data)
     called = "-".join([type(own).__name__, *([known["data"]] if "data" in known else [])])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.brief import brief
+from metaoptim.core.brief import brief, nearest
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Batch, Info, Params, Task
 from metaoptim.lopt.look import check_functions, look
@@ -85,6 +85,9 @@ class Problems:
 
     def with_(self, **changes: Any) -> Problems:
         """The same family with other steps, another range of scales, another name, or the meta-loss as a logarithm."""
+        known = [f.name for f in fields(self)]
+        if odd := [name for name in changes if name not in known]:
+            raise ValueError(f"with_: a family of training problems has no `{odd[0]}`{nearest(odd[0], known)}")
         return replace(self, **changes)
 
     def fold(self, number: int, count: int) -> Problems:

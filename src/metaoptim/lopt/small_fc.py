@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metaoptim.core.brief import brief
 from metaoptim.core.types import Params, State, Step
+from metaoptim.lopt.checks import first
 from metaoptim.lopt.features import HORIZONS, Decays, Moments, after, factor, raised, start_of_moments
 from metaoptim.lopt.layout import from_hwio, to_hwio
 from metaoptim.lopt.perceptron import perceptron, start_of_perceptron
@@ -39,7 +40,7 @@ class SmallFC:
     __repr__ = brief
 
     def start(self, weights: Params, generator: torch.Generator) -> Params:
-        psi = start_of_perceptron((39, 4, 4, 2), next(iter(weights.values())), generator)
+        psi = start_of_perceptron((39, 4, 4, 2), first(weights), generator)
         return psi | {f"decay.{n}": psi["b0"].new_zeros(d) for n, d in (("m", 3), ("v", 1), ("factored", 3))}
 
     def init(self, psi: Params, weights: Params) -> State:

@@ -11,7 +11,7 @@ https://arxiv.org/abs/2203.11860), `celo2` (Moudgil et al. 2026, https://arxiv.o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,6 +120,10 @@ def meta_train(
     Raises:
         ValueError: settings that can't be used; and what `train` raises.
     """
+    if "tasks_per_step" in options:
+        raise ValueError(
+            f"tasks_per_step={options['tasks_per_step']!r}: a task is a training problem here; give problems_per_step."
+        )
     check_counts(problems_per_step=problems_per_step)
     method = learned_optimizer(
         rule, problems, estimator, seed, window=window, sigma=sigma, pairs=pairs, objective=objective, psi=psi
@@ -135,7 +139,7 @@ def streams(method: MetaOptimizer, seed: int, problems_per_step: int, horizons: 
     """What `meta_train` trains such a method on."""
     inner, learner = unguarded(method.estimator), cast(Optimizee, method.learner)
     whole = (learner.steps, learner.steps)
-    ends = whole if horizons is None else tuple(horizons)
+    ends = whole if horizons is None else tuple(horizons) if isinstance(horizons, Iterable) else (horizons,)
     if not hasattr(inner, "window") and ends != whole:
         raise ValueError(
             f"horizons={ends}: {type(inner).__name__} goes through whole runs, of {learner.steps} steps; leave horizons "

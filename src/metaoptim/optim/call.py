@@ -29,7 +29,7 @@ class Unjudged(Step):
     def loss(self) -> Tensor:
         raise ValueError(
             "The rule reads the loss, which a closure alone tells: call optimizer.step(closure) with one that computes "
-            "gradients and returns the loss."
+            "gradients and returns the loss. (torch.compile(optimizer.step) asks for it too: give compile=True in its place.)"
         )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
+from metaoptim.core.callers import warn
 from metaoptim.core.types import Params, Rule
+from metaoptim.evaluation.evaluate import phi_hash
 from metaoptim.lopt import Optimizee
 from metaoptim.lopt.checks import check_psi
 from metaoptim.optim import files
@@ -63,7 +65,8 @@ class Factory:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the rule into a folder, from which `from_pretrained` has it."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        if Path(folder).is_file():
+            raise ValueError(f"{str(folder)!r} is a file, and save_pretrained takes a folder; save(path) writes one file.")
         self.save(Path(folder) / FILE)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -87,7 +90,8 @@ def from_run(run: Run, header: Mapping[str, Any] | None = None) -> Factory:
     """Optimizers that move by what a run of `mo.lopt.meta_train` has learnt.
 
     Their header says `steps` (outer steps trained) and, of a run with a folder, its `recipe` and the `scores` of its last
-    evaluation, by family: final and mean loss, and their ratios to the best baseline's.
+    evaluation, by family: final and mean loss, and their ratios to the best baseline's. Scores of another ψ than the run's are
+    left out, with a warning.
 
     Args:
         run: the run.
@@ -99,22 +103,27 @@ def from_run(run: Run, header: Mapping[str, Any] | None = None) -> Factory:
     if not isinstance(run, Run) or not isinstance(run.method.learner, Optimizee):
         found = f"a run of {run.method.name}" if isinstance(run, Run) else type(run).__name__
         raise ValueError(f"from_run takes a run of a learned optimizer, as lopt.meta_train returns; found {found}.")
-    told: dict[str, Any] = {"steps": run.step, "scores": _scores(run.path) if run.path else {}}
+    told: dict[str, Any] = {"steps": run.step, "scores": _scores(run, run.path) if run.path else {}}
     if run.path:
         told["recipe"] = (run.path / RECIPE).read_text(encoding="utf-8")
     return Factory(run.method.learner.rule, run.phi.rule, told | dict(header or {}))
 
 
-def _scores(folder: Path) -> dict[str, Any]:
-    """What the last evaluation in a run's folder says of the learned rule, by family; {} where there was none."""
+def _scores(run: Run, folder: Path) -> dict[str, Any]:
+    """What the last evaluation in a run's folder says of its rule, by family; {} where there was none of this ψ alone."""
     file = folder / "result.json"
     if not file.is_file():
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {row["family"]: {m: row[m] for m in SCORES} for row in found["rows"] if row["name"] == found["name"]}
+        judged = [one["phi_sha256"] for one in found["facts"].get("runs", ())]
+        scores = {row["family"]: {m: row[m] for m in SCORES} for row in found["rows"] if row["name"] == found["name"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no result of a learned optimizer ({error!r}); evaluate the run again.") from error
+    if judged == [phi_hash(run)]:
+        return scores
+    warn(f"{file} has no scores of the ψ of step {run.step} alone, so that none are kept with it: evaluate it for some.")
+    return {}
 
 
 def load(source: str | Path) -> Factory:

@@ -42,7 +42,7 @@ def save(path: str | Path, rule: Rule, psi: Params | None = None, header: Mappin
     """Writes a rule with its ψ into one file, which `load` reads.
 
     Args:
-        path: of the file, which is replaced if there is one.
+        path: of the file, which is replaced if there is one; its folder is made if there is none.
         rule: a rule of `metaoptim.lopt` or `metaoptim.rules`, or a chain of them. `by_adam` can be None or `Named(…)`.
         psi: its ψ; none: that of a rule that has none.
         header: what else to say of it, in JSON types, such as {"recipe": …, "scores": …}.
@@ -63,6 +63,7 @@ def save(path: str | Path, rule: Rule, psi: Params | None = None, header: Mappin
         raise ValueError(
             f"header can't be written as JSON ({error}); give it plain numbers, strings, lists and dicts."
         ) from error
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(safetensors.torch.save(tensors, {KEY: text}))
 
 
@@ -114,7 +115,10 @@ def _told(x: Any) -> Any:
     """A rule as JSON types."""
     if is_dataclass(x) and not isinstance(x, type):
         if KNOWN.get(type(x).__name__) is not type(x):
-            raise ValueError(f"{type(x).__name__} can't be kept in a file; rules are {', '.join(sorted(KNOWN))}.")
+            raise ValueError(
+                f"{type(x).__name__} can't be kept in a file, which holds no code; rules that can: {', '.join(sorted(KNOWN))}. "
+                "Keep the run's folder: of what mo.load gives, mo.optim.from_rule(rule, psi=run.phi.rule) makes optimizers."
+            )
         values = {
             f.name: getattr(x, f.name) for f in fields(x) if not (callable(f.default) and getattr(x, f.name) is f.default)
         }

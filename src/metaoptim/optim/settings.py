@@ -89,8 +89,7 @@ def check_added(rule: Rule, group: dict[str, Any], begun: bool) -> None:
 def check_together(rule: Rule, groups: Sequence[dict[str, Any]]) -> None:
     """Whether a rule can do what all groups say, which schedulers change."""
     if any(hasattr(part, "read_out") for part in parts(rule)) and any(group["lr"] != own_lr(rule) for group in groups):
-        raise ValueError(
-            f"{rule} averages weights, which scaled updates would break: give lr to the rule itself, and take no scheduler."
-        )
+        own = "build the rule with the lr that it is to have" if _step_sizes(rule) else "it has no step size, so leave lr out"
+        raise ValueError(f"{rule} averages weights, which scaled updates would break: {own}, and take no scheduler.")
     if not separable(rule) and len({group.get("weight_decay") or 0.0 for group in groups}) > 1:
         raise ValueError(f"Groups differ in weight_decay: {rule} reads all weights together, which must have the same.")

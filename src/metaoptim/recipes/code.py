@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from metaoptim.core.brief import nearest
 from metaoptim.recipes import places
-from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, nearest, plain_default, toml_type
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, plain_default, toml_type
 
 NAMED = "FILE.py:NAME"
 

@@ -128,6 +128,11 @@ class Experiment(Protocol):
     def tasks(self) -> TaskFamily: ...
 
     @property
+    def checked(self) -> tuple[MetaOptimizer, TaskFamily]:
+        """Both for the gradient doctor, with inner runs that are short enough for it."""
+        ...
+
+    @property
     def count(self) -> int:
         """Tasks T of an outer step."""
         ...

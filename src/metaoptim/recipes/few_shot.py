@@ -102,6 +102,10 @@ class FewShot:
         family: TaskFamily = self._built("tasks") if self.given is None else self.given
         return family
 
+    @property
+    def checked(self) -> tuple[MetaOptimizer, TaskFamily]:
+        return self.method, self.tasks
+
     def _built(self, table: str) -> Any:
         keys = dict(self.recipe.tables[table])
         name = keys.pop("name")

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from metaoptim import lopt, training
 from metaoptim import runs as stored
+from metaoptim.core.brief import nearest
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import MetaOptimizer, Task
+from metaoptim.estimators import unguarded
 from metaoptim.lopt.data import load
 from metaoptim.lopt.families import FAMILIES
-from metaoptim.lopt.judge import finals, judged_families, own_families
+from metaoptim.lopt.judge import check_asked, check_tuned, finals, judged_families, own_families
+from metaoptim.lopt.learner import Optimizee
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.training import joined, learned_optimizer, streams
 from metaoptim.recipes import code, parts
 from metaoptim.recipes.experiment import NOT_IN_RECIPES, Evaluation, Scores, Tables, engine_options
 from metaoptim.recipes.places import is_code
-from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, nearest, options
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, options
 from metaoptim.runs import Run
 from metaoptim.tasks.base import check_seed, digest_episodes
 from metaoptim.training.callbacks import OnStep
@@ -36,6 +39,12 @@ ESTIMATORS = f"how the meta-gradient is obtained: {', '.join(parts.PARTS['estima
 MEMBERS = "tables like [tasks], of which each names a family; all with the same steps."
 PES = {"name": "pes", "window": 10, "sigma": 0.01}
 CHANGES = ("steps", "rescaled", "logarithm")  # which any family can have
+FEW = 10  # steps: central differences go through a run several times for each number of ψ
+IN_PYTHON = (
+    "this run was started in Python, from code that no recipe names: load it there, by run = mo.load(RUN, method), with "
+    "method = mo.lopt.learned_optimizer(rule, problems, estimator); mo.lopt.evaluate(run) then judges it, and "
+    "mo.optim.from_run(run).save(FILE) exports it."
+)
 IN_ALGORITHM = ("estimator", "window", "sigma", "pairs", "objective")
 
 
@@ -62,6 +71,12 @@ class LearnedOptimizers:
     shared: ClassVar[Sequence[str]] = ("families", "problems", "seeds", "steps", "seed")
 
     @classmethod
+    def refuse_unnamed(cls, learner: Any) -> None:
+        """Errors: ConfigError, for the run of such a learner, as it is described, whose recipe names no algorithm."""
+        if isinstance(learner, Mapping) and learner.get("kind") == Optimizee.__name__:
+            raise ConfigError(IN_PYTHON)
+
+    @classmethod
     def options(cls, table: str, name: str) -> list[Option]:
         if table == "algorithm":
             rules = Option("rule", parts.WRITTEN | list[parts.WRITTEN], REQUIRED, RULES)
@@ -81,7 +96,12 @@ class LearnedOptimizers:
 
     @classmethod
     def resolved(cls, tables: Tables) -> Tables:
-        tasks = dict(tables["tasks"])
+        tasks, judged = dict(tables["tasks"]), tables["evaluate"]
+        counts = {n: judged[n] for n in ("problems", "seeds", "steps", "step_sizes")}
+        try:
+            check_asked(judged["baselines"], judged["seed"], **counts)
+        except ValueError as error:
+            raise ConfigError(f"[evaluate]: {error}") from error
         if tasks["name"] == "mixture":
             tasks["families"] = [_resolved_family(table) for table in tasks["families"]]
         return tables | {"algorithm": parts.resolved(tables["algorithm"]), "tasks": tasks}
@@ -112,6 +132,12 @@ class LearnedOptimizers:
         return family.with_(**{n: x for n, x in keys.items() if n not in taken})
 
     @property
+    def checked(self) -> tuple[MetaOptimizer, Family]:
+        window = getattr(unguarded(self.method.estimator), "window", 1)
+        one = self.with_tasks(self.tasks.with_(steps=min(self.tasks.steps, -(-FEW // window) * window)))
+        return one.method, one.tasks
+
+    @property
     def count(self) -> int:
         return cast(int, self.recipe.tables["train"]["problems_per_step"])
 
@@ -132,6 +158,7 @@ class LearnedOptimizers:
     ) -> Run:  # fmt: skip
         tables, tasks = self.recipe.tables, self.tasks
         keys = parts.built(tables["algorithm"])
+        check_tuned(keys["rule"], tables["evaluate"]["tuned"])
         return lopt.meta_train(
             keys["rule"], tasks, estimator=keys["estimator"], objective=keys["objective"], **tables["train"], out=out,
             resume=resume, engine=tables["engine"], recipe=self.recipe.text(), progress=progress, on_step=on_step,

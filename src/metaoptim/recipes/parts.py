@@ -16,9 +16,10 @@ from metaoptim.algorithms.alfa import Generated
 from metaoptim.algorithms.meta_curvature import Curvature
 from metaoptim.algorithms.meta_sgd import StepSizes
 from metaoptim.core import objectives
+from metaoptim.core.brief import nearest
 from metaoptim.recipes import code
 from metaoptim.recipes.places import is_code
-from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, nearest, options, spell
+from metaoptim.recipes.schema import REQUIRED, ConfigError, Option, check, found, options, spell
 
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "rule": {

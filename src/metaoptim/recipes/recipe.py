@@ -19,13 +19,14 @@ from typing import Any
 
 import tomli_w
 
+from metaoptim.core.brief import nearest
 from metaoptim.core.callers import warn
 from metaoptim.core.types import MetaOptimizer
 from metaoptim.recipes import code, places
 from metaoptim.recipes.experiment import Experiment, Tables
 from metaoptim.recipes.few_shot import FewShot
 from metaoptim.recipes.learned_optimizers import LearnedOptimizers
-from metaoptim.recipes.schema import NONE, ConfigError, check, found, nearest, spell
+from metaoptim.recipes.schema import NONE, ConfigError, check, found, spell
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import RECIPE
 from metaoptim.tasks import TaskFamily
@@ -222,6 +223,9 @@ def _replace(data: dict[str, Any], override: str) -> None:
     table, _, key = target.strip().partition(".")
     if not (table and key and equals):
         raise ConfigError(f"can't set `{override}`; expected TABLE.KEY=VALUE, as in algorithm.steps=5.")
+    if "." in key:
+        whole = f"{table}.{key.partition('.')[0]}={{name = …, {key.rpartition('.')[2]} = {text.strip()}}}"
+        raise ConfigError(f"can't set `{override}`, a key inside an option; set all of that, as in {whole}.")
     if table not in _TABLES:
         raise ConfigError(f"unknown table `{table}` in `{override}`{nearest(table, _TABLES)}")
     try:
@@ -254,6 +258,8 @@ def _resolve(data: dict[str, Any], name: str, within: Sequence[Path]) -> Recipe:
             expected = f"a table, [{key}]" if key in _TABLES else spell(str)
             raise ConfigError(f"`{key}`: found {found(value)}, expected {expected}.")
     given = {table: dict(keys) for table, keys in places.found({t: data.get(t, {}) for t in _TABLES}, within).items()}
+    if "name" not in given["algorithm"]:
+        LearnedOptimizers.refuse_unnamed(given["described"].get("method", {}).get("learner"))
     algorithm = _chosen("algorithm", given["algorithm"].pop("name", None), builders("algorithm"))
     kind = _kind_of(algorithm)
     if vain := [table for table in data if table in kind.refused]:

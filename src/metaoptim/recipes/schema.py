@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import ConfigDict, StringConstraints, ValidationError, create_model
+
+from metaoptim.core.brief import meant, nearest
 
 NONE = "none"
 """What a recipe writes to leave out an option that may be absent, because TOML has no null."""
@@ -28,6 +29,7 @@ _WORDS = {
     str: "a text",
     NoneType: json.dumps(NONE),
     CODE: "FILE.py:NAME",
+    Any: "a value",
 }
 
 
@@ -78,24 +80,8 @@ def check(table: str, given: Mapping[str, Any], known: Sequence[Option], compose
         raise ConfigError(f"missing key `{key}` in [{table}]; expected {spell(expected)}.")
     kinds = (expected, *get_args(expected))
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    end = (_meant(value, choices) if isinstance(value, str) else "") or "."
+    end = (meant(value, choices) if isinstance(value, str) else "") or "."
     raise ConfigError(f"`{key}` in [{table}]: found {found(value)}, expected {spell(expected)}{end}")
-
-
-def nearest(word: str, valid: Iterable[str], lister: str = "") -> str:
-    """The end of a sentence about an unknown name: the valid one that was probably meant, else all of them, or what lists
-    them.
-    """
-    known = list(valid)
-    rest = f"; `{lister}` lists those that there are." if lister else f"; expected one of: {', '.join(known) or 'none'}."
-    return _meant(word, known) or rest
-
-
-def _meant(word: str, valid: Iterable[str]) -> str:
-    """The end of a sentence that asks for the valid name that was probably meant; "" for none."""
-    lower = {v.lower(): v for v in valid}
-    close = difflib.get_close_matches(word.lower(), lower, n=1)
-    return f"; did you mean `{lower[close[0]]}`?" if close else ""
 
 
 def spell(kind: Any) -> str:

@@ -31,11 +31,14 @@ MISSING = "missing"
 
 
 def of_method(method: MetaOptimizer) -> dict[str, Any]:
-    """Algorithm, learner (network, loss, rule, steps, …), estimator and the other choices of a meta-optimizer."""
+    """Algorithm, learner (network, loss, rule, steps, …), estimator and the other choices of a meta-optimizer.
+
+    Not the outer optimizer that it asks for: which one was used is a fact of the training.
+    """
     learner = described(method.learner)
     learner = learner if isinstance(learner, dict) else {"kind": learner}
     masks = {"adapts": _chosen(method, method.learner.adapts), "learns": _chosen(method, method.learns)}
-    parts = {part: described(getattr(method, part)) for part in ("estimator", "reduction", "outer")}
+    parts = {part: described(getattr(method, part)) for part in ("estimator", "reduction")}
     return {"algorithm": method.name, "learner": learner | {"adapts": masks["adapts"]}, "learns": masks["learns"], **parts}
 
 
@@ -181,12 +184,17 @@ def saved_in(state: Mapping[str, Any], path: object) -> Any:
     """What the run of a checkpoint with this state is; a ValueError where an early version did not record it."""
     if "identity" not in state:
         raise ValueError(f"the run in {path} was saved by a version that did not record what a run is; train it again.")
-    return state["identity"]
+    saved = state["identity"]
+    return saved | {"method": {part: told for part, told in saved["method"].items() if part != "outer"}}  # as of early versions
 
 
-def refuse_others(path: object, saved: Any, here: Any, advice: str) -> None:
-    """Raises a ValueError that names the first field in which a run differs from what is asked for."""
+def refuse_others(path: object, saved: Any, here: Any, advice: str, of_steps: str | None = None) -> None:
+    """Raises a ValueError that names the first field in which a run differs from what is asked for.
+
+    of_steps: another advice where that are inner steps.
+    """
     for field, there, now in differences(saved, here):
+        told = of_steps if of_steps and field.rpartition(".")[2] == "steps" else advice
         raise ValueError(
-            f"the run in {path} differs from what is asked for: {field} is {there} in the run and {now} here; {advice}."
+            f"the run in {path} differs from what is asked for: {field} is {there} in the run and {now} here; {told}."
         )

@@ -69,7 +69,7 @@ class Pace:
 
 
 class Reporter:
-    """Shows loss, accuracy, steps/s and time left; `with Reporter(total, done, enabled) as report`.
+    """Shows running means of loss and accuracy, steps/s and time left; `with Reporter(total, done, enabled) as report`.
 
     Args:
         total, done: outer steps altogether, and those that are done.
@@ -127,6 +127,7 @@ class Reporter:
         text = f"loss {self.smooth['loss']:.4f}"
         if "accuracy" in self.smooth:
             text += f"  accuracy {100 * self.smooth['accuracy']:.1f} %"
+        text += " (running mean)"
         for name in ("diverged", "discarded"):
             if record.get(name):
                 text += f"  {name} {100 * record[name]:.1f} %"

@@ -150,7 +150,9 @@ def warn_unless_finished(run: Run, iterations: int) -> None:
 def loaded(path: str | Path, method: MetaOptimizer, checkpoint: Checkpoint, which: Literal["best", "last"]) -> Run:
     """The run of a checkpoint that was read in its folder."""
     saved = identity.saved_in(checkpoint.state, path)
-    identity.refuse_others(path, saved["method"], identity.of_method(method), "build the same model and algorithm")
+    advice = "build the same model and algorithm"
+    judged = f"{advice}; after how many steps it is judged is told to evaluate, as in --set evaluate.steps=…"
+    identity.refuse_others(path, saved["method"], identity.of_method(method), advice, of_steps=judged)
     phi = unpack(checkpoint, method)
     inherited = trees.to(part(checkpoint.tensors, "inherited"), phi.device)
     best, batching = checkpoint.field("best"), checkpoint.field("choice")["batching"]

@@ -28,9 +28,9 @@ from metaoptim.runs.store import RECIPE, RunDirectory
 from metaoptim.tasks import TASKS
 from metaoptim.tasks.base import LOCATION
 
-HEAD = """# Started from Python. What could be named is in the tables of a recipe; all of it is described in [described].
-# What lacks a name gets one on the command line, as in: metaoptim evaluate RUN --set model.name=my.py:Net
-"""
+HEAD = "# Started from Python. What could be named is in the tables of a recipe; all of it is described in [described].\n"
+NAMES = "# What lacks a name gets one on the command line, as in: metaoptim evaluate RUN --set model.name=my.py:Net\n"
+IN_PYTHON = "# To judge it, load it in Python, with its method built anew: metaoptim.load(RUN, method)\n"
 
 
 def recorded(
@@ -53,7 +53,7 @@ def recorded(
     }
     for name, table in (given or {}).items():
         tables[name] = {**tables.get(name, {}), **table} if isinstance(table, Mapping) else table
-    return HEAD + tomli_w.dumps(_toml({"name": method.name, **tables, "described": known}))
+    return HEAD + (NAMES if network else IN_PYTHON) + tomli_w.dumps(_toml({"name": method.name, **tables, "described": known}))
 
 
 def keep_choice(directory: RunDirectory, choice: Choice) -> None:
@@ -85,7 +85,7 @@ def named_algorithm(method: MetaOptimizer) -> dict[str, Any]:
     for picked in itertools.product(*choices):
         options = {p.name: value for p, value in zip(_options(build), picked, strict=True)}
         again = _quietly(partial(build, network.net, network.loss, **options))
-        if again is not None and identity.of_method(again) == wanted:
+        if again is not None and again.outer == method.outer and identity.of_method(again) == wanted:
             return {"name": method.name, "loss": loss, **options}
     return {}
 
