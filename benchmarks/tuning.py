@@ -42,10 +42,10 @@ CASES = {
         "omniglot-maml",
         {"algorithm.steps": 8, "algorithm.lr": 0.005, "train.lr": 0.00005},
         {"algorithm.steps": "1..8", "algorithm.lr": "log:0.005..2", "train.lr": "log:0.00005..0.02"},
-        18,
-        120,
+        24,
+        150,
         600,
-        {"evaluate.baselines": [], "train.validate_every": 40, "train.validate_episodes": 50},
+        {"evaluate.baselines": [], "train.validate_every": 50, "train.validate_episodes": 50},
     ),
     "fertility": Case(
         "fertility-maml",
