@@ -162,7 +162,7 @@ def writes(node: fx.Node) -> bool:
 def _view_at_once(node: fx.Node) -> None:
     """Makes a view of a view one view of what was viewed first, where it can: `vmap` makes chains of them."""
     value, source = node.meta.get("val"), node
-    while source.op == "call_function" and is_view(source) and isinstance(source.args[0], fx.Node):
+    while source.op == "call_function" and _same_numbers(source) and isinstance(source.args[0], fx.Node):
         source = source.args[0]
         found = source.meta.get("val")
         if isinstance(value, Tensor) and isinstance(found, Tensor):
@@ -171,9 +171,14 @@ def _view_at_once(node: fx.Node) -> None:
                     node.target, node.args, node.kwargs = _aten.view.default, (source, list(value.shape)), {}
 
 
+def _same_numbers(node: fx.Node) -> bool:
+    """Whether it is a view that shows what is in memory, and not its conjugate or negative: values in a trace don't tell."""
+    return is_view(node) and node.target not in (_aten._conj.default, _aten._neg_view.default)
+
+
 def _place(value: Tensor) -> Any:
     """What a view shows of a tensor's memory, and how."""
-    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.is_conj(), value.is_neg()
+    return value.shape, value.stride(), value.storage_offset(), value.dtype
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
