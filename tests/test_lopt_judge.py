@@ -138,6 +138,14 @@ def test_losses_are_told_as_they_are_whatever_was_learnt() -> None:
     assert all(torch.equal(a.losses, b.losses) for a, b in zip(plain.rows, learnt.rows, strict=True))
 
 
+def test_a_result_names_the_runs_whose_psi_was_judged() -> None:
+    run = lopt.meta_train(lopt.SmallFC(), family(), iterations=1, estimator="truncated", window=4, problems_per_step=2,
+                          validate_every=0, progress=False)  # fmt: skip
+    options: dict[str, Any] = {"baselines": GRADIENT_DESCENT, "problems": 2, "seeds": 1, "step_sizes": 1, "progress": False}
+    own, other = (lopt.evaluate(run, psi, families="own", **options) for psi in (None, run.method.phi.rule))
+    assert [one["step"] for one in own.facts["runs"]] == [1] and other.facts["runs"] == []
+
+
 def test_runs_may_be_longer_than_those_of_meta_training() -> None:
     run = lopt.meta_train(lopt.SmallFC(), family(), iterations=1, estimator="truncated", window=4, problems_per_step=2,
                           validate_every=0, progress=False, engine={"runtime": "eager"})  # fmt: skip

@@ -409,21 +409,23 @@ def test_new_tasks_get_a_head_of_their_own_on_features_that_help(name: str) -> N
         assert torch.equal(other.get_parameter(body), run.phi.weights[body]) == same
 
 
+WEIGHED = """
+[algorithm]
+name = "compose"
+loss = "mse"
+rule = {{name = "sgd", lr = 0.01}}
+reduction = "{}"
+[model]
+name = "mlp"
+[tasks]
+name = "sinusoid"
+[train]
+iterations = 1
+"""
+
+
 def test_a_recipe_may_weigh_the_tasks_of_any_method() -> None:
-    text = """
-        [algorithm]
-        name = "compose"
-        loss = "mse"
-        rule = {name = "sgd", lr = 0.01}
-        reduction = "upgrad"
-        [model]
-        name = "mlp"
-        [tasks]
-        name = "sinusoid"
-        [train]
-        iterations = 1
-    """
-    experiment = config.parse(text, "mine").experiment()
+    experiment = config.parse(WEIGHED.format("upgrad"), "mine").experiment()
     assert experiment.method.reduction == mo.reductions.UPGrad()
     assert "metaoptim.reductions" in experiment.modules, "whose code makes its numbers"
 
@@ -431,24 +433,11 @@ def test_a_recipe_may_weigh_the_tasks_of_any_method() -> None:
 def test_a_recipe_may_name_a_reduction_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("class First:\n    def weigh(self, gram, key):\n        return gram[0] * 0 + 1\n")
-    text = """
-        [algorithm]
-        name = "compose"
-        loss = "mse"
-        rule = {name = "sgd", lr = 0.01}
-        reduction = "mine.py:First"
-        [model]
-        name = "mlp"
-        [tasks]
-        name = "sinusoid"
-        [train]
-        iterations = 1
-    """
-    recipe = config.parse(text, "mine")
+    recipe = config.parse(WEIGHED.format("mine.py:First"), "mine")
     assert type(recipe.experiment().method.reduction).__name__ == "First"
     assert recipe.lying_in(tmp_path / "there").tables["algorithm"]["reduction"] == "../mine.py:First"
     with pytest.raises(ConfigError) as told:
-        config.parse(text.replace("mine.py:First", "none_of_these"), "mine")
+        config.parse(WEIGHED.format("none_of_these"), "mine")
     assert str(told.value).count("upgrad") == 1 and "FILE.py:NAME" in str(told.value)
     with pytest.raises(ConfigError, match=r"unknown key `reduction` .*`name = \"compose\"` takes it, with a rule"):
-        config.parse(text.replace('"compose"', '"maml"').replace("rule =", "# rule ="), "mine")
+        config.parse(WEIGHED.format("upgrad").replace('"compose"', '"maml"').replace("rule =", "# rule ="), "mine")

@@ -81,7 +81,6 @@ def evaluate(
     check_flags(progress=progress)
     known = check_asked(baselines, seed, problems=problems, seeds=seeds, steps=steps, step_sizes=step_sizes)
     rule, psis, own, trained = _learned(learned, psi, device)
-    runs = [run for run in (learned if isinstance(learned, list | tuple) else [learned]) if isinstance(run, Run)]
     check_tuned(rule, tuned)
     numbers: Any = rule  # whose fields a Rule doesn't promise
     judged = judged_families(families, own, steps)
@@ -103,7 +102,8 @@ def evaluate(
         "split": "test", "tuned_on": "val", "problems": problems, "seeds": drawn, "step_sizes": step_sizes,
         "steps": max(f.steps for f in judged.values()), "trained_steps": trained, "trained_runs": len(psis),
         "episodes": len(judged) * seeds * problems, "episodes_sha256": digest.hexdigest(),
-        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__, **which(runs),
+        "families": {n: f.describe("test") for n, f in judged.items()}, "torch": torch.__version__,
+        **which(_runs(learned) if psi is None else ()),  # another ψ is no run's
     }  # fmt: skip
     return Judgement(tuple(rows), name, facts)
 
@@ -122,12 +122,18 @@ def finals(run: Run, *, problems: int, seed: int, steps: int | None = None) -> t
     return torch.stack(found).mean(0), families[0].steps
 
 
+def _runs(learned: Any) -> list[Run]:
+    """The runs that are to be judged; none where it is a rule."""
+    given = list(learned) if isinstance(learned, list | tuple) else [learned]
+    return given if all(isinstance(run, Run) for run in given) else []
+
+
 def _learned(
     learned: Any, psi: Params | None, device: str | None
 ) -> tuple[Rule, list[Params], dict[str, Family], int | None]:  # fmt: skip
     """A rule, its ψ (one for each run), the families and the steps of the runs that it was meta-trained on."""
-    runs = list(learned) if isinstance(learned, list | tuple) else [learned]
-    if not all(isinstance(run, Run) for run in runs) or not runs:
+    runs = _runs(learned)
+    if not runs:
         if hasattr(learned, "rule") and hasattr(learned, "psi"):  # what makes optimizers of a rule
             learned, psi = learned.rule, learned.psi if psi is None else psi
         if isinstance(learned, type | list | tuple) or not hasattr(learned, "update"):
