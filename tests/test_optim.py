@@ -411,7 +411,7 @@ def test_the_weights_that_a_run_is_judged_at() -> None:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new step size, a new count and new states make no new graph."""
-    monkeypatch.setattr(optimizer, "Graphs", partial(Graphs, compiled=compiled) if compiled else lambda compiled: Graphs())
+    monkeypatch.setattr(optimizer, "Graphs", Graphs if compiled else lambda compiled, as_made: Graphs())
     ours, graph = net(torch.float64), net(torch.float64)
     train(ours, from_rule(Celo2(0.02))(ours.parameters()), range(5))
     opt = from_rule(Celo2(0.02))(graph.parameters(), compile=True)
@@ -421,6 +421,34 @@ def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.Monke
         scheduler.step()
     same(values(graph), values(ours), rtol=1e-7, atol=1e-9)
     assert opt._graphs is not None and len(opt._graphs.graphs) == 1
+
+
+class Twice:
+    """The last two gradients, of which it keeps the last as it was given."""
+
+    separable = takes_step = True
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> Any:
+        return {n: torch.zeros_like(w) for n, w in weights.items()}
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
+        return {n: -0.1 * (g + state[n]) for n, g in grads.items()}, dict(grads)
+
+
+def test_a_rule_may_keep_a_gradient_that_is_written_over_afterwards() -> None:
+    found = []
+    for afresh in (True, False):
+        model = net(torch.float64)
+        opt = from_rule(Twice())(model.parameters())
+        for k in range(3):
+            opt.zero_grad(set_to_none=afresh)
+            sum((p.square() * (k + 1)).sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+            opt.step()
+        found.append(values(model))
+    same(*found, rtol=0, atol=0)
 
 
 OWN: Any = type("Own", (AdamW,), {"takes_step": None})  # a rule that says nothing of its steps

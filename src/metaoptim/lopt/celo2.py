@@ -95,7 +95,7 @@ class Celo2:
             dim = max(g.ndim, 1)
             here, g = (to_hwio(t, g.ndim).unsqueeze(0) for t in (x[n], g))
             s, celo[n] = direct(psi, here, g, state["celo"][n], dim, self.orthogonal)
-            updates[n] = -self.lr * (from_hwio(s, weights[n].ndim) + self.decay * x[n])
+            updates[n] = from_hwio(-self.lr * (s + self.decay * here.squeeze(0)), weights[n].ndim)
         return {n: updates[n].to(w.dtype) for n, w in weights.items() if n in updates}, {"adam": adam, "celo": celo}
 
     @property
@@ -128,9 +128,11 @@ def as_sums(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogona
     """The same for a compiler, which fuses sums of products."""
     if dim < 2 or x.numel() < fused.LEAST:
         return plain(psi, x, g, old, dim, orthogonal)
+    if dim > 2:  # loops over tensors of two orders in memory are not vectorised
+        x, g = (fused.apart(t.mT).mT for t in (x, g))
     seen = Moments(*map(pieces.dense, after(Moments(*map(pieces.dense, old)), g, _decays(g), dim)))
     s = fused.perceptron_of(psi, x.squeeze(0), g.squeeze(0), seen, TINY)
-    return normalised(orthogonalise(s) if orthogonal else s, (-2, -1), TINY), seen
+    return fused.normalised(orthogonalise(s) if orthogonal else s, TINY), seen
 
 
 def directions(psi: Params, x: Tensor, g: Tensor, seen: Moments, dim: int, orthogonal: bool) -> Tensor:

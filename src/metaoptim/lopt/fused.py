@@ -1,7 +1,8 @@
 """Celo2's direction of a large weight as sums of products, for graphs that Inductor compiles.
 
 The same numbers as `celo2.directions` up to rounding. Inductor makes loops of it, for means and for the rest, in which no
-feature is ever written to memory; as matrix products all would be.
+feature is ever written to memory; as matrix products all would be. What is small and the same for many weights is computed
+`apart`, since Inductor would compute it anew for each of them.
 """
 
 from __future__ import annotations
@@ -14,36 +15,61 @@ from torch import Tensor
 
 from metaoptim.core.types import Params
 from metaoptim.lopt.features import Moments
-from metaoptim.lopt.pieces import FULL, factors
+from metaoptim.lopt.pieces import factors
 
-ROWS, COLUMNS = (0, 1, 2, 6, 7, 8), (3, 4, 5, 9, 10, 11)  # of the features that are constant along an axis
 LEAST = 2**14  # elements of a weight below which a graph of products is compiled sooner, and as quick
+
+
+@torch.library.custom_op("metaoptim::apart", mutates_args=())
+def apart(x: Tensor) -> Tensor:
+    """The same numbers in memory of their own, computed before whatever uses them: a compiler can't look into this."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@apart.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) -> Tensor:
     """The perceptron's first output (*shape) of weights x (*shape) with gradients g, of two or more dimensions (HWIO)."""
+    f, c = (apart(t.mT) for t in factors(seen, x.ndim))
+    x, g, m, v, row, col = (t.mT for t in (x, g, seen.m, seen.v.squeeze(0), seen.row, seen.col))  # as they lie in memory
     w = {n: t.to(x.dtype) for n, t in psi.items()}
-    m, row, col, f, c = (t.unbind() for t in (seen.m, seen.row, seen.col, *factors(seen, x.ndim)))
-    v = seen.v[0]
     inverse, factor = (v + 1e-8).rsqrt(), [a * b for a, b in zip(f, c, strict=True)]
     full = [g, g.clamp(-0.1, 0.1), x, *m, v, *(t * inverse for t in m), inverse, *(g * t for t in factor), g * inverse]
     full += [t * h for t, h in zip(m, factor, strict=True)]
-    compact = [*row, *col, *((t + 1e-8).rsqrt() for t in (*row, *col))]
-    first = _folded(w["w0"][list(FULL)], full, x.shape[:-2], eps)
-    shares = _folded(w["w0"][15:27], compact, x.shape[:-2], eps)
-    hidden = []
-    for weights, share, bias in zip(first, shares, w["b0"], strict=True):
-        rows, columns = (_sum([compact[i] for i in at], [share[i] for i in at]) for at in (ROWS, COLUMNS))
-        hidden.append((_sum(full, weights) + (rows + bias + columns)).relu())
-    again = [(_sum(hidden, weights) + bias).relu() for weights, bias in zip(w["w1"].T, w["b1"], strict=True)]
-    return _sum(again, w["w2"][:, 0]) + w["b2"][0]
+    means = [_mean_square(t).expand(*x.shape[:-2], 1, 1) for t in full]
+    first = _folded(torch.cat([w["w0"][:15], w["w0"][27:]]), torch.stack(means), eps)
+    rows, columns = (_share(torch.cat([t, (t + 1e-8).rsqrt()]), w["w0"], at, eps) for t, at in ((row, 15), (col, 18)))
+    hidden = [(_sum(full, own) + (r + b + c)).relu() for own, r, b, c in zip(first, rows, w["b0"], columns, strict=True)]
+    again = [(_sum(hidden, own) + b).relu() for own, b in zip(w["w1"].T, w["b1"], strict=True)]
+    return (_sum(again, w["w2"][:, 0]) + w["b2"][0]).mT
 
 
-def _folded(w0: Tensor, features: Sequence[Tensor], kernel: Sequence[int], eps: float) -> Tensor:
-    """The first layer's weights (units, features, *kernel, 1, 1), with what features are divided by."""
-    means = [t.square().mean((-2, -1), keepdim=True).expand(*kernel, 1, 1) for t in features]
-    scale = (torch.stack(means) + eps).rsqrt()
-    return w0.T.reshape(*w0.T.shape, *[1] * (scale.ndim - 1)) * scale
+def normalised(x: Tensor, eps: float) -> Tensor:
+    """A matrix, or one for every tap of a kernel, divided by its root mean square."""
+    x = x.mT
+    return (x * (_mean_square(x) + eps).rsqrt()).mT
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Row by row: Inductor's loops are then those of the other sums, and one with them."""
+    means: Tensor = x.square().mean(-1, keepdim=True).mean(-2, keepdim=True)
+    return means
+
+
+def _folded(w0: Tensor, means: Tensor, eps: float) -> Tensor:
+    """Weights (units, features, *kernel, 1, 1) of features that are divided by the root of their mean squares."""
+    folded: Tensor = apart(w0.T.reshape(*w0.T.shape, *[1] * (means.ndim - 1)) * (means + eps).rsqrt())
+    return folded
+
+
+def _share(compact: Tensor, w0: Tensor, at: int, eps: float) -> Tensor:
+    """What features (6, …) that are constant along an axis add to the first layer, (units, …)."""
+    folded = _folded(torch.cat([w0[at : at + 3], w0[at + 6 : at + 9]]), _mean_square(compact), eps)
+    share: Tensor = apart((folded * compact).sum(1))
+    return share
 
 
 def _sum(inputs: Sequence[Tensor], weights: Any) -> Tensor:

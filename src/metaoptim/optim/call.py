@@ -50,3 +50,8 @@ def raised(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     found: Any = x
     raised: Tensor = found.detach().to(dtype or torch.promote_types(found.dtype, torch.float32))
     return raised
+
+
+def memory(x: Tensor | None) -> int:
+    """Equal for tensors that share memory."""
+    return int(x.untyped_storage().data_ptr()) if x is not None else 0

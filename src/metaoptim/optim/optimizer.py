@@ -15,7 +15,7 @@ from metaoptim.core.checks import check_flags
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.lopt.checks import check_psi, check_rule
-from metaoptim.optim.call import Unjudged, Work, raised, update
+from metaoptim.optim.call import Unjudged, Work, memory, raised, update
 from metaoptim.optim.names import check_names, names_of, warn_of_names
 from metaoptim.optim.settings import check_added, check_together, kind, own_decay, own_lr, separable, with_decay
 
@@ -86,7 +86,9 @@ class LearnedOptimizer(Optimizer):
     def _begin(self) -> None:
         """What belongs to this process alone: the structures of states, and graphs."""
         self._structures: dict[tuple[Tensor, ...], Any] = {}
-        self._graphs: Graphs | None = getattr(self, "_graphs", None) or (Graphs(compiled=True) if self.compile else None)
+        self._graphs: Graphs | None = getattr(self, "_graphs", None) or (
+            Graphs(compiled=True, as_made=True) if self.compile else None
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**Optimizer.__getstate__(self), "rule": self.rule, "psi": self.psi, "compile": self.compile}
@@ -262,16 +264,18 @@ class LearnedOptimizer(Optimizer):
     def _take(self, bundle: Bundle, updates: Params, state: State) -> None:
         """Moves the parameters and keeps their states."""
         units = [[m] for m in bundle.members] if bundle.stacked else [bundle.members]
-        own = self.own_lr
+        own, theirs = self.own_lr, {memory(x) for m in bundle.members for x in (m.param, m.param.grad)}
         for i, unit in enumerate(units):
             leaves: list[Tensor] = []
             trees.take(trees.index(state, i) if bundle.stacked else state, leaves)
             steps = self._steps(unit[0].param) + 1
-            if self._graphs is None:
-                self.state[unit[0].param] |= _numbered([x.clone() for x in leaves] if bundle.stacked else leaves)
-            else:  # in the layout that they have, since a graph is compiled for one
-                for kept, x in zip(self._leaves(unit), leaves, strict=True):
-                    kept.copy_(x)
+            if self._graphs is not None:  # which are compiled for one order of axes
+                leaves = [
+                    x if x.stride() == old.stride() else old.copy_(x) for x, old in zip(leaves, self._leaves(unit), strict=True)
+                ]
+            # A rule may return what it was given, which others write into; and those of a stack are parts of one tensor.
+            leaves = [x.clone() if bundle.stacked or memory(x) in theirs else x for x in leaves]
+            self.state[unit[0].param] |= _numbered(leaves)
             for m in unit:
                 self.state[m.param]["step"] = steps
                 u = updates[bundle.members[0].name][i] if bundle.stacked else updates[m.name]

@@ -40,10 +40,11 @@ class Graphs:
     Args:
         guards: tell the states of the code apart that the functions run; none: it never changes.
         compiled: whether Inductor compiles the graphs.
+        as_made: whether tensors are returned as Inductor made them, in its memory and its order of axes, and not copied.
     """
 
-    def __init__(self, guards: Guards | None = None, compiled: bool = False) -> None:
-        self.compiled = compiled
+    def __init__(self, guards: Guards | None = None, compiled: bool = False, as_made: bool = False) -> None:
+        self.compiled, self.as_made = compiled, as_made
         self.guards, self.state = guards, 0
         self.graphs: dict[Any, _Graph] = {}
         self.scratch = Scratch()
@@ -54,8 +55,11 @@ class Graphs:
         if key not in self.graphs:
             self.graphs[key] = self._build(function, inputs)
         graph = self.graphs[key]
+        if self.as_made:
+            with torch.no_grad():
+                return list(graph.run(*inputs)), graph.beside
         with self.scratch.lent(graph.kinds) as pieces:
-            with torch.inference_mode():
+            with torch.no_grad() if self.compiled else torch.inference_mode():
                 outputs = graph.run(*inputs, *pieces)
             # Ordinary tensors again, not inference tensors; in their own memory, because the next graph writes into the pieces;
             # and in one layout, because they may come back as inputs, and a graph is specific to strides.
@@ -126,7 +130,7 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
     # Called from Python, Inductor's kernels hold the GIL while they compute, and threads take turns. `cpp_wrapper` releases it.
     run = torch.compile(module, fullgraph=True, dynamic=False, options={"fallback_random": True, "cpp_wrapper": True})
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
             run(*inputs)
     except Exception as error:  # a compiler can raise anything
