@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -42,9 +43,9 @@ CASES = {
         "omniglot-maml",
         {"algorithm.steps": 8, "algorithm.lr": 0.005, "train.lr": 0.00005},
         {"algorithm.steps": "1..8", "algorithm.lr": "log:0.005..2", "train.lr": "log:0.00005..0.02"},
-        24,
+        12,
         150,
-        600,
+        400,
         {"evaluate.baselines": [], "train.validate_every": 50, "train.validate_episodes": 50},
     ),
     "fertility": Case(
@@ -74,22 +75,14 @@ def main() -> None:
         words = [word for key, spec in case.search.items() for word in ("--search", f"{key}={spec}")]
         trials, iterations = most(3, options.share * case.trials), most(2, options.share * case.trial)
         words += ["--resume"] if (folder / "study").exists() else []
-        run("tune", spoilt, *words, "--trials", trials, "--iterations", iterations, "--workers", options.workers,
+        run(1, "tune", spoilt, *words, "--trials", trials, "--iterations", iterations, "--workers", options.workers,
             "--out", folder / "study")  # fmt: skip
         tuned = tomllib.loads((folder / "study" / "recipe.toml").read_text())
         found = {key: tuned[table][option] for key in case.search for table, option in [key.split(".")]}
         recipes = [spoilt, written(case, "tuned", found | {"evaluate.steps": tuned["evaluate"]["steps"]}, folder)]
         recipes.append(written(case, "shipped", {}, folder))
-        run(
-            "compare",
-            *recipes,
-            "--budget",
-            "steps",
-            "--amount",
-            most(2, options.share * case.final),
-            "--out",
-            folder / "compared",
-        )
+        amount = most(2, options.share * case.final)
+        run(options.workers, "compare", *recipes, "--budget", "steps", "--amount", amount, "--out", folder / "compared")
         told = json.loads((folder / "compared" / "comparison.json").read_text())
         CONSOLE.print(f"{name}: found {found}; {time.perf_counter() - began:.0f} s on {summary()}; {verdict(told)}")
 
@@ -122,10 +115,11 @@ def most(least: int, number: float) -> int:
     return max(least, round(number))
 
 
-def run(*words: object) -> None:
+def run(threads: int, *words: object) -> None:
     command = [str(word) for word in words]
     CONSOLE.print(f"metaoptim {shlex.join(command)}")
-    subprocess.run([sys.executable, "-m", "metaoptim", *command], check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-m", "metaoptim", *command], check=True, env=environment)
 
 
 if __name__ == "__main__":

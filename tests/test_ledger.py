@@ -130,15 +130,18 @@ def test_comments_and_docstrings_are_no_code(tmp_path: Path) -> None:
     assert first == second != third
 
 
-def test_code_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("table", "key"), [("model", "name"), ("algorithm", "rule"), ("algorithm", "loss")])
+def test_code_of_ones_own_counts(table: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = config.parse(TINY, "tiny")
-    recipe.tables["model"]["name"] = "net_a.py:Net"
-    (tmp_path / "net_a.py").write_text("x = 1")
-    first = source.version(recipe)
-    recipe.tables["model"]["name"] = "net_b.py:Net"
-    (tmp_path / "net_b.py").write_text("x = 2")
-    assert source.version(recipe) != first
+    code = "from metaoptim.rules import SGD\n\ndef own(*given):\n    return SGD(0.1)\n"
+    found = []
+    for name, text in (("a", code), ("b", f"# The same.\n{code}"), ("c", f"{code}x = 2\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+        text = TINY.replace('"fomaml"', f'"compose"\nrule = "{name}.py:own"') if key == "rule" else TINY
+        recipe = config.parse(text, "tiny")
+        recipe.tables[table][key] = {"name": f"{name}.py:own"} if key == "rule" else f"{name}.py:own"
+        found.append(source.version(recipe))
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 import warnings
@@ -144,11 +145,11 @@ def ordinal(study: Study, trial: FrozenTrial) -> int:
     return sum(t.number < history[0] and not t.system_attrs.get("retry_history") for t in known)
 
 
-def begun(study: Study) -> int:
-    """How many trials have come to an end, or are running."""
+def begun(study: Study, before: float = math.inf) -> int:
+    """How many trials have come to an end, or are running, of those drawn before one of that number."""
     from optuna.trial import TrialState
 
-    known = study.get_trials(deepcopy=False)
+    known = [t for t in study.get_trials(deepcopy=False) if t.number < before]
     return sum("result" in t.user_attrs or t.state == TrialState.RUNNING for t in known)
 
 

@@ -120,6 +120,8 @@ class Worker:
         space = {key: dimension for key, dimension in self.setup.space.items() if key != TEST_STEPS}
         params = {key: dimension.value(dimension.suggested(drawn, key)) for key, dimension in space.items()}
         path = self.folder / "trials" / f"{number:04d}"
+        if storage.begun(self.study, drawn.number) >= self.job.trials:  # another machine drew the last one at this moment
+            raise TimeUpError
         with storage.lock_of(self.folder, number):
             self.claim.release(force=True)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from metaoptim.recipes.places import is_code
+from metaoptim.recipes.places import codes
 from metaoptim.recipes.recipe import Recipe
 
 PACKAGE = Path(__file__).parents[1]
@@ -25,8 +25,7 @@ def version(recipe: Recipe) -> str:
 
     Comments, docstrings and layout don't count, nor do other algorithms and other tasks.
     """
-    names = [recipe.tables[table]["name"] for table in recipe.kind.own]
-    own = [Path(name.partition(":")[0]) for name in names if is_code(name)]
+    own = dict.fromkeys(Path(spec.rpartition(":")[0]) for spec in codes(recipe.tables))
     digest = hashlib.sha256()
     for name, text in sorted(_reached([*ROOTS, *recipe.experiment().modules]).items()):
         digest.update(f"{name}\n{text}\n".encode())

@@ -54,6 +54,18 @@ def seen_from(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return _renamed(tables, seen_code, lambda file: file if os.path.isabs(file) else seen(file))
 
 
+def codes(tables: Mapping[str, Any]) -> list[str]:
+    """All code of the user's own that a recipe names."""
+    named: list[str] = []
+
+    def seen(spec: str) -> str:
+        named.append(spec)
+        return spec
+
+    _renamed(tables, seen, str)
+    return named
+
+
 def code(spec: str, within: Sequence[Path]) -> str:
     """FILE.py:NAME as seen from the current folder, taken from the first folder that has it."""
     file, _, name = spec.rpartition(":")
