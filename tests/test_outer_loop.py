@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 
 import metaoptim as mo
 from metaoptim.core.types import MetaOptimizer, MetaParams
-from metaoptim.runs.progress import Reporter
+from metaoptim.runs.progress import Reporter, tracked
 from metaoptim.runs.store import load_checkpoint
 from metaoptim.training.outer_step import alike
 
@@ -259,6 +259,17 @@ def test_validations_to_come_count_before_the_first_one() -> None:
         clock.now += 1.0
         report.advanced({"step": step, "loss": 1.0, "seconds": 1.0})
     assert report.left == pytest.approx(900 + 2 * 50)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_log_has_a_line_now_and_then(enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    clock, seen = Clock(), []
+    for item in tracked(range(5, 10), "judging", enabled, clock):
+        seen.append(item)
+        clock.now += 15.0
+    assert seen == [5, 6, 7, 8, 9]
+    lines = ["judging: 2 of 5 done  0:00:45 left", "judging: 4 of 5 done  0:00:15 left"]
+    assert capsys.readouterr().err.splitlines() == (lines if enabled else [])
 
 
 def test_planning_and_validation_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -163,7 +163,18 @@ def say(text: str, enabled: bool) -> None:
         _console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def tracked(items: Sequence[int], description: str, enabled: bool) -> Iterable[int]:
-    """The items, with a progress bar on a terminal."""
+def tracked(
+    items: Sequence[int], description: str, enabled: bool, clock: Callable[[], float] = time.monotonic
+) -> Iterator[int]:
+    """The items, with a progress bar on a terminal, and a line now and then elsewhere."""
     console = _console()
-    return track(items, description, console=console, disable=not (enabled and console.is_terminal))
+    if not enabled or console.is_terminal:
+        yield from track(items, description, console=console, disable=not enabled)
+        return
+    spoken = began = clock()
+    for done, item in enumerate(items):
+        if done and clock() - spoken > QUIET_SECONDS:
+            spoken = clock()
+            left = timedelta(seconds=round((spoken - began) / done * (len(items) - done)))
+            say(f"{description}: {done} of {len(items)} done  {left} left", enabled)
+        yield item
