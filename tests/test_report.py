@@ -546,6 +546,24 @@ def test_a_search_has_a_page(tmp_path: Path) -> None:
     assert "1.10" in text and NASTY in text and "*1" in text and f"metaoptim train {tmp_path / 'recipe.toml'}" in text
 
 
+def test_a_trial_that_was_picked_short_of_its_best_is_shown_at_both() -> None:
+    found = searched()
+    found["picked"] |= {"trial": 0, "test_steps": 1, "score": 2.0}
+    parts = [part for s in study.chapter(found, "metaoptim train x").sections for part in s.parts]
+    trials, picked = next(part for part in parts if isinstance(part, Chart)).series
+    assert (list(trials.x), list(trials.y)) == ([1, 2], [1.1, 1.0]) and (list(picked.x), list(picked.y)) == ([2], [2.0])
+    rows = next(part for part in parts if isinstance(part, Table) and part.header[0] == "trial").rows
+    assert [(row[0], row[3], str(row[4])[:4]) for row in rows] == [
+        ("0", "2", "1.00"), ("*0", "1", "2.00"), ("1", "1", "1.10"), ("2", "–", "–"),
+    ]  # fmt: skip
+
+
+def test_a_search_of_which_nothing_was_picked_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    with pytest.raises(ValueError, match=r"has a search in which no trial is complete .*; go on with it \(--resume\)"):
+        opened(tmp_path)
+
+
 def test_records_that_are_damaged_are_told_in_a_sentence(cli: Cli, tmp_path: Path, copy: Path) -> None:
     for name in ("comparison.json", "study.json"):
         folder = tmp_path / name.removesuffix(".json")

@@ -33,6 +33,7 @@ from metaoptim.design.study import pick
 from metaoptim.design.workers import Job, Worker
 from metaoptim.lopt.problem import Problems
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.places import contents
 from metaoptim.runs.store import load_checkpoint
 from metaoptim.tasks import ImageTasks
 from metaoptim.tasks.images import ImageTasks as Images
@@ -407,11 +408,42 @@ def test_an_interrupted_search_goes_on_to_the_same_scores(tmp_path: Path, monkey
     assert taken[0] - before == 3 * 2 * 3 - 9, "no outer step is taken twice"
 
 
+def test_a_search_does_not_go_on_with_other_contents_of_the_recipes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "def loss(prediction, y):\n    return ((prediction - y) ** 2).mean()\n"
+    (tmp_path / "own.py").write_text(code)
+    recipe = tiny(SINUSOID.replace('"mse"', '"own.py:loss"'))
+    quick(tmp_path / "s", recipe, trials=1)
+    (tmp_path / "own.py").write_text(f"{code}# Altered.\n")
+    with pytest.raises(ValueError, match="with other values of what the files hold that the recipe names; go on with"):
+        quick(tmp_path / "s", recipe, resume=True)
+    (tmp_path / "own.py").write_text(code)
+    assert len(quick(tmp_path / "s", recipe, resume=True).rows) == 2
+
+
+def test_contents_of_files_are_told_apart(tmp_path: Path) -> None:
+    def found(**tasks: str) -> str:
+        return contents({"tasks": {"name": "from_table", **tasks}})
+
+    table, folder = tmp_path / "t.csv", tmp_path / "images"
+    table.write_text("a")
+    (folder / "x").mkdir(parents=True)
+    first = found(), found(table=str(table)), found(root=str(folder))
+    assert first[0] == "" and len(set(first)) == 3
+    table.write_text("b")
+    (folder / "x" / "1.png").touch()
+    assert found() == "" and found(table=str(table)) != first[1] and found(root=str(folder)) != first[2]
+
+
 def test_a_small_space_is_tried_whole_and_each_point_once(tmp_path: Path) -> None:
     search = {"algorithm.steps": [1, 2, 3], "algorithm.lr": "0.01|0.02"}
     assert len(grid(space_of(tiny(), search), 6)) == 6 and grid(space_of(tiny(), search), 5) == []
     assert grid(space_of(tiny(), {"algorithm.lr": "0.01..0.02"}), 100) == []
-    found = tune(tiny(), search, trials=9, folds=2, iterations=2, out=tmp_path / "s", progress=False)
+    said: list[str] = []
+    found = tune(tiny(), search, trials=9, folds=2, iterations=2, out=tmp_path / "s", progress=False, say=said.append)
+    assert said[0] == "There are 6 points to try, and each is tried once."
     tried = sorted((row.params["algorithm.steps"], row.params["algorithm.lr"]) for row in found.rows)
     assert tried == [(n, lr) for n in (1, 2, 3) for lr in (0.01, 0.02)]
     first = tune(recipe := tiny(), search, trials=2, folds=2, iterations=2, out=tmp_path / "r", progress=False)

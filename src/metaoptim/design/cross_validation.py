@@ -49,6 +49,7 @@ class Setup:
         seed: of what is drawn.
         test_steps: the numbers of inner steps at test that may be picked.
         metric: "accuracy", of which more is better, or "loss", of which less is.
+        files: a hash of what the files hold that the recipe names.
     """
 
     recipe: str
@@ -59,6 +60,7 @@ class Setup:
     seed: int
     test_steps: tuple[int, ...] = ()
     metric: str = "loss"
+    files: str = ""
 
     @property
     def json(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import metaoptim
 from metaoptim.core.brief import plural
 from metaoptim.design.folder import RunFolder
+from metaoptim.design.storage import DATABASE
 from metaoptim.diagnosis.step_sizes import by_layer
 from metaoptim.evaluation.evaluate import phi_hash
 from metaoptim.recipes.again import command
@@ -59,6 +60,8 @@ def opened(path: Path, settings: tuple[str, ...] = ()) -> RunFolder | Chapter:
                 ) from error
     if path.is_file():
         raise ValueError(f"{path} is a file; expected the folder of a run, of a comparison or of a search.")
+    if (path / DATABASE).is_file():
+        raise ValueError(f"{path} has a search in which no trial is complete and nothing was picked; go on with it (--resume).")
     if not (path / RECIPE).is_file():
         raise ValueError(
             f"there is no {path / RECIPE}; expected the folder of a run that `metaoptim train` wrote, of a comparison or of a "

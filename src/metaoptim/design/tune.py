@@ -21,6 +21,7 @@ from metaoptim.design.study import Row, Rule, Tuning
 from metaoptim.design.warm_start import Points, points
 from metaoptim.design.workers import Job, Worker, several
 from metaoptim.recipes import recipe as config
+from metaoptim.recipes.places import contents
 from metaoptim.recipes.recipe import Recipe
 from metaoptim.recipes.schema import ConfigError
 from metaoptim.runs.checkpoint import strict_json
@@ -101,7 +102,7 @@ def tune(
     stored.imported()
     space, folder = space_of(chosen, search), Path(out) if out else Path("tuning", chosen.name)
     total = chosen.tables["train"]["iterations"] if iterations is None else iterations
-    setup = _judged(Setup(chosen.text(), chosen.name, space, folds, total, seed))
+    setup = _judged(Setup(chosen.text(), chosen.name, space, folds, total, seed, files=contents(chosen.tables)))
     first = points(warm_start, space, chosen.name)
     name = f"{chosen.name}-{hashlib.sha256(strict_json(setup.json, sort_keys=True).encode()).hexdigest()[:8]}"
     local = f"sqlite:///{folder / stored.DATABASE}"
@@ -109,6 +110,8 @@ def tune(
         _check_folder(folder, storage or local, storage is not None, name, setup, resume)
         most = trials if trials is not None else TRIALS if seconds is None else 10**6
         whole = grid(space, most)
+        if whole and trials is not None and len(whole) < trials:
+            say(f"There are {plural(len(whole), 'point')} to try, and each is tried once.")
         most = len(whole) or most
         deadline = None if seconds is None else time.time() + seconds
         job = Job(storage or local, name, str(folder), most, storage is not None, deadline)
@@ -185,7 +188,8 @@ def _differences(before: Setup, now: Setup) -> Iterator[str]:
     if before.recipe != now.recipe:
         with suppress(ConfigError):
             yield from config.parse(before.recipe, before.name).differences(config.parse(now.recipe, now.name))
-    options = {"space": "--search", "folds": "--folds", "iterations": "--iterations", "seed": "--seed"}
+    options = {"space": "--search", "folds": "--folds", "iterations": "--iterations", "seed": "--seed",
+               "files": "what the files hold that the recipe names"}  # fmt: skip
     yield from (option for field, option in options.items() if before.json[field] != now.json[field])
 
 

@@ -6,6 +6,7 @@ in a run's own folder, which somebody else may have made. What the command line 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -56,14 +57,35 @@ def seen_from(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def codes(tables: Mapping[str, Any]) -> list[str]:
     """All code of the user's own that a recipe names."""
-    named: list[str] = []
+    return _all_named(tables)[0]
 
-    def seen(spec: str) -> str:
-        named.append(spec)
-        return spec
 
-    _renamed(tables, seen, str)
-    return named
+def contents(tables: Mapping[str, Any]) -> str:
+    """A hash of what the code and the data hold that a recipe names, "" of none; of a folder, of the names and sizes in it."""
+    named, data = _all_named(tables)
+    digest = hashlib.sha256()
+    for file in dict.fromkeys([*(spec.rpartition(":")[0] for spec in named), *data]):
+        path = Path(file)
+        if path.is_file():
+            digest.update(path.read_bytes())
+        for inside in sorted(path.rglob("*")) if path.is_dir() else ():
+            digest.update(f"{inside.relative_to(path).as_posix()} {inside.stat().st_size}\n".encode())
+    return digest.hexdigest() if named or data else ""
+
+
+def _all_named(tables: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """All code, and all data, that a recipe names."""
+
+    def into(kept: list[str]) -> Named:
+        def seen(name: str) -> str:
+            kept.append(name)
+            return name
+
+        return seen
+
+    found: tuple[list[str], list[str]] = [], []
+    _renamed(tables, *map(into, found))
+    return found
 
 
 def code(spec: str, within: Sequence[Path]) -> str:

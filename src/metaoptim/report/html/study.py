@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metaoptim.report.html import provenance
@@ -26,6 +26,7 @@ from metaoptim.report.html.scales import short
 FILE = "study.json"
 Found = Mapping[str, Any]
 Trial = Mapping[str, Any]
+Place = Callable[[Found, Trial], int]
 COLUMNS = 12  # numbers of inner steps at test in a heat map
 
 
@@ -53,32 +54,35 @@ def _scale(found: Found) -> float:
     return 100 if found["metric"] == "accuracy" else 1
 
 
-def _place(found: Found, trial: Trial) -> int:
-    """Which number of inner steps at test a trial is shown at: the picked one of the picked trial, of others the best one."""
-    if trial["number"] == found["picked"]["trial"]:
-        return list(trial["steps"]).index(found["picked"]["test_steps"])
+def _best(found: Found, trial: Trial) -> int:
+    """At which of its numbers of inner steps at test a trial is best, of those that may be picked."""
     allowed = [i for i, k in enumerate(trial["steps"]) if k in found["test_steps"]] or list(range(len(trial["steps"])))
     sign = 1 if found["metric"] == "accuracy" else -1
     return max(allowed, key=lambda i: sign * trial["mean"][i])
 
 
-def _points(found: Found, trials: Sequence[Trial], x: Mapping[int, float], name: str, colour: int) -> list[Series]:
+def _picked(found: Found, trial: Trial) -> int:
+    return list(trial["steps"]).index(found["picked"]["test_steps"])
+
+
+def _points(
+    found: Found, trials: Sequence[Trial], x: Mapping[int, float], place: Place, name: str, colour: int
+) -> list[Series]:
     """A dot for each trial, at its x, with one standard error."""
     scale, shown = _scale(found), sorted((t for t in trials if t["number"] in x), key=lambda t: x[t["number"]])
     if not shown:
         return []
-    places = [_place(found, t) for t in shown]
+    places = [place(found, t) for t in shown]
     values = [scale * t["mean"][i] for t, i in zip(shown, places, strict=True)]
     errors = [scale * t["error"][i] for t, i in zip(shown, places, strict=True)]
     low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
-    notes = [f"trial {t['number']}" for t in shown]
+    notes = [f"trial {t['number']}, {t['steps'][i]} inner steps at test" for t, i in zip(shown, places, strict=True)]
     return [Series(name, [x[t["number"]] for t in shown], values, low, high, "dots", colour, notes=notes)]
 
 
 def _dots(found: Found, complete: Sequence[Trial], x: Mapping[int, float], title: str, axis: Axis) -> Chart:
     own = [t for t in complete if t["number"] == found["picked"]["trial"]]
-    others = [t for t in complete if t["number"] != found["picked"]["trial"]]
-    series = _points(found, others, x, "trials", GREY) + _points(found, own, x, "picked", 0)
+    series = _points(found, complete, x, _best, "trials at their best", GREY) + _points(found, own, x, _picked, "picked", 0)
     return Chart(title, axis, Axis(LABELS[found["metric"]]), tuple(series))
 
 
@@ -125,14 +129,17 @@ def _table(found: Found) -> Table:
     rows = []
     for t in found["trials"]:
         params = [_shown(t["params"].get(key)) for key in found["space"]]
-        done = t["state"] == "complete"
-        at = _place(found, t) if done else 0
-        score = [str(t["steps"][at]), cell(found["metric"], t["mean"][at], t["error"][at])] if done else ["–", "–"]
-        mark = "*" if t["number"] == found["picked"]["trial"] else ""
-        rows.append((f"{mark}{t['number']}", *params, *score, f"{t['seconds']:.0f}", f"{t['state']} {t['reason']}".strip()))
+        end = f"{t['seconds']:.0f}", f"{t['state']} {t['reason']}".strip()
+        if t["state"] != "complete":
+            rows.append((str(t["number"]), *params, "–", "–", *end))
+            continue
+        picked = _picked(found, t) if t["number"] == found["picked"]["trial"] else None
+        for at in dict.fromkeys((_best(found, t), _best(found, t) if picked is None else picked)):
+            score = str(t["steps"][at]), cell(found["metric"], t["mean"][at], t["error"][at])
+            rows.append((f"{'*' if at == picked else ''}{t['number']}", *params, *score, *end))
     header = ("trial", *found["space"], "after inner steps at test", "score", "seconds", "state")
-    about = "Each score is the trial's best, after so many inner steps at test; that of the picked one (*), after those picked."
-    return Table(header, tuple(rows), about=f"{about} ± is one standard error.")
+    about = "Each score is the trial's best, after so many inner steps at test; * is what was picked. ± is one standard error."
+    return Table(header, tuple(rows), about=about)
 
 
 def _shown(value: Any) -> str:
