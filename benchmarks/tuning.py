@@ -27,7 +27,7 @@ from metaoptim.recipes import recipe as config
 
 
 class Case(NamedTuple):
-    """A recipe, what spoils it, what is searched, trials, outer steps of their trainings and of the final ones, settings."""
+    """A recipe, what spoils it, what is searched, trials, outer steps of theirs and of the final trainings, rule, settings."""
 
     recipe: str
     bad: dict[str, Any]
@@ -35,6 +35,7 @@ class Case(NamedTuple):
     trials: int
     trial: int
     final: int
+    pick: str
     settings: dict[str, Any]
 
 
@@ -46,6 +47,7 @@ CASES = {
         12,
         150,
         400,
+        "one-se",
         {"evaluate.baselines": [], "train.validate_every": 50, "train.validate_episodes": 50},
     ),
     "fertility": Case(
@@ -55,6 +57,7 @@ CASES = {
         24,
         2000,
         2000,
+        "best",
         {"evaluate.baselines": [], "train.validate_every": 100},
     ),
 }
@@ -75,8 +78,8 @@ def main() -> None:
         words = [word for key, spec in case.search.items() for word in ("--search", f"{key}={spec}")]
         trials, iterations = most(3, options.share * case.trials), most(2, options.share * case.trial)
         words += ["--resume"] if (folder / "study").exists() else []
-        run(1, "tune", spoilt, *words, "--trials", trials, "--iterations", iterations, "--workers", options.workers,
-            "--out", folder / "study")  # fmt: skip
+        run(1, "tune", spoilt, *words, "--trials", trials, "--iterations", iterations, "--pick", case.pick,
+            "--workers", options.workers, "--out", folder / "study")  # fmt: skip
         tuned = tomllib.loads((folder / "study" / "recipe.toml").read_text())
         found = {key: tuned[table][option] for key in case.search for table, option in [key.split(".")]}
         recipes = [spoilt, written(case, "tuned", found | {"evaluate.steps": tuned["evaluate"]["steps"]}, folder)]

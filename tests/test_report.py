@@ -560,7 +560,7 @@ def test_a_trial_that_was_picked_short_of_its_best_is_shown_at_both() -> None:
 
 def test_a_search_of_which_nothing_was_picked_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "study.db").touch()
-    with pytest.raises(ValueError, match=r"has a search in which no trial is complete .*; go on with it \(--resume\)"):
+    with pytest.raises(ValueError, match=r"has a search of which nothing was picked yet: .*; go on with it .*resume"):
         opened(tmp_path)
 
 

@@ -61,7 +61,10 @@ def opened(path: Path, settings: tuple[str, ...] = ()) -> RunFolder | Chapter:
     if path.is_file():
         raise ValueError(f"{path} is a file; expected the folder of a run, of a comparison or of a search.")
     if (path / DATABASE).is_file():
-        raise ValueError(f"{path} has a search in which no trial is complete and nothing was picked; go on with it (--resume).")
+        raise ValueError(
+            f"{path} has a search of which nothing was picked yet: it was interrupted, or no trial was completed; go on with "
+            "it (metaoptim tune … --resume)."
+        )
     if not (path / RECIPE).is_file():
         raise ValueError(
             f"there is no {path / RECIPE}; expected the folder of a run that `metaoptim train` wrote, of a comparison or of a "
