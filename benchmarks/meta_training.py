@@ -1,6 +1,6 @@
 """Inner steps a second, of 16 problems side by side, when a learned rule is meta-trained by evolution strategies.
 
-    python benchmarks/meta_training.py [--rules small_fc celo2 lstm] [--ways "vmap trace"] [--rounds 7]
+    python benchmarks/meta_training.py [--rules small_fc celo2 lstm] [--ways "vmap trace"] [--rounds 7] [--threads 1]
 
 A problem is a perceptron 64 → 32 → 10 on 8×8 digits, 64 of them in a minibatch; an outer step takes 10 inner steps of 8
 antithetic pairs, and judges each of them. A way is batching and runtime of the engine; "workers:2:4" are two threads with
@@ -26,7 +26,7 @@ from metaoptim.estimators import nres
 from metaoptim.lopt.data import load
 
 RULES: dict[str, Rule] = {"small_fc": lopt.SmallFC(), "celo2": lopt.Celo2(), "lstm": lopt.LSTM()}
-WAYS = ("loop eager", "vmap eager", "vmap trace", "workers:2:4 trace")
+WAYS = ("loop eager", "vmap eager", "vmap trace", "vmap compile", "workers:2:4 compile")
 PAIRS, WINDOW = 8, 10
 
 
@@ -65,11 +65,13 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=["small_fc"], choices=list(RULES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="inside of operators")
     parser.add_argument("--json", type=Path, default=RESULTS / "meta_training.json")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     CONSOLE.print(summary())
-    record: dict[str, Any] = {"benchmark": "meta_training", "rounds": options.rounds, "rules": {}}
+    settings = {"rounds": options.rounds, "threads": options.threads}
+    record: dict[str, Any] = {"benchmark": "meta_training", **settings, "rules": {}}
     for name in options.rules:
         contenders = [by_hand()]
         for way in options.ways:

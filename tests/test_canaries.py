@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def test_inductor_has_the_options() -> None:
     from torch._inductor import config
 
     assert hasattr(config, "fallback_random") and hasattr(config, "cpp_wrapper")
+    assert {"gm", "example_inputs", "options"} <= inspect.signature(torch._inductor.compile).parameters.keys()
 
 
 def test_tensors_count_what_is_written_into_them() -> None:

@@ -14,8 +14,10 @@ https://arxiv.org/abs/2112.13835; NRES: Li, Harrison, Sohl-Dickstein, Smith and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,22 +25,26 @@ from torch.func import vmap
 
 from metaoptim.core import trees
 from metaoptim.core.gradients import autograd, held
+from metaoptim.core.inner_loop import one_step
 from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import (
+    Call,
     Claim,
     Clock,
     Estimate,
     Estimator,
     Info,
     Learner,
+    Memory,
     MetaParams,
     State,
     Task,
+    directly,
 )
 from metaoptim.estimators.plain import Plain
-from metaoptim.estimators.truncated import Running, Truncated, after, check_window, run_window
+from metaoptim.estimators.truncated import Truncated, after, check_window
 from metaoptim.estimators.unroll import Unroll
-from metaoptim.nn.noise import normal
+from metaoptim.nn.noise import normals
 
 APART = 1 << 30  # stages of noise that no inner step has
 
@@ -66,6 +72,7 @@ class EvolutionStrategy(Plain):
     sigma: float
     pairs: int = 1
     noise: Literal["truncated", "persistent", "reused"] = "persistent"
+    call: Call = field(default=directly, repr=False, compare=False)
     claim: ClassVar[Claim] = "stochastic"
 
     @property
@@ -87,36 +94,66 @@ class EvolutionStrategy(Plain):
         none = trees.map_tensors(lambda x: x.new_zeros(self.pairs, *x.shape), phi)
         return Particles(states, none, torch.zeros_like(key))
 
+    def keeping(self, memory: Memory, call: Call = directly) -> Estimator:
+        return replace(self, call=call)
+
     def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Particles, clock: Clock) -> Estimate:
-        drawn, begins = self.draw(phi, clock.key), carry.k == 0
+        moved, seen, states = self.call(self._begin, learner, phi, task, carry, clock.key)
+        losses: list[Tensor] = []
+        info: Info = {}
+        for i in range(self.window):
+            states, loss, info = self.call(self._step, learner, moved, task, states, carry.k + i)
+            losses.append(loss)
+        loss, gradient, info, k = self.call(self._end, learner, losses, seen, info, carry.k, task)
+        return Estimate(loss, gradient, Particles(states, seen, k), info)
+
+    def _begin(
+        self, learner: Learner, phi: MetaParams, task: Task, carry: Particles, key: Tensor
+    ) -> tuple[MetaParams, MetaParams, State]:
+        """φ ± ε (P, 2, …), ξ (P, …) and the states (P, 2, …) that the window starts from."""
+        drawn, begins = self.draw(phi, key), carry.k == 0
         if self.noise == "reused":
             drawn = trees.zip_tensors(lambda new, old: torch.where(begins, new, old), drawn, carry.perturbation)
         seen = drawn
         if self.noise == "persistent":
             seen = trees.zip_tensors(lambda new, sofar: torch.where(begins, new, sofar + new), drawn, carry.perturbation)
+        moved = trees.zip_tensors(lambda p, e: torch.stack((p + e, p - e), 1), phi, drawn)
+        fresh = of_all(lambda own: learner.init(own, task.support))(moved)
+        return moved, seen, trees.zip_tensors(lambda new, old: torch.where(begins, new, old), fresh, carry.states)
 
-        def pair(eps: MetaParams, xi: MetaParams, states: State) -> tuple[Tensor, MetaParams, State, Info]:
-            def run(sign: Tensor, state: State) -> tuple[Tensor, State, Info]:
-                moved = trees.zip_tensors(lambda p, e: p + sign.to(p.dtype) * e, phi, eps)
-                return run_window(learner, moved, task, Running(state, carry.k), self.window, held)
+    def _step(self, learner: Learner, moved: MetaParams, task: Task, states: State, k: Tensor) -> tuple[State, Tensor, Info]:
+        """s_{k+1} of all runs, their losses (P, 2), and what those report."""
 
-            signs = torch.tensor((1.0, -1.0), device=phi.device)
-            losses, states, info = vmap(run, randomness="same")(signs, states)
-            slope = (losses[0] - losses[1]) / (2 * self.sigma**2)
-            loss, info = trees.map_tensors(lambda x: x.mean(0), (losses, info))
-            return loss, trees.map_tensors(lambda x: slope * x, xi), states, info
+        def run(own: MetaParams, state: State) -> tuple[State, Tensor, Info]:
+            after = one_step(learner, own, state, task.support, k, held)
+            return after, *learner.loss(own, after, task.support, task.query, k + 1)
 
         with autograd(False):
-            loss, gradient, states, info = vmap(pair, randomness="different")(drawn, seen, carry.states)
-        loss, gradient, info = trees.map_tensors(lambda x: x.mean(0), (loss, gradient, info))
-        return Estimate(loss, gradient, Particles(states, seen, after(carry.k, self.window, learner, task)), info)
+            found: tuple[State, Tensor, Info] = of_all(run)(moved, states)
+        return found
+
+    def _end(
+        self, learner: Learner, losses: list[Tensor], seen: MetaParams, info: Info, k: Tensor, task: Task
+    ) -> tuple[Tensor, MetaParams, Info, Tensor]:
+        """The loss, the gradient, what is reported, and the steps that are done."""
+        mean = torch.stack(losses).mean(0)
+        slopes = (mean[:, 0] - mean[:, 1]) / (2 * self.sigma**2)
+        gradient = trees.map_tensors(lambda x: (slopes.view(-1, *[1] * (x.ndim - 1)) * x).mean(0), seen)
+        return mean.mean(), gradient, trees.map_tensors(lambda x: x.mean((0, 1)), info), after(k, self.window, learner, task)
 
     def draw(self, phi: MetaParams, key: Tensor) -> MetaParams:
         """ε for every pair: a function of the key."""
         leaves = trees.flatten(phi)
-        found = [self.sigma * normal(key, (self.pairs, *x.shape), x.dtype, APART + i) for i, x in enumerate(leaves)]
+        kind = reduce(torch.promote_types, (x.dtype for x in leaves), torch.float32)
+        drawn = normals(key, [(self.pairs, *x.shape) for x in leaves], kind, APART)
+        found = [self.sigma * z.to(x.dtype) for z, x in zip(drawn, leaves, strict=True)]
         perturbation: MetaParams = trees.unflatten(found, phi)
         return perturbation
+
+
+def of_all(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The function mapped over pairs, and over the two signs of each, which draw the same numbers."""
+    return vmap(vmap(run, randomness="same"), randomness="different")
 
 
 def truncated_es(window: int, sigma: float, pairs: int = 1) -> EvolutionStrategy:

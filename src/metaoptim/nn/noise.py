@@ -58,8 +58,12 @@ def draw(shape: Shape, device: torch.device) -> Tensor | None:
     if source is None or draws is None:
         return None
     key, step, part = source
-    seed = _mix(_mix(key + 0x1E3779B9 * (2 * step + part + 1)) + 0x3C6EF372 * (next(draws) + 1))
+    seed = _seed(key, 2 * step + part, next(draws))
     return _mix(_mix(torch.arange(math.prod(shape), device=device).view(tuple(shape))) + seed)
+
+
+def _seed(key: Tensor, stage: int | Tensor, drawn: int | Tensor) -> Tensor:
+    return _mix(_mix(key + 0x1E3779B9 * (stage + 1)) + 0x3C6EF372 * (drawn + 1))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -104,7 +108,11 @@ def _dropping(torchs: Callable[..., Tensor], mask: Callable[[Tensor], Shape], al
 def _uniform(like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
     """Numbers strictly between 0 and 1, in the shape of a tensor; they have 23 bits, which every float but a half can hold."""
     drawn = draw(like.shape, like.device)
-    return None if drawn is None else ((drawn >> 8).to(dtype or like.dtype) + 0.5) / (1 << 23)
+    return None if drawn is None else _between(drawn, dtype or like.dtype)
+
+
+def _between(drawn: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((drawn >> 8).to(dtype) + 0.5) / (1 << 23)
 
 
 def _rand_like(x: Tensor, *, dtype: torch.dtype | None = None, **other: Any) -> Tensor:
@@ -122,13 +130,25 @@ def _randn_like(x: Tensor, *, dtype: torch.dtype | None = None, **other: Any) ->
     u, v = _uniform(x, dtype), _uniform(x, dtype)
     if u is None or v is None:
         return torch.randn_like(x, dtype=dtype, **other)
+    return _normal(u, v)
+
+
+def _normal(u: Tensor, v: Tensor) -> Tensor:
     return (-2 * u.log()).sqrt() * (2 * math.pi * v).cos()
 
 
-def normal(key: Tensor, shape: Shape, dtype: torch.dtype, stage: int = 0) -> Tensor:
-    """Standard normal numbers as a function of a key and a stage (see `noise`)."""
-    with noise(key, part=stage), one_pass():
-        return _randn_like(torch.empty(tuple(shape), dtype=dtype, device=key.device))
+def normals(key: Tensor, shapes: Sequence[Shape], dtype: torch.dtype, stage: int) -> list[Tensor]:
+    """Standard normal numbers as functions of a key: in shapes[i] those that `randn_like` draws first at stage + i.
+
+    They are drawn together, with as many operators as one draw has (see `noise`).
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    stages, drawn = (torch.arange(n, device=key.device) for n in (len(sizes), 2))
+    seeds = _seed(key, stage + stages, drawn.unsqueeze(1))
+    places = torch.cat([torch.arange(n, device=key.device) for n in sizes])
+    own = torch.cat([seeds[:, i : i + 1].expand(2, n) for i, n in enumerate(sizes)], 1)
+    u, v = _between(_mix(_mix(places) + own), dtype)
+    return [x.view(tuple(shape)) for x, shape in zip(torch.split(_normal(u, v), sizes), shapes, strict=True)]
 
 
 def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False) -> Tensor:

@@ -90,12 +90,13 @@ class _Buffer:
     lent: bool = False
 
 
-def recycle(module: fx.GraphModule) -> list[Kind]:
+def recycle(module: fx.GraphModule, results: bool = True) -> list[Kind]:
     """Makes a graph reuse large buffers; returns the kinds of the scratch pieces that it now takes as its last inputs.
 
-    `meta["val"]` of its nodes must be what tracing recorded.
+    `meta["val"]` of its nodes must be what tracing recorded. results: whether what it returns may lie in such pieces too.
     """
     nodes = list(module.graph.nodes)
+    kept = set() if results else set(nodes[-1].all_input_nodes)
     targets = {node.target for node in nodes if node.op == "call_function"} - {getitem}
     known = all(isinstance(target, torch._ops.OpOverload) for target in targets) and not any(writes(node) for node in nodes)
     # With a write, or an operator of undeclared aliasing, any value may lie in any memory: then the graph is left as it is.
@@ -108,7 +109,7 @@ def recycle(module: fx.GraphModule) -> list[Kind]:
         dying[buffer.last].append(buffer)
     for now, node in enumerate(nodes):
         own = found.get(node)
-        if own is not None and own.node is node and _can_write(node):
+        if own is not None and own.node is node and node not in kept and _can_write(node):
             if (operand := _operand(node, found, now)) is not None:
                 old = found[operand]  # if its memory is a lent piece, the result takes the piece over
                 own.lent, old.lent = old.lent, False

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from metaoptim.core.callers import warn
 from metaoptim.engine.graphs.bindings import direct
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
 from metaoptim.engine.graphs.guards import Guards, Unsteady
+from metaoptim.engine.graphs.nodes import Node, called, inside, nodes_of
 from metaoptim.engine.graphs.trace import bare, draws, trace
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
@@ -47,10 +49,13 @@ class Graphs:
         self.compiled, self.as_made = compiled, as_made
         self.guards, self.state = guards, 0
         self.graphs: dict[Any, _Graph] = {}
+        self.nodes: dict[Any, tuple[Node | None, Any]] = {}
         self.scratch = Scratch()
 
     def __call__(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """function(*inputs): its tensors, and whatever else it returned. name: equal for equal functions."""
+        if inside():
+            return self._inside(name, function, inputs)
         key = self.key(name, inputs)
         if key not in self.graphs:
             self.graphs[key] = self._build(function, inputs)
@@ -88,11 +93,49 @@ class Graphs:
         with torch.no_grad(), _nothing_drawn():
             module = trace(flat, inputs)
         found = any(draws(node) for node in module.graph.nodes)
-        kinds = [] if self.compiled else recycle(module)  # Inductor plans its buffers itself
-        if not self.compiled:
+        nodes = nodes_of(module)
+        compiled = self.compiled and not nodes  # else its nodes are
+        kinds = [] if compiled else recycle(module)  # Inductor plans its buffers itself
+        if not compiled:
+            self._ready(nodes)
+            called(module)
             direct(module)
         bare(module)
-        return _Graph(_compile(module, inputs) if self.compiled else module.forward, kinds, flat.beside, found)
+        return _Graph(_compile(module, inputs) if compiled else module.forward, kinds, flat.beside, found)
+
+    def _inside(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        """In the trace of another graph: a node of it; or the function's own operators, where they can't be one."""
+        inputs = [x.contiguous() for x in inputs]  # so that the first step can be the same node as the others
+        key = self.key(name, inputs)
+        if key not in self.nodes:
+            flat = _Flat(function)
+            try:
+                self.nodes[key] = Node(flat, inputs, self.compiled), flat.beside
+            except Exception:  # torch can raise anything; an error of the function itself is raised once more below
+                self.nodes[key] = None, None
+        node, beside = self.nodes[key]
+        if node is None:
+            tensors, beside = function(*inputs)
+            return list(tensors), beside
+        return node(inputs), beside
+
+    def _ready(self, nodes: Sequence[Node]) -> None:
+        """Compiles nodes, or has them call operators directly and use scratch memory."""
+        for node in nodes:
+            if node.ready:
+                continue
+            if self.compiled:
+                node.run = _compile(node.module, node.inputs)
+            else:
+                kinds = recycle(node.module, results=False)
+                direct(node.module)
+                node.run = partial(self._lending, node.module.forward, kinds)
+            bare(node.module)
+            node.ready = True
+
+    def _lending(self, run: Callable[..., Any], kinds: Sequence[Kind], *inputs: Tensor) -> Any:
+        with self.scratch.lent(kinds) as pieces:
+            return run(*inputs, *pieces)
 
 
 class _Flat:
@@ -128,10 +171,12 @@ def _generators() -> dict[str, Any]:
 def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph compiled by Inductor, which caches its results on disk; the traced graph itself where compiling fails."""
     # Called from Python, Inductor's kernels hold the GIL while they compute, and threads take turns. `cpp_wrapper` releases it.
-    run = torch.compile(module, fullgraph=True, dynamic=False, options={"fallback_random": True, "cpp_wrapper": True})
+    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": True}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
+            # Without `torch.compile` around it, whose own guards take longer than a small graph: `Graphs.key` is the guard.
+            run: Callable[..., Any] = torch._inductor.compile(module, list(inputs), options=options)
             run(*inputs)
     except Exception as error:  # a compiler can raise anything
         said = str(error).partition("Set TORCH")[0]  # the rest is meant for torch's developers

@@ -1,0 +1,155 @@
+"""Graphs inside of graphs: one for all steps, the same numbers as without, and nobody's memory but their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional as F
+
+from metaoptim import compose, rules
+from metaoptim.core import trees
+from metaoptim.core.losses import mse
+from metaoptim.core.types import Estimator, MetaOptimizer, Task
+from metaoptim.engine import Engine
+from metaoptim.engine.graphs.graphs import Graphs
+from metaoptim.engine.options import Choice
+from metaoptim.estimators import nres, pes, truncated_es
+from metaoptim.nn.noise import _randn_like, noise, normals, one_pass
+
+pytestmark = pytest.mark.usefixtures("doubles", "reused_buffers")
+
+Function = Callable[..., list[Tensor]]
+
+
+def nested(function: Function, *inputs: Tensor, times: int = 3, compiled: bool = False) -> tuple[Graphs, list[Tensor]]:
+    """What a graph gives that calls the function `times` in a row, on what it returned before, and that none is an input."""
+    graphs = Graphs(compiled=compiled)
+
+    def outer(*inputs: Tensor) -> tuple[list[Tensor], None]:
+        given: Any = list(inputs)
+        for _ in range(times):
+            given = graphs("part", lambda *x: (function(*x), None), given)[0]
+        return given, None
+
+    expected: Any = inputs
+    for _ in range(times):
+        expected = function(*expected)
+    kept = [x.clone() for x in inputs]
+    for _ in range(2):  # the second time in memory that the first has left
+        found = graphs("outer", outer, inputs)[0]
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b) if not compiled else torch.allclose(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True)), "an input was written into"
+    return graphs, found
+
+
+def count(graphs: Graphs) -> int:
+    """Functions that became nodes."""
+    return sum(node is not None for node, _ in graphs.nodes.values())
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: [x @ y, (x * 2).exp().sin() + y],
+        lambda x, y: [y, x],  # inputs, as they are
+        lambda x, y: [(z := x.sin()), z],  # one result twice
+        lambda x, y: [x.t(), (x.cos() + y).t()],  # views, and another order of axes
+        lambda x, y: [x[:, :1].expand(3, 3), y.flip(0)],
+        lambda x, y: [x + 1, (x * y).sum(0).expand(3, 3)],
+    ],
+)
+def test_what_is_done_again_and_again_is_one_node(function: Function, compiled: bool) -> None:
+    graphs, found = nested(function, torch.randn(3, 3), torch.randn(3, 3).t(), compiled=compiled)
+    assert count(graphs) == len(graphs.nodes) == 1 and len(graphs.graphs) == 1
+    assert len({x.data_ptr() for x in found}) == len(found) and all(x.is_contiguous() for x in found)
+
+
+def test_numbers_that_are_no_floats_go_through() -> None:
+    graphs, _ = nested(lambda k, x: [k + 1, torch.where(k > 1, x, -x)], torch.tensor(0), torch.randn(2, 2).to(torch.float32))
+    assert count(graphs) == 1
+
+
+def test_what_draws_stays_a_part_of_the_graph() -> None:
+    graphs = Graphs()
+
+    def twice(x: Tensor) -> tuple[list[Tensor], None]:
+        return [graphs("drop", lambda x: ([F.dropout(x)], None), [x])[0][0] for _ in range(2)], None
+
+    (a, b), _ = graphs("outer", twice, [torch.ones(64)])
+    assert count(graphs) == 0 and graphs.draws and not torch.equal(a, b)
+
+
+def test_an_error_of_what_is_traced_is_the_users() -> None:
+    def wrong(x: Tensor) -> list[Tensor]:
+        raise KeyError("weight")
+
+    with pytest.raises(KeyError, match="weight"):
+        nested(lambda x: [x + 1] if x.shape == () else wrong(x), torch.randn(2))
+
+
+def test_noise_that_is_drawn_together_is_what_single_draws_are() -> None:
+    shapes, keys = [(2, 3), (), (1, 4)], torch.tensor([5, 2**31 - 1])
+    together = vmap(lambda key: normals(key, shapes, torch.float64, 1 << 30))(keys)
+    for i, shape in enumerate(shapes):
+        for j, key in enumerate(keys):
+            with noise(key, part=(1 << 30) + i), one_pass():
+                assert torch.equal(together[i][j], _randn_like(torch.empty(shape)))
+
+
+# --- In evolution strategies --------------------------------------------------------------------------------------------
+
+
+ES: dict[str, Callable[..., Estimator]] = {"truncated": truncated_es, "persistent": pes, "reused": nres}
+
+
+def tasks() -> Task:
+    g = torch.Generator().manual_seed(1)
+    return Task(*((torch.randn(3, n, 3, generator=g), torch.randn(3, n, 2, generator=g)) for n in (6, 7)))
+
+
+def dropping(estimator: Estimator) -> MetaOptimizer:
+    """Of a net whose masks differ from step to step, by a rule that counts."""
+    net = nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2))
+    return replace(compose(net, mse, rule=rules.Adam(0.1), steps=4), estimator=estimator)
+
+
+def steps(method: MetaOptimizer, *settings: str) -> tuple[Engine, list[Tensor]]:
+    """Two outer steps: a window each, the second going on where the first ends."""
+    torch.manual_seed(3)
+    engine, batch, found, carry = Engine(method, *settings), tasks(), list[Tensor](), None
+    for i in range(2):
+        estimate = engine(method.phi, batch, carry, i)
+        carry = estimate.carry
+        found += trees.flatten((estimate.loss, estimate.grad, carry, dict(sorted(estimate.info.items()))))
+    return engine, found
+
+
+def check_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and (a - b).double().norm() <= 1e-9 * b.double().norm()
+
+
+@pytest.mark.parametrize("noise", ES)
+def test_evolution_strategies_trace_one_step_and_give_the_same_numbers(noise: str) -> None:
+    method = dropping(ES[noise](2, 0.1, 2))
+    _, expected = steps(method, "loop", "graph", "eager")
+    for batching in ("vmap", "loop", "workers:2:2"):
+        engine, found = steps(method, batching, "graph", "trace")
+        check_same(found, expected)
+        graphs = engine.executor(Choice(batching, "graph", "trace")).graphs
+        sizes = 2 if batching == "workers:2:2" else 1  # the last piece has one task
+        assert count(graphs) == len(graphs.nodes) == 3 * sizes, "start, step and end, however many steps there are"
+
+
+@pytest.mark.slow
+def test_compiled_evolution_strategies_give_the_same_numbers() -> None:
+    method = dropping(nres(4, 0.1, 2))
+    check_same(steps(method, "vmap", "graph", "compile")[1], steps(method, "loop", "graph", "eager")[1])
