@@ -32,7 +32,7 @@ class Node:
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], compiled: bool) -> None:
         with _disable_current_modes():  # of the trace that this is inside of
-            self.inputs = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
+            self.inputs = [torch.ones(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
             self.module = trace(function, self.inputs)
         if any(draws(node) or writes(node) for node in self.module.graph.nodes):
             raise ValueError("only what neither draws nor writes can be a node.")
