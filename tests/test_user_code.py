@@ -528,6 +528,28 @@ def test_values_from_where_no_guard_can_look_are_never_frozen(kind: type[Noisy])
         module.backward(numbers())
 
 
+NOISE = random.Random(0)  # nobody can see what changes in it
+
+
+class OfTheSameName(MLP):
+    NOISE = 2.0
+
+    def forward(self, x: Tensor) -> Any:
+        return MLP.forward(self, x) * self.NOISE
+
+
+@pytest.mark.usefixtures("doubles")
+def test_an_attribute_is_not_taken_for_a_global_of_its_name() -> None:
+    net = OfTheSameName()
+    module = mo.MetaModule(mo.maml(net, F.mse_loss, lr=LR, steps=STEPS), "vmap", "graph", "trace")
+    for scale in (2.0, 3.0):
+        net.NOISE = scale
+        module.zero_grad()
+        module.backward(numbers())
+        check_same(gradient(module), by_hand(net, F.mse_loss, numbers()))
+    assert module.engine.choice[:3] == ("vmap", "graph", "trace")
+
+
 class ByEnvironment(Noisy):
     def draw(self) -> float:
         return float(os.environ.get("METAOPTIM_TEST_SCALE", "1"))

@@ -199,7 +199,7 @@ class _Snapshot:
             self.unreadable = f"what `{min(sightless)}` gives"
         if names & {"environ", "getenv"}:
             self.walk("os.environ", os.environ)
-        for used in names & own.keys():
+        for used in _globals(function.__code__) & own.keys():
             self.read(own, used, "")
             value = own[used]
             home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
