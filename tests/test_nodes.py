@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from metaoptim import compose, rules
 from metaoptim.core import trees
 from metaoptim.core.losses import mse
-from metaoptim.core.types import Estimator, MetaOptimizer, Task
+from metaoptim.core.types import Estimator, MetaOptimizer, Params, State, Step, Task
 from metaoptim.engine import Engine
 from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.engine.options import Choice
-from metaoptim.estimators import nres, pes, truncated_es
+from metaoptim.estimators import Truncated, Unroll, nres, pes, truncated_es
 from metaoptim.nn.noise import _randn_like, noise, normals, one_pass
 
 pytestmark = pytest.mark.usefixtures("doubles", "reused_buffers")
@@ -147,6 +147,54 @@ def test_evolution_strategies_trace_one_step_and_give_the_same_numbers(noise: st
         graphs = engine.executor(Choice(batching, "graph", "trace")).graphs
         sizes = 2 if batching == "workers:2:2" else 1  # the last piece has one task
         assert count(graphs) == len(graphs.nodes) == 3 * sizes, "start, step and end, however many steps there are"
+
+
+class Counts(rules.SGD):
+    """Steps that get smaller as it counts them, in an attribute of its own."""
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        n = getattr(self, "n", 0) + 1
+        object.__setattr__(self, "n", n)
+        return {name: -self.lr / n * g for name, g in grads.items()}, state
+
+
+class Remembers(Counts):
+    """A number that is made when it is first needed, and then kept."""
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        if getattr(self, "half", None) is None:
+            object.__setattr__(self, "half", 0.5)
+        return {name: -self.lr * self.half * g for name, g in grads.items()}, state
+
+
+@pytest.mark.parametrize("estimator", [pes(2, 0.1, 2), Unroll()])
+def test_a_rule_that_changes_itself_is_run_by_the_loop(estimator: Estimator) -> None:
+    method = replace(compose(nn.Linear(3, 2), mse, rule=Counts(0.1), steps=4), estimator=estimator)
+    with pytest.warns(UserWarning, match=r"`.*\.n` changes while it runs.* From here on: loop, graph, eager"):
+        steps(method, "vmap", "graph", "trace")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rule_that_makes_something_once_is_traced_again() -> None:
+    method = replace(compose(nn.Linear(3, 2), mse, rule=Remembers(0.1), steps=4), estimator=pes(2, 0.1, 2))
+    engine, found = steps(method, "vmap", "graph", "trace")
+    check_same(found, steps(method, "loop", "graph", "eager")[1])
+    assert engine.choice == Choice("vmap", "graph", "trace")
+
+
+@dataclass(frozen=True)
+class ByNumber(rules.SGD):
+    """A state that is a number, and no tensor."""
+
+    def init(self, psi: Params, weights: Params) -> State:
+        return {"n": 0}
+
+
+@pytest.mark.parametrize("estimator", [pes(2, 0.1), Truncated(2)])
+def test_a_state_that_is_no_tensor_is_told(estimator: Estimator) -> None:
+    method = replace(compose(nn.Linear(3, 2), mse, rule=ByNumber(0.1), steps=4), estimator=estimator)
+    with pytest.raises(ValueError, match=r"^the rule's state has 0 \(int\) in it, .* such as torch\.tensor\(0\)"):
+        steps(method, "loop", "graph", "eager")
 
 
 @pytest.mark.slow

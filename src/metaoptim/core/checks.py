@@ -12,7 +12,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from metaoptim.core import trees
 from metaoptim.core.brief import brief
 from metaoptim.core.types import MetaOptimizer, Params, Rule, State
 
@@ -51,6 +53,17 @@ def check_update(rule: Rule, found: Any, weights: Params) -> tuple[Params, State
                 "shape for every weight, zeros where one is to stay."
             )
     return found
+
+
+def check_carried(state: State) -> State:
+    """What an estimator carries from outer step to outer step: made of tensors alone."""
+    odd: list[Any] = [x for x in trees.flatten(state) if not isinstance(x, Tensor)]
+    if odd:
+        raise ValueError(
+            f"the rule's state has {brief(odd[0])} ({type(odd[0]).__name__}) in it, and tensors alone are carried from one "
+            "outer step to the next: keep it as one, such as torch.tensor(0), or as a field of the rule if it never changes."
+        )
+    return state
 
 
 def takes_step(rule: Rule) -> bool | None:

@@ -155,7 +155,7 @@ class Engine:
             far = f"its meta-gradient is {100 * off:.3g} % off that of the plain loop"
             since = f"{far}, and was not {self.taken // 2} calls ago: the model, the loss or the rule reads something that has "
             since += "changed without being seen, and meta-gradients since then may be wrong too"
-            self._fall(choice, plain, since if self.proved else f"{far} (mo.check names the layer)")
+            self._fall(choice, plain, since if self.proved else f"{far} (mo.check says where)")
             return expected
         torch.set_rng_state(after)
         self.proved = True

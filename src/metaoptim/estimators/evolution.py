@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_carried
 from metaoptim.core.gradients import autograd, held
 from metaoptim.core.inner_loop import one_step
 from metaoptim.core.objectives import trajectory_mean
@@ -89,7 +90,7 @@ class EvolutionStrategy(Plain):
         return learner.steps // self.window
 
     def init(self, learner: Learner, phi: MetaParams, task: Task, key: Tensor) -> Particles:
-        start = learner.init(phi, task.support)
+        start = check_carried(learner.init(phi, task.support))
         states = trees.map_tensors(lambda x: x.expand(self.pairs, 2, *x.shape).clone(), start)
         none = trees.map_tensors(lambda x: x.new_zeros(self.pairs, *x.shape), phi)
         return Particles(states, none, torch.zeros_like(key))

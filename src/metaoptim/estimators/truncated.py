@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.checks import check_carried
 from metaoptim.core.gradients import exact, outermost
 from metaoptim.core.inner_loop import inner_loop
 from metaoptim.core.types import (
@@ -51,7 +52,7 @@ class Truncated(Plain):
         return learner.steps // self.window
 
     def init(self, learner: Learner, phi: MetaParams, task: Task, key: Tensor) -> Running:
-        return Running(learner.init(phi, task.support), torch.zeros_like(key))
+        return Running(check_carried(learner.init(phi, task.support)), torch.zeros_like(key))
 
     def __call__(self, learner: Learner, phi: MetaParams, task: Task, carry: Running, clock: Clock) -> Estimate:
         def outer(phi: MetaParams) -> tuple[Tensor, tuple[State, Info]]:

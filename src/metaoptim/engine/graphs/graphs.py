@@ -59,6 +59,12 @@ class Graphs:
         key = self.key(name, inputs)
         if key not in self.graphs:
             self.graphs[key] = self._build(function, inputs)
+            if self._changed():  # by what was traced, and perhaps this once alone: what it makes when it is first called
+                self.look()
+                key = self.key(name, inputs)
+                self.graphs[key] = self._build(function, inputs)
+                if changed := self._changed():
+                    raise Unsteady(f"{changed} changes while it runs, and a graph would not change it")
         graph = self.graphs[key]
         if self.as_made:
             with torch.no_grad():
@@ -81,6 +87,10 @@ class Graphs:
         device = inputs[0].device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return name, shapes, self.state, torch.get_default_dtype(), half
+
+    def _changed(self) -> str:
+        """What the code reads that is no longer as it was when it was looked at, in words; nothing: all is."""
+        return "" if self.guards is None else self.guards.changed(self.state)
 
     @property
     def draws(self) -> bool:
@@ -131,6 +141,7 @@ class Graphs:
                 direct(node.module)
                 node.run = partial(self._lending, node.module.forward, kinds)
             bare(node.module)
+            node.inputs.clear()
             node.ready = True
 
     def _lending(self, run: Callable[..., Any], kinds: Sequence[Kind], *inputs: Tensor) -> Any:

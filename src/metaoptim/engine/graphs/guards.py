@@ -74,6 +74,10 @@ class Guards:
         self.seen.append(found)
         return len(self.seen) - 1
 
+    def changed(self, state: int) -> str:
+        """What is no longer as it was in that state, in words; nothing: all is."""
+        return "" if not self.seen or self.seen[state].holds() else self.seen[state].changed()
+
 
 class _Snapshot:
     """Values as they were: entries of dictionaries, cells of closures, contents of containers, versions of tensors."""
