@@ -7,7 +7,7 @@ BIN := .venv/bin
 DEMO ?= runs/demo
 TRAIN ?=
 EVALUATE ?=
-PYTEST := $(BIN)/python -m pytest -n auto
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 TEST ?=
 COVERAGE := --cov=metaoptim --cov-branch
 
