@@ -1,5 +1,5 @@
 # make demo: meta-train MAML on generated letters, judge it and write a page about it.   make test: style, types and the fast tests.
-# make test-all: the exhaustive tests too, with the branches that all cover; fails below 90 %.   All of them set up .venv first.
+# make test-all: the exhaustive tests too, and the branches that the fast ones cover; fails below 90 %.   All of them set up .venv first.
 # make docs: the site in build/site, with every warning an error and every link looked at.
 # make bench: speed and memory beside other libraries, each in an environment of its own.
 PYTHON ?= python3
@@ -9,7 +9,7 @@ TRAIN ?=
 EVALUATE ?=
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 TEST ?=
-COVERAGE := --cov=metaoptim --cov-branch
+COVERAGE := --cov=metaoptim --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
 
 .PHONY: setup demo lint test test-all docs bench format clean
 
@@ -35,8 +35,8 @@ test: lint
 	$(PYTEST) -m "not slow" $(TEST)
 
 test-all:
-	$(MAKE) test TEST="$(COVERAGE) --cov-report="
-	$(PYTEST) -m slow $(COVERAGE) --cov-append --cov-report=term:skip-covered --cov-fail-under=90
+	$(MAKE) test TEST="$(COVERAGE)"
+	$(PYTEST) -m slow
 
 docs: .venv/docs
 	rm -rf build/site build/doctrees
