@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -241,15 +241,9 @@ def check_same(found: Params, expected: Params) -> None:
         torch.testing.assert_close(found[name], g, rtol=1e-9, atol=1e-12)
 
 
-def of_cases() -> Iterator[Any]:
-    """Every case in the settings of `FEW`, and each of `MORE` with a third of the cases."""
-    for i, name in enumerate(CASES):
-        yield from (pytest.param(name, *how) for how in FEW[:-1])
-        yield from (pytest.param(name, *how, marks=pytest.mark.slow) for how in (FEW[-1], *MORE[i % 3 :: 3]))
-
-
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize(("name", "batching", "memory", "runtime"), [*of_cases()])
+@pytest.mark.parametrize(("batching", "memory", "runtime"), SETTINGS)
+@pytest.mark.parametrize("name", CASES)
 def test_the_meta_gradient_is_exact_and_the_network_comes_back(name: str, batching: str, memory: str, runtime: str) -> None:
     case = CASES[name]
     net, data = case.net(), case.data()

@@ -67,6 +67,7 @@ class EvolutionStrategy(Plain):
         sigma: σ, the size of the perturbation of every learnt number.
         pairs: P antithetic pairs for each task, side by side under vmap.
         noise: how ε is drawn, and what ξ is.
+        call: computes start, step and end of a window: the same function for all steps.
     """
 
     window: int
@@ -119,7 +120,7 @@ class EvolutionStrategy(Plain):
         if self.noise == "persistent":
             seen = trees.zip_tensors(lambda new, sofar: torch.where(begins, new, sofar + new), drawn, carry.perturbation)
         moved = trees.zip_tensors(lambda p, e: torch.stack((p + e, p - e), 1), phi, drawn)
-        fresh = of_all(lambda own: learner.init(own, task.support))(moved)
+        fresh = _of_all(lambda own: learner.init(own, task.support))(moved)
         return moved, seen, trees.zip_tensors(lambda new, old: torch.where(begins, new, old), fresh, carry.states)
 
     def _step(self, learner: Learner, moved: MetaParams, task: Task, states: State, k: Tensor) -> tuple[State, Tensor, Info]:
@@ -130,7 +131,7 @@ class EvolutionStrategy(Plain):
             return after, *learner.loss(own, after, task.support, task.query, k + 1)
 
         with autograd(False):
-            found: tuple[State, Tensor, Info] = of_all(run)(moved, states)
+            found: tuple[State, Tensor, Info] = _of_all(run)(moved, states)
         return found
 
     def _end(
@@ -152,7 +153,7 @@ class EvolutionStrategy(Plain):
         return perturbation
 
 
-def of_all(run: Callable[..., Any]) -> Callable[..., Any]:
+def _of_all(run: Callable[..., Any]) -> Callable[..., Any]:
     """The function mapped over pairs, and over the two signs of each, which draw the same numbers."""
     return vmap(vmap(run, randomness="same"), randomness="different")
 

@@ -57,15 +57,7 @@ class Graphs:
         if inside():
             return self._inside(name, function, inputs)
         key = self.key(name, inputs)
-        if key not in self.graphs:
-            self.graphs[key] = self._build(function, inputs)
-            if self._changed():  # by what was traced, and perhaps this once alone: what it makes when it is first called
-                self.look()
-                key = self.key(name, inputs)
-                self.graphs[key] = self._build(function, inputs)
-                if changed := self._changed():
-                    raise Unsteady(f"{changed} changes while it runs, and a graph would not change it")
-        graph = self.graphs[key]
+        graph = self.graphs.get(key) or self._kept(name, function, inputs)
         if self.as_made:
             with torch.no_grad():
                 return list(graph.run(*inputs)), graph.beside
@@ -88,14 +80,23 @@ class Graphs:
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return name, shapes, self.state, torch.get_default_dtype(), half
 
-    def _changed(self) -> str:
-        """What the code reads that is no longer as it was when it was looked at, in words; nothing: all is."""
-        return "" if self.guards is None else self.guards.changed(self.state)
-
     @property
     def draws(self) -> bool:
         """Whether any graph draws from torch's generator."""
         return any(graph.draws for graph in self.graphs.values())
+
+    def _kept(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> _Graph:
+        """A new graph; made again where the code has changed what it reads, as by what it makes when it is first called."""
+        changed = ""
+        for _ in range(2):
+            graph = self._build(function, inputs)
+            changed = "" if self.guards is None else self.guards.changed(self.state)
+            if not changed:
+                self.graphs[self.key(name, inputs)] = graph
+                return graph
+            self.nodes.clear()  # which would not change it
+            self.look()
+        raise Unsteady(f"{changed} changes while it runs, and a graph would not change it")
 
     def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
         flat = _Flat(function)
