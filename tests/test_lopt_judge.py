@@ -15,13 +15,16 @@ from torch import Tensor
 import metaoptim as mo
 from metaoptim import lopt
 from metaoptim.core import trees
+from metaoptim.core.checks import many_at_once
 from metaoptim.core.types import Params, Rule
 from metaoptim.estimators import Truncated
-from metaoptim.lopt.baselines import Baseline, curves, final, tune
+from metaoptim.lopt import trained
+from metaoptim.lopt.baselines import Baseline, tune
 from metaoptim.lopt.data import Data
 from metaoptim.lopt.judgement import Judgement, Row
+from metaoptim.lopt.trained import curves, final, final_losses, merged
 from metaoptim.report import optimizers
-from metaoptim.rules import SGD, Adam, LayerStepSizes, Momentum, ScheduleFreeAdamW
+from metaoptim.rules import SGD, Adam, Average, Chain, Clip, LayerStepSizes, Momentum, Muon, ScheduleFreeAdamW
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +115,63 @@ def test_step_sizes_are_tuned_on_other_problems_by_the_loss_at_the_end() -> None
     assert found.loss == min(losses) and found.lr == three.step_sizes(5)[losses.index(min(losses))] and not found.edge
     chosen = judged(SGD(0.1), baselines={"Adam": three}, step_sizes=5).rows[1]
     assert chosen.lr == found.lr and chosen.rule == repr(found.rule)
+
+
+class Branching(SGD):
+    """Goes by its step size in Python, which has to be one number."""
+
+    def update(self, *args: Any) -> Any:
+        return (SGD(0.1) if self.lr > 0.05 else SGD(0.01)).update(*args)
+
+
+SWEPT = {
+    **{n: [b.build(lr, 3) for lr in b.step_sizes(4)] for n, b in lopt.BASELINES.items()},
+    "Celo2": [lopt.Celo2(lr) for lr in (1e-3, 1e-2, 0.1)],
+    "Chain": [Chain((lopt.Celo2(lr), Average(decay))) for lr, decay in ((1e-3, 0.9), (1e-2, 0.9), (1e-2, 0.5))],
+    "a rule that clamps": [Chain((Clip(norm=norm), SGD(0.1))) for norm in (0.1, 1.0)],
+    "a rule that branches": [Branching(lr) for lr in (0.01, 0.1)],
+    "rules of several kinds": [SGD(0.1), Momentum(0.1)],
+    "rules that differ in a whole number": [Muon(0.1, iterations=i) for i in (1, 2)],
+    "the same rule twice": [SGD(0.1), SGD(0.1)],
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_rules_of_a_sweep_are_run_together_with_the_losses_that_each_has_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules, tasks = SWEPT[name], family().sample("val", seed=1, start=0, count=PROBLEMS)
+    psi = rules[0].start(trees.map_tensors(lambda x: x[0, 0], tasks.support["start"]), torch.Generator().manual_seed(0))
+    apart = torch.stack([final(curves(family(), rule, psi, tasks)[0]) for rule in rules])
+    torch.testing.assert_close(final_losses(family(), rules, psi, tasks), apart, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(trained, "TOGETHER", 2 * PROBLEMS)
+    torch.testing.assert_close(final_losses(family(), rules, psi, tasks), apart, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*lopt.BASELINES, "Celo2", "Chain"])
+def test_the_library_s_own_rules_are_really_run_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules, tasks = SWEPT[name], family().sample("val", seed=1, start=0, count=2)
+    psi = rules[0].start(trees.map_tensors(lambda x: x[0, 0], tasks.support["start"]), torch.Generator().manual_seed(0))
+
+    def one_by_one(*args: Any) -> Any:
+        raise AssertionError(args)
+
+    monkeypatch.setattr(trained, "curves", one_by_one)
+    assert final_losses(family(), rules, psi, tasks).shape == (len(rules), 2)
+
+
+def test_what_differs_in_more_than_numbers_is_not_merged() -> None:
+    for values in ([SGD(0.1), Momentum(0.1)], [(1.0,), (1.0, 2.0)], [1, 2], [None, 1.0], [family, final], ["a", "b"]):
+        with pytest.raises((TypeError, ValueError)):
+            merged(values, lambda found: 0.0)
+    assert merged([SGD(0.1), SGD(0.2)], lambda found: sum(found)) == SGD(0.1 + 0.2)
+
+
+def test_a_tensor_is_no_number_but_where_it_stands_for_many() -> None:
+    with many_at_once():
+        assert isinstance(SGD(torch.tensor(0.1)).lr, torch.Tensor)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Python number"):
+        SGD(torch.tensor(0.1))  # type: ignore[arg-type]
 
 
 def test_warm_up_is_tuned_where_there_is_one() -> None:

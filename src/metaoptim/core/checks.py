@@ -6,7 +6,9 @@ An argument that is None was not given, and passes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import signature
 from numbers import Integral, Real
 from typing import Any
@@ -22,6 +24,17 @@ LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).t
 MOST = 2**63 - 1  # what a tensor of integers holds
 INNER_STEP = 1e-4  # seconds: next to no inner step is as quick
 PATIENCE = 3600.0  # seconds
+_MANY: ContextVar[bool] = ContextVar("many", default=False)
+
+
+@contextmanager
+def many_at_once() -> Iterator[None]:
+    """Inside, tensors pass for numbers: under `vmap`, each stands for several, which were checked one by one."""
+    before = _MANY.set(True)
+    try:
+        yield
+    finally:
+        _MANY.reset(before)
 
 
 def check_method(method: Any, taker: str) -> None:
@@ -83,7 +96,7 @@ def check_counts(least: int = 1, **counts: Any) -> None:
 def check_numbers(least: float = -LARGEST, **values: Any) -> None:
     """Numbers that float32 can hold."""
     for name, value in values.items():
-        if value is not None and not (_is_number(value) and least <= value <= LARGEST):
+        if not _passes(value) and not (_is_number(value) and least <= value <= LARGEST):
             bound = "" if least == -LARGEST else f" and at least {least:g}"
             raise ValueError(
                 f"{name}={value!r}: it must be a {_number(value)} that is finite{bound}{_and_at_most(value, LARGEST)}."
@@ -93,14 +106,14 @@ def check_numbers(least: float = -LARGEST, **values: Any) -> None:
 def check_positive(**values: Any) -> None:
     """Numbers above 0 that float32 can hold, such as step sizes."""
     for name, value in values.items():
-        if value is not None and not (_is_number(value) and SMALLEST <= value <= LARGEST):
+        if not _passes(value) and not (_is_number(value) and SMALLEST <= value <= LARGEST):
             raise ValueError(f"{name}={value!r}: it must be a positive {_number(value)} that float32 can hold.")
 
 
 def check_fractions(**values: Any) -> None:
     """Numbers from 0 to below 1, such as the decay of a mean."""
     for name, value in values.items():
-        if value is not None and not (_is_number(value) and 0 <= value < 1):
+        if not _passes(value) and not (_is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name}={value!r}: it must be a {_number(value)} from 0 to below 1.")
 
 
@@ -164,6 +177,11 @@ def memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def _passes(value: Any) -> bool:
+    """Whether nothing is asked of a number."""
+    return value is None or (_MANY.get() and isinstance(value, Tensor))
 
 
 def _is_number(value: Any) -> bool:

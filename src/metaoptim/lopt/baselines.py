@@ -9,18 +9,11 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.func import vmap
 
 from metaoptim.core.checks import check_counts, check_positive
-from metaoptim.core.gradients import held
-from metaoptim.core.inner_loop import inner_loop
-from metaoptim.core.types import MetaParams, Params, Rule, Task
-from metaoptim.engine.bound import Bound
-from metaoptim.engine.faults import explained
-from metaoptim.lopt.learner import Optimizee
+from metaoptim.core.types import Params, Rule, Task
 from metaoptim.lopt.mixture import Family
-from metaoptim.lopt.problem import CEILING
+from metaoptim.lopt.trained import final_losses
 from metaoptim.rules import Adam, AdamW, Momentum, Muon, ScheduleFreeAdamW
 
 Build = Callable[[float, int], Rule]
@@ -70,37 +63,14 @@ class Tuned(NamedTuple):
     edge: bool
 
 
-def curves(family: Family, rule: Rule, psi: Params, tasks: Task) -> tuple[Tensor, Tensor]:
-    """Judged losses of whole runs of T problems after 0 … K steps, and where a run counts as diverged; each (T, K+1)."""
-    learner, phi = Optimizee(family, rule), MetaParams({}, psi)
-
-    def one(task: Task, key: Tensor) -> tuple[Tensor, Tensor]:
-        own = Bound(learner, {}, key)
-        found = [own.loss(phi, s, task.support, task.query, k) for k, s in inner_loop(own, phi, task.support, held)]
-        return torch.stack([loss for loss, _ in found]), torch.stack([info["diverged"] for _, info in found])
-
-    first = tasks.support["first"]
-    with explained(tasks, learner), torch.no_grad():
-        losses, diverged = vmap(one, randomness="different")(tasks, torch.arange(len(first), device=first.device))
-    return losses, diverged
-
-
-def final(losses: Tensor) -> Tensor:
-    """The mean over the last tenth of a run's steps, (…, K+1) -> (…), for a single minibatch says little."""
-    last = losses[..., -max(1, (losses.shape[-1] - 1) // 10) :]
-    return last.mean(-1)
-
-
 def tune(
     baseline: Baseline, family: Family, tasks: Task, psis: Sequence[Params] = ({},), step_sizes: int = 14
 ) -> Tuned:  # fmt: skip
     """The step size and warm-up with the lowest final loss, in the mean over these problems and these ψ."""
     sizes = baseline.step_sizes(step_sizes)
-    best: Tuned | None = None
-    for lr, share in product(sizes, baseline.warmups):
-        warmup = round(share * family.steps)
-        rule = baseline.build(lr, warmup)
-        loss = sum(final(curves(family, rule, psi, tasks)[0]).mean().item() for psi in psis) / len(psis)
-        if best is None or loss < best.loss:
-            best = Tuned(rule, lr, warmup, loss, lr in (sizes[0], sizes[-1]))
-    return best or Tuned(baseline.build(sizes[0], 0), sizes[0], 0, CEILING, True)
+    settings = [(lr, round(share * family.steps)) for lr, share in product(sizes, baseline.warmups)]
+    rules = [baseline.build(lr, warmup) for lr, warmup in settings]
+    losses = torch.stack([final_losses(family, rules, psi, tasks) for psi in psis]).mean((0, 2)).tolist()
+    loss, i = min((loss, i) for i, loss in enumerate(losses))
+    lr, warmup = settings[i]
+    return Tuned(rules[i], lr, warmup, loss, lr in (sizes[0], sizes[-1]))

@@ -25,12 +25,13 @@ from metaoptim.core.types import MetaParams, Params, Rule, Task
 from metaoptim.engine.inspect import check_updates
 from metaoptim.evaluation.evaluate import check_seeds, on_device, which
 from metaoptim.learners import device_called
-from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, curves, final, tune
+from metaoptim.lopt.baselines import BASELINES, Baseline, Tuned, tune
 from metaoptim.lopt.checks import check_psi
 from metaoptim.lopt.families import held_out
 from metaoptim.lopt.judgement import Judgement, Row
 from metaoptim.lopt.learner import Optimizee, called
 from metaoptim.lopt.mixture import Family, check_family, members
+from metaoptim.lopt.trained import curves, final
 from metaoptim.runs import Run
 from metaoptim.runs.progress import tracked
 from metaoptim.tasks.base import check_seed, digest_episodes

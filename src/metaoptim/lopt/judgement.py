@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from metaoptim.lopt.baselines import final
+from metaoptim.lopt.trained import final
 from metaoptim.runs.checkpoint import strict_json
 from metaoptim.runs.store import write_atomic
 
