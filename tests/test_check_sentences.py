@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import metaoptim as mo
+from metaoptim.gradcheck.case import prepare
+from metaoptim.gradcheck.claims import judge
 from metaoptim.gradcheck.compare import Estimated
 
 FEW: Any = [("loop", "graph", "eager"), ("vmap", "graph", "eager")]
@@ -170,6 +172,26 @@ def test_an_implicit_gradient_without_a_minimum_is_not_checked(net: Any) -> None
     assert len(report.faults) == 1 and "no minimum near the run's end (its gradient is" in report.faults[0]
     assert "damping beyond that curvature" in report.faults[0]
     assert "not checked" in report.json() and "not checked" in str(report)
+
+
+class Halved(mo.estimators.Implicit):
+    """Wrong whatever the solver is."""
+
+    def solve(self, *args: Any) -> Any:
+        return {n: v / 2 for n, v in super().solve(*args).items()}
+
+
+@pytest.mark.usefixtures("doubles")
+def test_an_implicit_estimator_of_ones_own_is_held_to_what_it_computes_itself() -> None:
+    torch.manual_seed(0)
+    data = torch.randn(2, 9, 2), torch.randn(2, 9, 1)
+
+    def error(estimator: Any) -> float:
+        method = mo.compose(mo.nn.mlp((2, 3, 1), "tanh"), mo.losses.mse, rule=mo.rules.SGD(0.1), steps=5, prox=4.0,
+                            estimator=estimator)  # fmt: skip
+        return judge(prepare(method, method.phi, mo.Task(data, data), 2), ("loop", "graph", "eager")).error
+
+    assert error(mo.estimators.Implicit(iterations=1)) < 1e-8 and error(Halved()) > 0.01
 
 
 HELD = torch.eye(2)

@@ -64,7 +64,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "first order": lambda: mo.estimators.Unroll(first_order=True),
     "displacement": mo.estimators.Displacement,
     "implicit, cg": lambda: mo.estimators.Implicit(iterations=40),
-    "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=2000),
+    "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=40),
     "truncated": lambda: mo.estimators.Truncated(1),
     "last_steps": lambda: mo.estimators.LastSteps(1),
     "sama": mo.estimators.SAMA,

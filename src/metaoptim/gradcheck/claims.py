@@ -20,12 +20,12 @@ from metaoptim.core.types import Estimate, Estimator, Loss, MetaOptimizer, MetaP
 from metaoptim.engine import Engine, count_tasks
 from metaoptim.engine.bound import Bound
 from metaoptim.engine.executor import keys, starts
-from metaoptim.estimators import Unroll
+from metaoptim.estimators import Implicit, Unroll
 from metaoptim.gradcheck.case import REFERENCE, Case, How, Overwritten, prepare, unguarded
 from metaoptim.gradcheck.causes import in_the_rule
 from metaoptim.gradcheck.differences import TOLERANCE, Probe, distance, probe, seeded
 from metaoptim.gradcheck.held import Held
-from metaoptim.gradcheck.minimum import AtMinimum
+from metaoptim.gradcheck.minimum import AtMinimum, Direct
 from metaoptim.gradcheck.parts import random_like
 
 LENIENT = 1e-4  # in training, where an alarm must be beyond doubt
@@ -33,6 +33,7 @@ SURE = 5.0  # standard errors by which a stochastic estimate may be off
 REPEATS, PAIRS, SIGMA = 32, 100, 1e-3  # of one that is checked; its mean is off by about σ²
 DIRECTIONS = 8
 ENOUGH = 1000  # iterations of a solver, for any number of weights that a check can take
+SPARE = 4  # times as many iterations as would do if nothing were rounded
 
 
 class Verdict(NamedTuple):
@@ -146,8 +147,12 @@ def each_tensor(case: Case, first: Verdict) -> dict[str, float]:
 def minimum(case: Case) -> tuple[Callable[[Params], float], Params]:
     """The loss at the minimum of the inner objective, and the implicit gradient there."""
     estimator: Any = case.method.estimator
-    with suppress(TypeError):  # for an estimator of the user's own, which is taken as it is
-        estimator = replace(estimator, solver="cg", iterations=ENOUGH, damping=0.0)
+    if type(estimator) is Implicit:
+        estimator = Direct()
+    else:
+        adapting = sum(case.phi.weights[n].numel() for n in case.method.adapting)
+        with suppress(TypeError):  # for an estimator of the user's own, which is taken as it is
+            estimator = replace(estimator, solver="cg", iterations=min(ENOUGH, SPARE * adapting), damping=0.0)
     method = replace(case.method, learner=AtMinimum(case.method.learner), estimator=estimator)
     there = replace(case, method=method)
     mode = there.mode(REFERENCE)

@@ -1,4 +1,4 @@
-"""A learner whose run begins, and ends, at the minimum of the inner objective."""
+"""A learner whose run begins, and ends, at the minimum of the inner objective, and the implicit gradient there, in full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.func import grad, jacrev
 from metaoptim.core import trees
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
-from metaoptim.core.types import Batch, Info, Learner, Loss, MetaParams, Params, State
+from metaoptim.core.types import Batch, Info, Learner, Loss, MetaParams, Params, State, Task
+from metaoptim.estimators import Implicit
 
 NEWTON = 12  # steps, from where the learner's own run ends
 MANY = 2000  # adapting numbers, whose Hessian is made in full
@@ -80,6 +81,16 @@ class AtMinimum:
 
     def inherit(self, state: State, heritage: State) -> State:
         return self.learner.inherit(state, heritage)
+
+
+@dataclass(frozen=True, repr=False)
+class Direct(Implicit):
+    """The implicit gradient with the Hessian in full, in place of a solver that knows its products alone."""
+
+    def solve(self, learner: Learner, phi: MetaParams, state: State, task: Task, k: Tensor, b: Params) -> Params:
+        value, flat = _flattened(*learner.inner(phi, state, task.support, k))
+        slopes = torch.cat([b[n].reshape(-1) for n in b])
+        return _parts(torch.linalg.solve(jacrev(grad(value))(flat), slopes), b)
 
 
 def _flattened(f: Loss, x: Params) -> tuple[Callable[[Tensor], Tensor], Tensor]:
