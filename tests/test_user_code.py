@@ -689,3 +689,54 @@ def test_a_surrounding_autocast_is_honoured(how: tuple[str, str, str]) -> None:
     half = mo.MetaModule(mo.maml(net, F.mse_loss, lr=LR, steps=STEPS), "loop", "graph", "eager", "bf16")
     assert losses[0] == losses[2] != losses[1]
     assert losses[0] == pytest.approx(half.estimate(numbers()).loss.item(), rel=1e-2)
+
+
+class Jitters:
+    """A rule as people write it, with noise of its own."""
+
+    takes_step = True
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> Any:
+        return {n: torch.rand_like(w) for n, w in weights.items()}
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
+        return {n: -0.1 * (g + 0.5 * torch.randn_like(g) + 0.1 * state[n]) for n, g in grads.items()}, state
+
+
+class Unkeyed(Jitters):
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
+        return {n: -0.1 * (g + torch.randn(g.shape)) for n, g in grads.items()}, state
+
+
+RULED: dict[str, Callable[[Any], Any]] = {
+    "alone": lambda rule: rule,
+    "in a chain": lambda rule: mo.rules.chain(mo.rules.Clip(norm=1.0), rule),
+}
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("within", RULED)
+def test_a_rule_that_draws_gives_the_same_numbers_in_every_way(within: str) -> None:
+    torch.manual_seed(0)
+    method = mo.compose(MLP(), F.mse_loss, rule=RULED[within](Jitters()), steps=STEPS)
+
+    def by(how: Any, seed: int) -> Params:
+        torch.manual_seed(seed)
+        module = mo.MetaModule(method, *how)
+        module.backward(numbers())
+        return gradient(module)
+
+    first = by(FEW[1], 1)
+    for how in [*FEW[2:], ("workers:2", "graph", "trace")]:
+        check_same(by(how, 1), first)
+    other = by(FEW[1], 2)
+    assert any(not torch.equal(other[n], first[n]) for n in first)
+
+
+def test_a_rule_that_draws_what_no_key_determines_is_refused_with_a_way_out() -> None:
+    method = mo.compose(MLP(), F.mse_loss, rule=Unkeyed(), steps=STEPS)
+    with pytest.raises(ValueError, match=r"the model or the rule draws random numbers by torch's randn, .* torch\.randn_like"):
+        mo.MetaModule(method).backward(numbers())

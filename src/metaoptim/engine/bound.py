@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from metaoptim.core.types import Batch, Info, Learner, Loss, MetaParams, Params, State
 from metaoptim.nn import noise
+from metaoptim.nn.written_out import keyed
+
+OF_RULES = 1 << 29  # stages of noise that no model has
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Bound:
     """A learner that knows the weights which are not learnt, and draws random numbers as a function of the task's key.
 
     An estimator sees the learnt part of φ alone, so that it takes no gradient of the rest; here the two come together. What
-    is drawn depends on the key, on the step, and on whether the step is taken or judged.
+    is drawn depends on the key, on the step, and on whether the step is taken or judged, by the model or by the rule.
     """
 
     learner: Learner
@@ -33,7 +38,7 @@ class Bound:
         return self.learner.adapts(name)
 
     def init(self, phi: MetaParams, support: Batch) -> State:
-        with noise(self.key):
+        with noise(self.key), self._keyed():
             return self.learner.init(self._whole(phi), support)
 
     def inner(self, phi: MetaParams, state: State, support: Batch, k: Tensor) -> tuple[Loss, Params]:
@@ -46,7 +51,7 @@ class Bound:
         return drawing, x
 
     def apply(self, phi: MetaParams, state: State, grads: Params, loss: Tensor, k: Tensor) -> State:
-        with noise(self.key, k, 1):
+        with noise(self.key, k, OF_RULES), self._keyed():
             return self.learner.apply(self._whole(phi), state, grads, loss, k)
 
     def loss(self, phi: MetaParams, state: State, support: Batch, batch: Batch, k: Tensor) -> tuple[Tensor, Info]:
@@ -62,5 +67,16 @@ class Bound:
     def inherit(self, state: State, heritage: State) -> State:
         return self.learner.inherit(state, heritage)
 
+    def _keyed(self) -> AbstractContextManager[None]:
+        """Torch's functions draw by the key in code that isn't ours; ours is spared the small cost."""
+        return nullcontext() if _is_ours(self.learner) else keyed()
+
     def _whole(self, phi: MetaParams) -> MetaParams:
         return MetaParams(self.fixed | phi.weights, phi.rule) if self.fixed else phi
+
+
+def _is_ours(part: Any) -> bool:
+    """Whether a learner or a rule is of this package, with all the rules that it is made of."""
+    held = [x for value in getattr(part, "__dict__", {}).values() for x in (value if isinstance(value, tuple) else (value,))]
+    own = type(part).__module__.startswith("metaoptim.")
+    return own and all(_is_ours(x) for x in held if hasattr(x, "init") and hasattr(x, "update"))

@@ -162,8 +162,8 @@ def _unkeyed(name: str, torchs: Function) -> Function:
     def run(*args: Any, **kwargs: Any) -> Any:
         if _KEY.get() is not None:
             raise ValueError(
-                f"the model draws random numbers by torch's {name}, and others whenever a step is computed again; draw them by "
-                "torch.rand_like, torch.randn_like or dropout, which this library keeps the same."
+                f"the model or the rule draws random numbers by torch's {name}, and others whenever a step is computed again; "
+                "draw them by torch.rand_like, torch.randn_like or dropout, which this library keeps the same."
             )
         return torchs(*args, **kwargs)
 

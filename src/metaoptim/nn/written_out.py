@@ -39,6 +39,13 @@ def written_out(needed: bool = True) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def keyed() -> Iterator[None]:
+    """Code that is no forward pass, such as a rule's, in which torch's random functions draw by the key too."""
+    with one_pass(), _Replaced(RANDOM):
+        yield
+
+
 def needs_written_out(module: nn.Module) -> bool:
     """Whether `written_out` could change anything; plain layers, torch's and ours, are spared its small cost."""
     return any(
