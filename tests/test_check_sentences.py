@@ -194,6 +194,37 @@ def test_an_implicit_estimator_of_ones_own_is_held_to_what_it_computes_itself() 
     assert error(mo.estimators.Implicit(iterations=1)) < 1e-8 and error(Halved()) > 0.01
 
 
+def curved(estimator: Any, lr: float = 0.1, loss: Any = mo.losses.mse, hidden: int = 2, steps: int = 8) -> Any:
+    torch.manual_seed(0)
+    net, rule = mo.nn.mlp((1, hidden, 1), "tanh"), mo.rules.SGD(lr)
+    method = mo.compose(net, loss, rule=rule, steps=steps, prox=2.0, estimator=estimator)
+    return mo.check(method, mo.tasks.sinusoid(), modes=[("loop", "graph", "eager"), ("vmap", "graph", "eager")])
+
+
+@pytest.mark.slow
+def test_modes_that_agree_with_a_wrong_one_are_not_called_right() -> None:
+    report = curved(Halved())
+    assert "2 of 2 execution modes are off" in report.verdict and "an estimator or a learner of your own" in report.faults[-1]
+
+
+def test_what_keeps_an_implicit_gradient_from_being_checked_is_named() -> None:
+    diverges = curved(mo.estimators.Implicit(), 1.0, lambda o, y: (o - y).square().mean() + (o - y).pow(4).mean())
+    assert "the inner run diverges" in diverges.faults[0] and "a smaller step size" in diverges.faults[0]
+
+    def half_seen(output: Any, target: Any) -> Any:
+        """Its gradient is that of √(1 + d²), its second derivative is not."""
+        d = output - target
+        return (d * (d / (1 + d.square()).sqrt()).detach()).mean()
+
+    detached = curved(mo.estimators.Implicit(), loss=half_seen, hidden=4, steps=12)
+    assert "a part that its second derivative doesn't see" in detached.faults[0]
+
+
+def test_a_solver_that_is_not_done_is_no_design() -> None:
+    report = curved(mo.estimators.Implicit(solver="neumann", scale=5.0))
+    assert report.ok and any("more iterations of the solver" in note for note in report.notes)
+
+
 HELD = torch.eye(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,34 @@ def test_rules_of_a_sweep_are_run_together_with_the_losses_that_each_has_alone(
     torch.testing.assert_close(final_losses(family(), rules, psi, tasks), apart, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(trained, "TOGETHER", 2 * PROBLEMS)
     torch.testing.assert_close(final_losses(family(), rules, psi, tasks), apart, rtol=1e-5, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class AsksForAFloat:
+    lr: Any = 0.1
+
+    def start(self, weights: Params, generator: torch.Generator) -> Params:
+        return {}
+
+    def init(self, psi: Params, weights: Params) -> Any:
+        return {}
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
+        return {n: -(self.lr if isinstance(self.lr, float) else 0.01) * g for n, g in grads.items()}, state
+
+
+def test_rules_of_ones_own_are_run_one_by_one() -> None:
+    tasks = family().sample("val", seed=1, start=0, count=2)
+    losses = final_losses(family(), [AsksForAFloat(lr) for lr in (1e-3, 0.1)], {}, tasks)
+    assert not torch.allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_a_baseline_has_nothing_to_learn() -> None:
+    learns = Baseline(lambda lr, warmup: Chain((SGD(lr), Average(0.9))), 0.01, 0.1)
+    with pytest.raises(
+        ValueError, match=r"baselines: 'mean' builds .*, which has something to learn \(1\.logit\); take a rule"
+    ):
+        judged(SGD(0.1), baselines={"mean": learns})
 
 
 @pytest.mark.parametrize("name", [*lopt.BASELINES, "Celo2", "Chain"])

@@ -158,6 +158,14 @@ class Counts(rules.SGD):
         return {name: -self.lr / n * g for name, g in grads.items()}, state
 
 
+class CountsAlone(rules.SGD):
+    """A count that nothing depends on."""
+
+    def update(self, psi: Params, grads: Params, state: State, weights: Params, step: Step) -> tuple[Params, State]:
+        object.__setattr__(self, "n", getattr(self, "n", 0) + 1)
+        return rules.SGD.update(self, psi, grads, state, weights, step)
+
+
 class Remembers(Counts):
     """A number that is made when it is first needed, and then kept."""
 
@@ -172,6 +180,13 @@ def test_a_rule_that_changes_itself_is_run_by_the_loop(estimator: Estimator) -> 
     method = replace(compose(nn.Linear(3, 2), mse, rule=Counts(0.1), steps=4), estimator=estimator)
     with pytest.warns(UserWarning, match=r"`.*\.n` changes while it runs.* From here on: loop, graph, eager"):
         steps(method, "vmap", "graph", "trace")
+
+
+def test_the_loop_that_takes_over_draws_what_it_would_have_drawn() -> None:
+    method = replace(compose(nn.Linear(3, 2), mse, rule=CountsAlone(0.1), steps=4), estimator=pes(2, 0.1, 2))
+    with pytest.warns(UserWarning, match="From here on: loop, graph, eager"):
+        _, found = steps(method, "vmap", "graph", "trace")
+    check_same(found, steps(method, "loop", "graph", "eager")[1])
 
 
 @pytest.mark.filterwarnings("error")

@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 import warnings
 from types import FrameType
+from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 _OTHERS = (
@@ -16,6 +17,13 @@ _OTHERS = (
     "<frozen ",  # Python's importer
     "<eval_with_key>",  # torch's graphs
 )
+
+
+def is_ours(part: Any) -> bool:
+    """Whether a learner or a rule is of this package, with all the rules that it is made of."""
+    held = [x for value in getattr(part, "__dict__", {}).values() for x in (value if isinstance(value, tuple) else (value,))]
+    own = type(part).__module__.startswith(f"{PACKAGE}.")
+    return own and all(is_ours(x) for x in held if hasattr(x, "init") and hasattr(x, "update"))
 
 
 def warn(message: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
+from metaoptim.core.callers import is_ours
 from metaoptim.core.types import Batch, Info, Learner, Loss, MetaParams, Params, State
 from metaoptim.nn import noise
 from metaoptim.nn.written_out import keyed
@@ -69,14 +69,7 @@ class Bound:
 
     def _keyed(self) -> AbstractContextManager[None]:
         """Torch's functions draw by the key in code that isn't ours; ours is spared the small cost."""
-        return nullcontext() if _is_ours(self.learner) else keyed()
+        return nullcontext() if is_ours(self.learner) else keyed()
 
     def _whole(self, phi: MetaParams) -> MetaParams:
         return MetaParams(self.fixed | phi.weights, phi.rule) if self.fixed else phi
-
-
-def _is_ours(part: Any) -> bool:
-    """Whether a learner or a rule is of this package, with all the rules that it is made of."""
-    held = [x for value in getattr(part, "__dict__", {}).values() for x in (value if isinstance(value, tuple) else (value,))]
-    own = type(part).__module__.startswith("metaoptim.")
-    return own and all(_is_ours(x) for x in held if hasattr(x, "init") and hasattr(x, "update"))

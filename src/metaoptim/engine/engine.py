@@ -134,12 +134,13 @@ class Engine:
         try:
             found = self.executor(choice)(*args)
         except Unsteady as error:
+            torch.set_rng_state(before)
             return self._fallen(choice, plain, str(error), *args)
         except Exception as error:  # torch can raise anything, as for a layer without a batching rule
             if named:
                 raise
             torch.set_rng_state(before)
-            return self._fallen(choice, plain, sentence(error, self.method), *args)
+            return self._fallen(choice, plain, sentence(error, self.method, taken_over=True), *args)
         self.taken += 1
         if named or (self.proved and (choice.by == "rule" or self.taken & (self.taken - 1))):
             return found

@@ -89,8 +89,8 @@ def explained(data: Any, owner: Any) -> Iterator[None]:
         raise ValueError(f"{sentence(error, owner, data)}.") from error
 
 
-def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
-    """What is at fault, without a full stop."""
+def sentence(error: Exception, owner: Any, data: Any = (), taken_over: bool = False) -> str:
+    """What is at fault, without a full stop; and which setting works, unless that has taken over."""
     text = str(error).strip()
     if isinstance(error, ValueError) and not _is_torchs(error):  # a sentence of ours, or of the user's own
         return text.rstrip(".")
@@ -99,7 +99,7 @@ def sentence(error: Exception, owner: Any, data: Any = ()) -> str:
     who = layers[0] if layers else rule or "the model, the loss or the rule"
     for sign, told in _SENTENCES:
         if found := sign.search(text):
-            return told(who, found, _way(owner))
+            return told(who, found, "" if taken_over else _way(owner))
     if isinstance(error, TypeError):
         return (
             f"the model is called with the inputs of a batch as one argument, but {_line(text)}; wrap it in one that takes them"

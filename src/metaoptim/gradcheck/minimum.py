@@ -43,7 +43,7 @@ class AtMinimum:
 
     def init(self, phi: MetaParams, support: Batch) -> State:
         *_, (k, state) = inner_loop(self.learner, phi, support, held)
-        for _ in range(NEWTON):
+        for done in range(NEWTON):
             f, x = self.learner.inner(phi, state, support, k)
             if (size := sum(p.numel() for p in x.values())) > MANY:
                 raise NoMinimum(
@@ -51,12 +51,23 @@ class AtMinimum:
                 )
             value, flat = _flattened(f, x)
             gradient, hessian = grad(value)(flat), jacrev(grad(value))(flat)
+            if not done and not gradient.isfinite().all():
+                raise NoMinimum(
+                    f"the inner run diverges (its end has the loss {value(flat).item():.2g}), so that there is no implicit "
+                    "gradient to compare with: take a smaller step size."
+                )
             if not hessian.isfinite().all() or not _is_positive(hessian):
                 break
             state = trees.replaced(state, x, _parts(flat - torch.linalg.solve(hessian, gradient), x))
             if gradient.norm() <= LEAST * (1 + flat.norm()):
                 # A rule at rest: where it is judged at a mean of the run, that has come to the minimum too.
                 return self.learner.inherit(state, self.learner.heritage(self.learner.init(phi, support)))
+        if gradient.isfinite().all() and hessian.isfinite().all() and _is_positive(hessian):
+            raise NoMinimum(
+                f"the inner objective curves upwards where {NEWTON} steps of Newton's method end, but its gradient is still "
+                f"{gradient.norm():.2g} long there: it has a part that its second derivative doesn't see, such as one behind "
+                "detach() in the model or the loss, or the run ends too far from the minimum, and more steps bring it nearer."
+            )
         lowest = torch.linalg.eigvalsh(hessian)[0] if hessian.isfinite().all() else torch.tensor(torch.nan)
         raise NoMinimum(
             f"the inner objective has no minimum near the run's end (its gradient is {gradient.norm():.2g} long, the least "

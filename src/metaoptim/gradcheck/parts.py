@@ -204,8 +204,8 @@ def names_of(names: list[str]) -> str:
 
 
 def percent(error: float) -> str:
-    """Two digits."""
-    return f"{100 * error:.2g} %"
+    """Two digits, or all of a whole number."""
+    return f"{100 * error:,.0f} %" if error >= 1 else f"{100 * error:.2g} %"
 
 
 def said(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_counts, check_positive
 from metaoptim.core.types import Params, Rule, Task
 from metaoptim.lopt.mixture import Family
@@ -35,6 +36,15 @@ class Baseline:
 
     def __post_init__(self) -> None:
         check_positive(low=self.low, high=self.high)
+
+    def check(self, name: str) -> None:
+        """ValueError for rules with something to learn, which nobody has learnt."""
+        rule = self.build(self.low, 0)
+        if learnt := rule.start({"w": torch.zeros(2, 2)}, torch.Generator()):
+            raise ValueError(
+                f"baselines: {name!r} builds {brief(rule)}, which has something to learn ({min(learnt)}); take a rule that has "
+                "not, or judge it by itself, as in lopt.evaluate(rule, psi)."
+            )
 
     def step_sizes(self, count: int) -> list[float]:
         """`count` step sizes from low to high, in equal ratios, to six digits."""

@@ -234,6 +234,8 @@ def _baselines(given: Any) -> dict[str, Baseline]:
                 f"baselines: {odd[0][0]!r} is {brief(odd[0][1])}; its step size is tuned, so give how it is built of one, as "
                 "in mo.lopt.Baseline(lambda lr, warmup: mo.rules.SGD(lr), 0.01, 1.0)."
             )
+        for n, baseline in known.items():
+            baseline.check(n)
         return dict(known)
     if isinstance(known, str) or (odd := [name for name in known if name not in BASELINES]):
         shown = known if isinstance(known, str) else odd[0]

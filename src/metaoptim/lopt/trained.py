@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from metaoptim.core.callers import is_ours
 from metaoptim.core.checks import many_at_once
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
@@ -44,9 +45,10 @@ def final_losses(family: Family, rules: Sequence[Rule], psi: Params, tasks: Task
 
 
 def _of_group(family: Family, rules: Sequence[Rule], psi: Params, tasks: Task) -> Tensor:
-    # Those that can't be mapped over are run one by one: a rule may go by its numbers in Python, where it has one at a time.
-    with suppress(Exception):
-        return _mapped(family, rules, psi, tasks)
+    # Others' rules may go by their numbers in Python, where tensors would lead another way; some of ours can't be mapped over.
+    if all(map(is_ours, rules)):
+        with suppress(Exception):
+            return _mapped(family, rules, psi, tasks)
     return torch.stack([final(curves(family, rule, psi, tasks)[0]) for rule in rules])
 
 
