@@ -211,7 +211,10 @@ def test_warm_up_is_tuned_where_there_is_one() -> None:
         return ScheduleFreeAdamW(lr, warmup=warmup)
 
     tasks = family().sample("val", seed=1, start=0, count=2)
-    tune(Baseline(build, 0.01, 0.1, (0.0, 0.5)), family(), tasks, step_sizes=2)
+    found = tune(Baseline(build, 0.01, 0.1, (0.0, 0.5)), family(), tasks, step_sizes=2)
+    alone = {(lr, w): final(curves(family(), ScheduleFreeAdamW(lr, warmup=w), {}, tasks)[0]).mean().item() for lr, w in tried}
+    assert (found.lr, found.warmup) == min(alone, key=lambda setting: alone[setting])
+    assert found.loss == pytest.approx(min(alone.values()), rel=1e-5)
     assert tried == [(pytest.approx(lr), warmup) for lr in (0.01, 0.1) for warmup in (0, 6)]
 
 

@@ -80,7 +80,9 @@ def tune(
     sizes = baseline.step_sizes(step_sizes)
     settings = [(lr, round(share * family.steps)) for lr, share in product(sizes, baseline.warmups)]
     rules = [baseline.build(lr, warmup) for lr, warmup in settings]
-    losses = torch.stack([final_losses(family, rules, psi, tasks) for psi in psis]).mean((0, 2)).tolist()
-    loss, i = min((loss, i) for i, loss in enumerate(losses))
+    count = len(baseline.warmups)
+    alike = [rules[j::count] for j in range(count)]  # those of one warm-up, which differ in their step size alone
+    losses = torch.stack([torch.stack([final_losses(family, some, psi, tasks) for some in alike], 1) for psi in psis])
+    loss, i = min((loss, i) for i, loss in enumerate(losses.mean((0, 3)).flatten().tolist()))
     lr, warmup = settings[i]
     return Tuned(rules[i], lr, warmup, loss, lr in (sizes[0], sizes[-1]))
