@@ -64,6 +64,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "first order": lambda: mo.estimators.Unroll(first_order=True),
     "displacement": mo.estimators.Displacement,
     "implicit, cg": lambda: mo.estimators.Implicit(iterations=40),
+    # What is judged is the gradient at the minimum, with the Hessian in full: iterations of the solver are in no comparison.
     "implicit, neumann": lambda: mo.estimators.Implicit(solver="neumann", iterations=40),
     "truncated": lambda: mo.estimators.Truncated(1),
     "last_steps": lambda: mo.estimators.LastSteps(1),

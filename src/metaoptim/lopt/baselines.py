@@ -37,10 +37,10 @@ class Baseline:
     def __post_init__(self) -> None:
         check_positive(low=self.low, high=self.high)
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, steps: int, weights: Params) -> None:
         """ValueError for rules with something to learn, which nobody has learnt."""
-        rule = self.build(self.low, 0)
-        if learnt := rule.start({"w": torch.zeros(2, 2)}, torch.Generator()):
+        rule = self.build(self.low, round(self.warmups[0] * steps))
+        if learnt := rule.start(weights, torch.Generator()):
             raise ValueError(
                 f"baselines: {name!r} builds {brief(rule)}, which has something to learn ({min(learnt)}); take a rule that has "
                 "not, or judge it by itself, as in lopt.evaluate(rule, psi)."

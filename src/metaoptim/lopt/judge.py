@@ -85,7 +85,7 @@ def evaluate(
     check_tuned(rule, tuned)
     numbers: Any = rule  # whose fields a Rule doesn't promise
     judged = judged_families(families, own, steps)
-    _check(rule, psis, judged, seed)
+    _check(rule, psis, known, judged, seed)
     name = called(rule) if psis[0] else brief(rule)
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
     place = psis[0][min(psis[0])].device if psis[0] else None
@@ -155,8 +155,10 @@ def _learned(
     return learner.rule, psis, own_families(learner.problems), learner.steps
 
 
-def _check(rule: Rule, psis: Sequence[Params], families: Mapping[str, Family], seed: int) -> None:
-    """A ValueError for a ψ of another rule, or one that doesn't fit the weights of a family."""
+def _check(
+    rule: Rule, psis: Sequence[Params], baselines: Mapping[str, Baseline], families: Mapping[str, Family], seed: int
+) -> None:
+    """A ValueError for a ψ of another rule, or one that doesn't fit the weights of a family; and for a baseline with a ψ."""
     for family in families.values():
         begun = family.stretch("val", seed, [0], [0], [family.steps], 1).support["start"]
         weights: Params = trees.map_tensors(lambda x: x[0, 0], begun)
@@ -164,6 +166,8 @@ def _check(rule: Rule, psis: Sequence[Params], families: Mapping[str, Family], s
             check_psi(rule, psi, "psi", weights)
         here: Params = trees.to(weights, psis[0][min(psis[0])].device) if psis[0] else weights
         check_updates(rule, psis[0], here)
+        for name, baseline in baselines.items():
+            baseline.check(name, family.steps, weights)
 
 
 def _families(given: Any, own: Mapping[str, Family]) -> dict[str, Family]:
@@ -234,8 +238,6 @@ def _baselines(given: Any) -> dict[str, Baseline]:
                 f"baselines: {odd[0][0]!r} is {brief(odd[0][1])}; its step size is tuned, so give how it is built of one, as "
                 "in mo.lopt.Baseline(lambda lr, warmup: mo.rules.SGD(lr), 0.01, 1.0)."
             )
-        for n, baseline in known.items():
-            baseline.check(n)
         return dict(known)
     if isinstance(known, str) or (odd := [name for name in known if name not in BASELINES]):
         shown = known if isinstance(known, str) else odd[0]

@@ -27,8 +27,17 @@ TOGETHER = 64  # runs side by side, above which nothing is saved
 
 def curves(family: Family, rule: Rule, psi: Params, tasks: Task) -> tuple[Tensor, Tensor]:
     """Judged losses of whole runs of T problems after 0 … K steps, and where a run counts as diverged; each (T, K+1)."""
-    with explained(tasks, Optimizee(family, rule)):
-        return _curves(family, rule, psi, tasks)
+    learner, phi = Optimizee(family, rule), MetaParams({}, psi)
+
+    def one(task: Task, key: Tensor) -> tuple[Tensor, Tensor]:
+        own = Bound(learner, {}, key)
+        found = [own.loss(phi, s, task.support, task.query, k) for k, s in inner_loop(own, phi, task.support, held)]
+        return torch.stack([loss for loss, _ in found]), torch.stack([info["diverged"] for _, info in found])
+
+    first = tasks.support["first"]
+    with explained(tasks, learner), torch.no_grad():
+        losses, diverged = vmap(one, randomness="different")(tasks, torch.arange(len(first), device=first.device))
+    return losses, diverged
 
 
 def final(losses: Tensor) -> Tensor:
@@ -61,7 +70,7 @@ def _mapped(family: Family, rules: Sequence[Rule], psi: Params, tasks: Task) -> 
     def of_one(*numbers: Tensor) -> Tensor:
         rest: Iterator[Tensor] = iter(numbers)
         rule: Rule = merged(rules, lambda values: next(rest))
-        return final(_curves(family, rule, psi, tasks)[0])
+        return final(curves(family, rule, psi, tasks)[0])
 
     with many_at_once():
         found: Tensor = vmap(of_one, randomness="different")(*columns)
@@ -89,17 +98,3 @@ def merged(values: Sequence[Any], number: Callable[[Sequence[float]], Any]) -> A
     if isinstance(first, float):
         return number(values)
     raise TypeError(f"{first!r} differs from the others.")
-
-
-def _curves(family: Family, rule: Rule, psi: Params, tasks: Task) -> tuple[Tensor, Tensor]:
-    learner, phi = Optimizee(family, rule), MetaParams({}, psi)
-
-    def one(task: Task, key: Tensor) -> tuple[Tensor, Tensor]:
-        own = Bound(learner, {}, key)
-        found = [own.loss(phi, s, task.support, task.query, k) for k, s in inner_loop(own, phi, task.support, held)]
-        return torch.stack([loss for loss, _ in found]), torch.stack([info["diverged"] for _, info in found])
-
-    first = tasks.support["first"]
-    with torch.no_grad():
-        found: tuple[Tensor, Tensor] = vmap(one, randomness="different")(tasks, torch.arange(len(first), device=first.device))
-    return found
