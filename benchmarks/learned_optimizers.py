@@ -1,7 +1,8 @@
-"""Seconds of one step of a learned rule as an optimizer, beside those of torch's optimizers, in the same rounds, on one thread.
+"""Seconds of one step of a learned rule as an optimizer, beside those of torch's optimizers, in the same rounds.
 
     python benchmarks/learned_optimizers.py [--nets mlp conv] [--rules celo2 "celo2 base"] [--compile] [--rounds 7]
 
+On one thread of a processor, or on an accelerator with `--device cuda`.
 The floor of a rule is what its products alone would take at the rate of a large matrix product on this machine: those of its
 perceptron for each weight, and those of Newton–Schulz's iteration. A ratio is a way's seconds ÷ the floor's, which is measured
 in the same round. "Naive" is the rule's own `update`, tensor by tensor.
@@ -33,22 +34,22 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def net(name: str) -> tuple[nn.Module, Tensor]:
+def net(name: str, device: str) -> tuple[nn.Module, Tensor]:
     """A network of about a million weights, and a batch for it."""
     torch.manual_seed(0)
     if name == "mlp":
         sizes = (784, 800, 400, 100, 10)
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
-        return nn.Sequential(*layers[:-1]), torch.randn(BATCH, 784)
+        return nn.Sequential(*layers[:-1]).to(device), torch.randn(BATCH, 784).to(device)
     sizes = (3, 64, 128, 256, 256)
     blocks = [m for a, b in pairwise(sizes) for m in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())]
-    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(1024, 10)), torch.randn(BATCH, 3, 32, 32)
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(1024, 10)).to(device), torch.randn(BATCH, 3, 32, 32).to(device)
 
 
 def backward(model: nn.Module, x: Tensor) -> None:
     """Forward and backward, whose gradients stay for the optimizers."""
     model.zero_grad()
-    F.cross_entropy(model(x), torch.arange(BATCH) % 10).backward()
+    F.cross_entropy(model(x), torch.arange(BATCH, device=x.device) % 10).backward()
 
 
 def products(rule: Rule, model: nn.Module) -> int:
@@ -71,7 +72,8 @@ def naive(rule: Any, psi: Params, model: nn.Module) -> Callable[[], None]:
     """The rule's `update`, tensor by tensor."""
     weights = dict(model.named_parameters())
     states = {n: rule.init(psi, {n: p.detach()}) for n, p in weights.items()}
-    step = Step(torch.tensor(5), torch.tensor(0.0))
+    first = next(iter(weights.values()))
+    step = Step(torch.tensor(5, device=first.device), first.new_zeros(()))
 
     @torch.no_grad()
     def call() -> None:
@@ -82,17 +84,17 @@ def naive(rule: Any, psi: Params, model: nn.Module) -> Callable[[], None]:
     return call
 
 
-def prepare(name: str, kinds: list[str], compiled: bool) -> list[Contender]:
+def prepare(name: str, kinds: list[str], compiled: bool, device: str) -> list[Contender]:
     """The matrix product first, then every way, each on weights of its own."""
-    matrix = torch.randn(SIDE, SIDE)
+    matrix = torch.randn(SIDE, SIDE, device=device)
     ways: dict[str, Callable[[], object]] = {"product": lambda: matrix @ matrix}
 
     def own() -> nn.Module:
-        model, x = net(name)
+        model, x = net(name, device)
         backward(model, x)
         return model
 
-    model, x = net(name)
+    model, x = net(name, device)
     ways["forward and backward"] = lambda: backward(model, x)
     ways["torch Adam, foreach"] = torch.optim.Adam(own().parameters(), foreach=True).step
     ways["torch Adam, fused"] = torch.optim.Adam(own().parameters(), fused=True).step
@@ -122,9 +124,9 @@ def floor_of(way: str, product: float, model: nn.Module) -> float:
 
 def table(name: str, contenders: list[Contender]) -> tuple[Table, dict[str, Any]]:
     """A row per way."""
-    model, _ = net(name)
+    model, _ = net(name, "meta")
     product = contenders[0]
-    found = Table(title=f"one step of {name}, {sum(p.numel() for p in model.parameters()):,} weights, one thread")
+    found = Table(title=f"one step of {name}, {sum(p.numel() for p in model.parameters()):,} weights")
     record = {}
     for heading in ("way", "ms", "floor, ms", "× floor", "quartiles"):
         found.add_column(heading, justify="left" if heading == "way" else "right")
@@ -144,13 +146,14 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=["celo2", "celo2 base"], choices=list(RULES))
     parser.add_argument("--compile", action="store_true", help="compiled steps too; compiling takes a minute or more each")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=RESULTS / "learned_optimizers.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     CONSOLE.print(summary())
-    record: dict[str, Any] = {"benchmark": "learned_optimizers", "rounds": options.rounds, "nets": {}}
+    record: dict[str, Any] = {"benchmark": "learned_optimizers", "rounds": options.rounds, "device": options.device, "nets": {}}
     for name in options.nets:
-        contenders = prepare(name, options.rules, options.compile)
+        contenders = prepare(name, options.rules, options.compile, options.device)
         measure(contenders, options.rounds, 1, name)
         shown, record["nets"][name] = table(name, contenders)
         CONSOLE.print(shown)

@@ -23,6 +23,7 @@ from metaoptim import lopt
 from metaoptim.core.types import Rule
 from metaoptim.engine import Engine
 from metaoptim.estimators import nres
+from metaoptim.learners import placed
 from metaoptim.lopt.data import load
 
 RULES: dict[str, Rule] = {"small_fc": lopt.SmallFC(), "celo2": lopt.Celo2(), "lstm": lopt.LSTM()}
@@ -30,10 +31,10 @@ WAYS = ("loop eager", "vmap eager", "vmap trace", "vmap compile", "workers:2:4 c
 PAIRS, WINDOW = 8, 10
 
 
-def meta_step(rule: Rule, way: str) -> Contender:
+def meta_step(rule: Rule, way: str, device: str) -> Contender:
     """An outer step's estimate."""
     problems = lopt.mlp(load("digits", 8), steps=100)
-    method = lopt.learned_optimizer(rule, problems, nres(WINDOW, 0.01))
+    method = placed(lopt.learned_optimizer(rule, problems, nres(WINDOW, 0.01)), device)
     batch = lopt.Streams(problems, 0, PAIRS, WINDOW, (100, 100))(0, method.phi)
     batching, runtime = way.split()
     engine = Engine(method, batching, "graph", runtime)
@@ -43,12 +44,13 @@ def meta_step(rule: Rule, way: str) -> Contender:
     return Contender(way, timed(lambda i: engine(method.phi, batch, carry, 0)), rest=engine.release)
 
 
-def by_hand() -> Contender:
+def by_hand(device: str) -> Contender:
     """The same number of steps of one such network by torch's Adam, nothing judged."""
     data = load("digits", 8)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    x, y = data.x[:64], data.y[:64]
+    x, y = data.x[:64].to(device), data.y[:64].to(device)
 
     def run(i: int) -> None:
         for _ in range(WINDOW):
@@ -66,17 +68,18 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="inside of operators")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=RESULTS / "meta_training.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     CONSOLE.print(summary())
-    settings = {"rounds": options.rounds, "threads": options.threads}
+    settings = {"rounds": options.rounds, "threads": options.threads, "device": options.device}
     record: dict[str, Any] = {"benchmark": "meta_training", **settings, "rules": {}}
     for name in options.rules:
-        contenders = [by_hand()]
+        contenders = [by_hand(options.device)]
         for way in options.ways:
             doing(f"{name}, {way}")
-            contenders.append(meta_step(RULES[name], way))
+            contenders.append(meta_step(RULES[name], way, options.device))
         measure(contenders, options.rounds, 1, name)
         shown = Table(title=f"inner steps a second of {2 * PAIRS} problems, {name}")
         for heading in ("way", "steps/s", "quartiles"):

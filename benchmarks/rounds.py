@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from shared import CONSOLE
 
@@ -42,15 +43,22 @@ class Contender:
 
 
 def timed(call: Callable[[int], object]) -> Callable[[int, int], float]:
-    """A contender's `run` from a function of the batch's index."""
+    """A contender's `run` from a function of the batch's index; where there is an accelerator, until it is done."""
 
     def run(calls: int, index: int) -> float:
+        _wait()
         start = time.perf_counter()
         for _ in range(calls):
             call(index)
+        _wait()
         return time.perf_counter() - start
 
     return run
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def measure(contenders: Sequence[Contender], rounds: int, batches: int, title: str) -> None:

@@ -50,6 +50,7 @@ def machine() -> dict[str, Any]:
     return environment() | {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1) if os.name == "posix" else None,
         "vector": torch.backends.cpu.get_cpu_capability(),
         "peers": peers,
@@ -60,8 +61,9 @@ def machine() -> dict[str, Any]:
 def summary() -> str:
     """The machine in one line."""
     facts = machine()
+    beside = f", {facts['accelerator']}" if facts["accelerator"] else ""
     return (
-        f"{facts['processor']} ({facts['vector']}), {facts['cores']} cores, {facts['threads']} torch threads, torch "
+        f"{facts['processor']} ({facts['vector']}), {facts['cores']} cores, {facts['threads']} torch threads{beside}, torch "
         f"{facts['torch']}, Python {facts['python']}"
     )
 

@@ -29,6 +29,13 @@ IMAGE, SERIES, ROW, WORDS = (1, 6, 6), (3, 3), (4,), (3,)
 # --- Networks -----------------------------------------------------------------------------------------------------------
 
 
+class Flattened(nn.LSTM):
+    """torch's, with what `flatten_parameters` does on a GPU before anything else."""
+
+    def flatten_parameters(self) -> None:
+        self.pointers = len({p.data_ptr() for p in self._flat_weights})
+
+
 class Sequence(nn.Module):
     """A recurrent layer over (B, L, 3), and a head on its last output."""
 
@@ -182,6 +189,7 @@ CASES: dict[str, Case] = {
     ),
     "Embedding and GRU": Case(lambda: nn.Sequential(nn.Embedding(7, 3), Sequence(nn.GRU(3, 3, batch_first=True))), WORDS),
     "LSTM": Case(lambda: Sequence(nn.LSTM(3, 3, batch_first=True)), SERIES),
+    "LSTM, which looks at pointers": Case(lambda: Sequence(Flattened(3, 3, batch_first=True)), SERIES),
     "LSTM, deep": Case(
         lambda: Sequence(nn.LSTM(3, 3, 2, batch_first=True, bidirectional=True, dropout=0.3, proj_size=2), 4),
         SERIES,

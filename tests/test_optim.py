@@ -914,3 +914,14 @@ def test_states_are_where_the_parameters_are() -> None:
             p.grad = torch.zeros_like(p)
         opt.step()
         assert {x.device.type for s in opt.state.values() for x in s.values() if isinstance(x, Tensor)} == {"meta"}
+
+
+def test_an_accelerator_computes_all_but_the_largest_weights_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There each call costs more than a million weights do; the meta device stands for one."""
+    called = []
+    monkeypatch.setattr(pieces, "perceptron_of", lambda psi, x, *rest: called.append(x.device.type) or x)
+    for device in ("cpu", "meta"):
+        w = nn.Parameter(torch.zeros(40, 30, device=device))
+        opt, w.grad = from_rule(Celo2(orthogonal=False))([w]), torch.zeros_like(w)
+        opt.step()
+    assert called == ["cpu"] and not pieces.few(torch.empty(1, 2048, 2048, device="meta"))

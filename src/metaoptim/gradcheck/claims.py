@@ -49,12 +49,12 @@ class Verdict(NamedTuple):
     limit: float = TOLERANCE
 
 
-def judge(case: Case, how: How) -> Verdict:
+def judge(case: Case, how: How, whole: bool = True) -> Verdict:
     """The meta-gradient in an execution mode, held to what its estimator claims.
 
     exact, first_order: central differences of the loss that it comes with in that mode, with what it holds held.
-    truncated: the same, of a window that begins the run, and of the one after it with its start held; where only the end of a
-        run is seen, of that end, with all before it held.
+    truncated: the same, of a window that begins the run, and of the one after it with its start held, where the tasks hold
+        whole runs; where only the end of a run is seen, of that end, with all before it held.
     displacement: the same run with inner gradients by plain autograd, and those against central differences.
     implicit: central differences of the loss at the minimum of the inner objective, found by Newton's method.
     stochastic: the exact gradient that it is an estimate of, in standard errors.
@@ -73,7 +73,7 @@ def judge(case: Case, how: How) -> Verdict:
     own = constants(case)
     f = case.loss(case.mode(how, own) if own else mode)
     seen, error = probe(f, case.leaves(case.phi), gradient)
-    if case.claim == "truncated" and own is None:
+    if case.claim == "truncated" and own is None and whole:
         later = case.mode(how, carry=estimate.carry)
         error = max(error, probe(case.loss(later), case.leaves(case.phi), case.leaves(case.run(later).grad))[1])
     return Verdict(estimate, error, seen, how)
@@ -215,17 +215,17 @@ def over_a_run(method: MetaOptimizer, batch: Task, seed: int) -> MetaParams:
     return mean
 
 
-def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = REFERENCE) -> str | None:
+def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = REFERENCE, whole: bool = True) -> str | None:
     """A sentence where the meta-gradient is not what it claims to be, else None: for the start of a training.
 
     At most four meta-gradients of 2 tasks in float64; more only where the first direction looks wrong. Neither torch's
-    generators nor the module's state change.
+    generators nor the module's state change. Tasks that aren't whole hold what one window reads, and nothing of the next.
     """
     if method.estimator.claim in ("implicit", "stochastic"):
         return None  # `check` takes its time for these
     try:
         case = prepare(unguarded(method), phi, batch, 2)
-        verdict = judge(case, how)
+        verdict = judge(case, how, whole)
     except Overwritten as reason:
         return f"{reason}: metaoptim.check(method, tasks) finds the layer."
     except Exception:  # whatever a module can say to float64; training itself tells of the rest

@@ -116,7 +116,7 @@ def plain(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal:
 
 def in_pieces(psi: Params, x: Tensor, g: Tensor, old: Moments, dim: int, orthogonal: bool) -> tuple[Tensor, Moments]:
     """The same piece by piece, where that is quicker."""
-    if dim < 2 or x.shape[-2] * x.shape[-1] < pieces.LEAST:
+    if dim < 2 or pieces.few(x):
         return plain(psi, x, g, old, dim, orthogonal)
     x, g = pieces.dense(x), pieces.dense(g)
     seen = pieces.moments_after(old, g, _decays(g))

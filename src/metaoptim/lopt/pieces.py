@@ -17,8 +17,13 @@ from metaoptim.core.types import Params
 from metaoptim.lopt.features import Decays, Moments, largest, over_axes
 
 PIECE, WIDE = 2**15, 2**22  # weights in a piece, for a processor's cache and for an accelerator's many units
-LEAST = 2**9  # in a matrix, below which it is quicker to compute all at once
+LEAST = 2**9  # in a matrix, below which it is quicker to compute all at once; on an accelerator, where calls take longest, WIDE
 FULL = (*range(15), 27, 28, 29)  # features that differ from weight to weight; 15 to 26 are constant along an axis
+
+
+def few(x: Tensor) -> bool:
+    """Whether weights (1, *kernel, in, out) are quicker computed at once."""
+    return x.shape[-2] * x.shape[-1] < LEAST if x.is_cpu else x.numel() < WIDE
 
 
 def dense(x: Tensor) -> Tensor:

@@ -143,7 +143,8 @@ def normals(key: Tensor, shapes: Sequence[Shape], dtype: torch.dtype, stage: int
     They are drawn together, with as many operators as one draw has (see `noise`).
     """
     sizes = [math.prod(shape) for shape in shapes]
-    stages, drawn = (torch.arange(n, device=key.device) for n in (len(sizes), 2))
+    # Which changes nothing, but that Inductor, for a GPU, would compute what it takes for indices in 32 bits.
+    stages, drawn = (torch.arange(n, device=key.device) & (_SPAN - 1) for n in (len(sizes), 2))
     seeds = _seed(key, stage + stages, drawn.unsqueeze(1))
     places = torch.cat([torch.arange(n, device=key.device) for n in sizes])
     own = torch.cat([seeds[:, i : i + 1].expand(2, n) for i, n in enumerate(sizes)], 1)

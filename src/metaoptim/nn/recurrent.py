@@ -94,6 +94,14 @@ def single(cell: Cell) -> Callable[..., Any]:
     return run
 
 
+def _pointer(x: Tensor) -> int:
+    """0 where a tensor has no memory, as under vmap: on a GPU `flatten_parameters` then leaves the weights where they are."""
+    try:
+        return x.data_ptr()
+    except RuntimeError:
+        return 0
+
+
 RECURRENT: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.lstm: layers(_lstm, torch.lstm),
     torch.gru: layers(_gru, torch.gru),
@@ -103,4 +111,5 @@ RECURRENT: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.gru_cell: single(_gru),
     torch.rnn_tanh_cell: single(_tanh),
     torch.rnn_relu_cell: single(_relu),
+    Tensor.data_ptr: _pointer,
 }

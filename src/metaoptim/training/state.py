@@ -92,7 +92,9 @@ class Training:
 
     def look(self, phi: MetaParams, batch: Task, directory: RunDirectory | None) -> None:
         """Warns of what is wrong in the first step though nothing fails; the run keeps these warnings."""
-        faults = [fault for look in (self_check, overshoot) if (fault := look(self.method, phi, batch))]
+        whole = not hasattr(self.source, "window")  # else a batch is a stretch of runs
+        found = (self_check(self.method, phi, batch, whole=whole), overshoot(self.method, phi, batch))
+        faults = [fault for fault in found if fault]
         for fault in faults:
             warn(f"{fault} Training goes on (check=False skips this).")
         if directory is not None and faults:

@@ -182,8 +182,9 @@ def _generators() -> dict[str, Any]:
 
 def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph compiled by Inductor, which caches its results on disk; the traced graph itself where compiling fails."""
-    # Called from Python, Inductor's kernels hold the GIL while they compute, and threads take turns. `cpp_wrapper` releases it.
-    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": True}
+    # Called from Python, Inductor's kernels for processors hold the GIL while they compute, and threads take turns.
+    # `cpp_wrapper` releases it; with it, kernels of accelerators can't be tuned (torch 2.11, Triton 3.6).
+    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": all(x.is_cpu for x in inputs)}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
