@@ -33,18 +33,25 @@ def _(x: Tensor) -> Tensor:
 
 def perceptron_of(psi: Params, x: Tensor, g: Tensor, seen: Moments, eps: float) -> Tensor:
     """The perceptron's first output (*shape) of weights x (*shape) with gradients g, of two or more dimensions (HWIO)."""
-    f, c = (apart(t.mT) for t in factors(seen, x.ndim))
-    x, g, m, v, row, col = (t.mT for t in (x, g, seen.m, seen.v.squeeze(0), seen.row, seen.col))  # as they lie in memory
+    shape = x.mT.shape
+
+    def rows(t: Tensor) -> Tensor:
+        """(…, *kernel, out, in), any of which may be 1, as rows of one matrix: Inductor makes one loop of two axes alone."""
+        return t if len(shape) == 2 else t.expand(*t.shape[: -len(shape)], *shape[:-1], -1).flatten(-len(shape), -2)
+
+    f, c = (rows(apart(t.mT)) for t in factors(seen, x.ndim))
+    row, col = seen.row.mT, seen.col.mT
+    x, g, m, v = (rows(t.mT) for t in (x, g, seen.m, seen.v.squeeze(0)))  # as they lie in memory
     w = {n: t.to(x.dtype) for n, t in psi.items()}
     inverse, factor = (v + 1e-8).rsqrt(), [a * b for a, b in zip(f, c, strict=True)]
     full = [g, g.clamp(-0.1, 0.1), x, *m, v, *(t * inverse for t in m), inverse, *(g * t for t in factor), g * inverse]
     full += [t * h for t, h in zip(m, factor, strict=True)]
-    means = [_mean_square(t).expand(*x.shape[:-2], 1, 1) for t in full]
-    first = _folded(torch.cat([w["w0"][:15], w["w0"][27:]]), torch.stack(means), eps)
-    rows, columns = (_share(torch.cat([t, (t + 1e-8).rsqrt()]), w["w0"], at, eps) for t, at in ((row, 15), (col, 18)))
-    hidden = [(_sum(full, own) + (r + b + c)).relu() for own, r, b, c in zip(first, rows, w["b0"], columns, strict=True)]
+    means = torch.stack([_mean_square(t.view(shape)) for t in full])
+    first = rows(_folded(torch.cat([w["w0"][:15], w["w0"][27:]]), means, eps))
+    of_row, of_col = (rows(_share(torch.cat([t, (t + 1e-8).rsqrt()]), w["w0"], at, eps)) for t, at in ((row, 15), (col, 18)))
+    hidden = [(_sum(full, own) + (r + b + c)).relu() for own, r, b, c in zip(first, of_row, w["b0"], of_col, strict=True)]
     again = [(_sum(hidden, own) + b).relu() for own, b in zip(w["w1"].T, w["b1"], strict=True)]
-    return (_sum(again, w["w2"][:, 0]) + w["b2"][0]).mT
+    return (_sum(again, w["w2"][:, 0]) + w["b2"][0]).view(shape).mT
 
 
 def normalised(x: Tensor, eps: float) -> Tensor:
