@@ -52,6 +52,8 @@ def overshoot(method: MetaOptimizer, phi: MetaParams, batch: Task) -> str | None
     """A sentence where the first inner step raises the support loss of the first tasks: with the step that doesn't."""
     if not method.learner.steps or isinstance(method.estimator, Joint):  # which takes no inner step
         return None
+    if not phi.weights:  # a rule alone is learnt, whose steps mean nothing yet
+        return None
     try:
         with torch.no_grad():
             return _overshoot(method, phi, batch)

@@ -44,7 +44,7 @@ class Problems:
 
     Args:
         name: of the family, for records; its random numbers depend on it.
-        start: seed -> the weights of one problem at its start.
+        start: seed -> the weights of one problem at its start. Seeds go to 2⁶⁴ − 1, which torch's and NumPy's generators take.
         batches: (seed, stream, first, count) -> the minibatches of steps first … first+count−1 of one problem, stacked:
             [count, B, …] each, or [1, …] where all are the same; those of the stream "support" are trained on, those of
             "query" judge.
