@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -96,7 +97,23 @@ def test_a_flat_function_is_flat() -> None:
     noise = iter(range(1000))
     assert along(lambda x: 1 + 1e-16 * next(noise) + 0 * x.sum(), torch.zeros_like) <= TOLERANCE
     assert along(lambda x: 1 + 0 * x.sum(), torch.zeros_like) == 0.0
-    assert along(lambda x: 1e-3 * x.sum(), torch.zeros_like) == 1.0
+    assert along(lambda x: 1e-3 * x.sum(), torch.zeros_like) == pytest.approx(1.0)
+
+
+def test_a_fault_in_a_small_slope_of_a_large_loss_is_as_large_as_it_is() -> None:
+    """All steps show it, the longest ones beyond rounding: that it could be rounding in the shortest proves nothing."""
+    for share in (1.0, 0.5):
+        for size in (1e-3, 1e-4, 1e-5):
+            found = along(partial(small_slope, size), partial(share_of_it, size * share))
+            assert found <= TOLERANCE if share == 1 else found == pytest.approx(0.5, rel=0.05)
+
+
+def small_slope(size: float, x: Tensor) -> Tensor:
+    return 1 + size * x.sin().sum()
+
+
+def share_of_it(size: float, x: Tensor) -> Tensor:
+    return size * x.cos()
 
 
 def test_a_kink_at_the_first_steps_is_no_fault() -> None:

@@ -230,3 +230,74 @@ def test_advice_says_what_helps_where_it_is_given() -> None:
 def test_members_of_a_mixture_are_trained_alike() -> None:
     both = lopt.mixture(own(), own(Mixed))
     assert trees.flatten(both.sample("train", seed=0, start=0, count=2).support["start"])[0].shape[0] == 2
+
+
+class Hidden(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.5 * x.detach().sin()
+
+
+def half_hidden(output: Tensor, target: Tensor) -> Tensor:
+    return CROSS(0.5 * output + 0.5 * output.detach(), target)
+
+
+class Halved:
+    """Gradient descent with a step size that is learnt, and half of whose derivative is lost."""
+
+    separable = takes_step = True
+
+    def start(self, weights: Any, generator: Any) -> Any:
+        return {"lr": torch.tensor(0.01)}
+
+    def init(self, psi: Any, weights: Any) -> Any:
+        return {n: () for n in weights}
+
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        lr = (psi["lr"] + psi["lr"].detach()) / 2
+        return {n: -lr * g for n, g in grads.items()}, state
+
+
+DESCENT = mo.rules.chain(mo.rules.SGD(1.0), mo.rules.Schedule(0.1))
+FAULTS = {
+    "layer": (DESCENT, lambda: own(net(Hidden())), "layer `1` (Hidden)"),
+    "loss": (DESCENT, lambda: own(loss=half_hidden), "the loss `half_hidden`"),
+    "rule": (Halved(), own, "the update rule: its first derivative in `rule: lr`"),
+    "unseen": (DESCENT, lambda: replace(own(), loss=unseen(own(loss=half_hidden).loss)), "these problems can't be looked at"),
+}
+
+
+def unseen(loss: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda weights, minibatch: loss(weights, minibatch)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("estimator", ["unroll", "truncated"])
+def test_a_check_names_what_is_off(fault: str, estimator: str) -> None:
+    """In the network of the problems, which is no part of φ; and modes with one gradient are off together."""
+    rule, family, words = FAULTS[fault]
+    method = lopt.learned_optimizer(rule, family(), estimator, **({"window": 2} if estimator == "truncated" else {}))
+    report = mo.check(method, family(), modes=[("loop", "graph", "eager"), ("vmap", "graph", "eager")])
+    assert [row.verdict for row in report.modes] == ["off", "off"] and report.modes[0].error == report.modes[1].error
+    assert len(report.faults) == 1 and words in report.faults[0]
+
+
+def test_a_comparison_says_that_what_it_calls_exact_is_wrong() -> None:
+    with pytest.warns(UserWarning, match=r"by 50\.0%.*What is called exact here is wrong by as much"):
+        mo.compare_estimators(lopt.learned_optimizer(Halved(), own(), "pes", window=2), own(), repeats=2)
+
+
+def test_examples_that_are_not_numbers_are_told_of() -> None:
+    x = X.clone()
+    x[[7, 9], 2] = float("nan")
+    with pytest.warns(UserWarning, match=r"2 of 40 examples hold numbers that are not finite \(the first is number 7\)"):
+        own(data=(x, Y), unit=1.0)
+
+
+class Wide(Halved):
+    def update(self, psi: Any, grads: Any, state: Any, weights: Any, step: Any) -> Any:
+        return {n: -psi["lr"] * g.double() for n, g in grads.items()}, state
+
+
+def test_updates_of_another_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Wide returns torch\.float64 for the weight `0\.weight`, which is torch\.float32"):
+        learn(own(), Wide())

@@ -96,7 +96,12 @@ def _updated(rule: Rule, psi: Params, state: State, weights: Params) -> State:
     leaves = {part: trees.flatten(tree) for part, tree in own.items()}  # in a dictionary, a rule may put others in their place
     step = Step(torch.tensor(0, device=like.device), like.new_ones(()))
     found = rule.update(own["ψ"], own["the gradients"], own["the state"], own["the weights"], step)
-    _, after = check_update(rule, found, weights)
+    updates, after = check_update(rule, found, weights)
+    if odd := next((n for n, w in weights.items() if updates[n].dtype != w.dtype), None):
+        raise ValueError(
+            f"`update` of the rule {type(rule).__name__} returns {updates[odd].dtype} for the weight `{odd}`, which is "
+            f"{weights[odd].dtype}; compute in the weight's own type, or convert: u.to(weights[name].dtype)."
+        )
     for part, tree in given.items():
         for x, y in zip(trees.flatten(tree), leaves[part], strict=True):
             if not torch.allclose(x, y, 0.0, 0.0, equal_nan=True):

@@ -240,5 +240,5 @@ def self_check(method: MetaOptimizer, phi: MetaParams, batch: Task, how: How = R
     size = f"{error:.1%}" if math.isfinite(error) else "more than any number"
     return (
         f"the meta-gradient of {method.name} is off from central differences of its own loss by {size}: "
-        "metaoptim.check(method, tasks) finds the layer."
+        f"metaoptim.check(method, tasks) finds the {'layer' if phi.weights else 'part'}."
     )

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_counts, check_method, check_positive
 from metaoptim.core.objectives import trajectory_mean
 from metaoptim.core.types import Estimator, MetaOptimizer, Task
 from metaoptim.estimators import Truncated, Unroll, nres, pes, truncated_es
 from metaoptim.gradcheck.case import Case, in_doubles, recast, unguarded
-from metaoptim.gradcheck.claims import over_a_run
+from metaoptim.gradcheck.claims import over_a_run, self_check
 from metaoptim.gradcheck.samples import TASKS, sample
 from metaoptim.tasks import TaskFamily
 
@@ -133,6 +134,8 @@ def compare_estimators(
         estimator.check(method.learner, learnt)
     batch = trees.map_tensors(lambda x: x[:TASKS], sample(method, tasks, None))
     case = Case(recast(method, torch.float64), recast(batch, torch.float64))
+    if fault := self_check(replace(method, estimator=EXACT), method.phi, batch):
+        warn(f"{fault} What is called exact here is wrong by as much.")
     with in_doubles():
         return measured(case, given, repeats)
 

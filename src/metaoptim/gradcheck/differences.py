@@ -26,22 +26,30 @@ EXACT = 1e-9
 SIZES = (1e-5, 1e-6, 1e-7)  # of a step along a direction of length 1
 TRIES = 4  # directions
 NOISE = 4.0  # units in the last place by which a value is uncertain; seen: up to 1
+DOUBT = 100.0
 
 
 class Probe(NamedTuple):
-    """The slope of a function along a direction, by central differences; smaller ones than `least` are not told apart."""
+    """The slope of a function along a direction, by central differences, how far rounding may move it, and the usual slope."""
 
     direction: Params
     slope: float
-    least: float
+    noise: float
+    usual: float
 
     def error(self, gradient: Params) -> float:
-        """How far a gradient's slope is from it, relative to the larger of both; infinite where one isn't finite."""
+        """How far a gradient's slope is from it, relative to the largest of both and the usual one; infinite where one isn't
+        finite. A gap that rounding explains is within the tolerance, and one of up to 100 times that in proportion."""
         found = trees.dot(self.direction, gradient).item()
         if not math.isfinite(found) or not math.isfinite(self.slope):
             return math.inf
-        gap = abs(found - self.slope)
-        return gap / max(abs(found), abs(self.slope), self.least) if gap else 0.0
+        gap, size = abs(found - self.slope), max(abs(found), abs(self.slope), self.usual)
+        doubtful = min(gap, DOUBT * self.noise)
+        return (gap - doubtful) / size + doubtful / max(size, self.noise / TOLERANCE) if gap else 0.0
+
+    def bound(self, gradient: Params) -> float:
+        """The largest gap that there may be."""
+        return abs(trees.dot(self.direction, gradient).item() - self.slope) + self.noise
 
 
 def probe(
@@ -62,15 +70,17 @@ def probe(
         }
         size = trees.norm(random)
         direction = {n: v / size for n, v in random.items()}
-        found: list[tuple[Probe, float]] = []
+        surest: Probe | None = None  # of all sizes: a short step, and a slope that is lost in rounding, prove nothing
         for h in SIZES:
             ahead, behind = (f(at | {n: at[n] + e * v for n, v in direction.items()}) for e in (h, -h))
             noise = NOISE * torch.finfo(torch.float64).eps * max(abs(ahead), abs(behind)) / h
-            seen = Probe(direction, (ahead - behind) / (2 * h), max(usual, noise / TOLERANCE))
-            found.append((seen, seen.error(gradient)))
-            if found[-1][1] <= TOLERANCE:
-                return found[-1]
-        best.append(min(found, key=lambda pair: pair[1]))
+            seen = Probe(direction, (ahead - behind) / (2 * h), noise, usual)
+            if surest is None or not seen.bound(gradient) >= surest.bound(gradient):
+                surest = seen
+                if seen.error(gradient) <= TOLERANCE:
+                    return seen, seen.error(gradient)
+        if surest is not None:
+            best.append((surest, surest.error(gradient)))
     return sorted(best, key=lambda pair: pair[1])[tries // 2]
 
 

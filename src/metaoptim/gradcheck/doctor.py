@@ -53,6 +53,11 @@ UNKNOWN = (
     "no layer, loss or rule is off by itself: look at what puts them together, such as an estimator or a learner of your own."
 )
 
+UNSEEN = (
+    "the rule is not off by itself, and the layers and the loss of these problems can't be looked at: check the network alone, "
+    "as in mo.check(mo.maml(net, loss), tasks)."
+)
+
 UNFINISHED = (
     ": more inner steps or a larger prox come nearer to that, and more iterations of the solver (for a Neumann series, those "
     "with a scale below 2 / the largest curvature)."
@@ -194,7 +199,7 @@ def _compare(name: str, case: Case, how: How, first: Verdict) -> Row:
     away = distance(found, case.leaves(first.estimate.grad))
     if first.probe is None:  # no differences can be taken of this mode alone
         return Row(name, first.error if first.error > first.limit else None, away, limit=first.limit)
-    return Row(name, first.probe.error(found), away)
+    return Row(name, first.error if away <= EXACT else first.probe.error(found), away)
 
 
 def _own(case: Case, gradient: Mapped) -> tuple[list[Row], Verdict]:
@@ -219,13 +224,18 @@ def _tensors(case: Case, first: Verdict, gradient: Mapped | None) -> list[Row]:
 
 def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]]:
     """Faults, and notes on what is refused."""
-    learner, phi = case.method.learner, case.phi
+    learner: Any = case.method.learner
+    phi = case.phi
     refused = [row for row in report.modes if row.verdict == "refused"]
     reasons = {row.refused: sum(row.refused == other.refused for other in refused) for row in refused}
     notes = [f"refused in {count} of {len(report.modes)} modes: {reason}." for reason, count in reasons.items()]
     faults: list[str] = []
     rule = learner.rule if isinstance(learner, GradientLearner) else None
+    support = trees.index(case.batch, 0).support
     fast = trees.select(phi.weights, learner.adapts)
+    looked_at = (network, network.initial(phi.weights), support) if (network := network_of(learner)) else None
+    if hasattr(learner, "network_at"):  # its weights are no part of φ
+        rule, fast, looked_at = learner.rule, learner.init(phi, support).fast, learner.network_at(support)
     if rule and (sentence := inert(rule, phi.rule, fast)):
         faults.append(sentence)
     if report.ok and not refused:
@@ -234,17 +244,17 @@ def _causes(case: Case, report: Report, own: bool) -> tuple[list[str], list[str]
     if infinite and (odd := in_the_data(case.batch)):
         return [*faults, f"the data of task {odd[0]} hold {odd[1]}: no layer can be judged by them."], notes
     named: list[str] = []
-    if network := network_of(case.method.learner):
+    if looked_at:
         twice = own or case.claim in ("exact", "implicit", "truncated")
-        support = trees.index(case.batch, 0).support
         mapped = any("vmap" in row.name and row.verdict != "right" for row in report.modes)
-        named = culprits(network, network.initial(phi.weights), support, twice=twice, mapped=mapped, outside=own)
+        named = culprits(*looked_at, twice=twice, mapped=mapped, outside=own)
     if report.ok:
         return faults, notes + named
     if not named and rule and (reason := fault(rule_part(rule, phi.rule, fast))):
         named = [f"the update rule: {reason}."]
     if not named and not faults and any(row.verdict == "off" for row in report.modes):
-        named = [PARTLY if any(row.verdict == "right" for row in report.modes) else UNKNOWN]
+        partly = any(row.verdict == "right" for row in report.modes)
+        named = [PARTLY if partly else UNKNOWN if looked_at else UNSEEN]
     return faults + named, notes
 
 

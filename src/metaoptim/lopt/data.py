@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaoptim.core import trees
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_counts
 from metaoptim.core.types import Batch
 from metaoptim.tasks import cache, cifar_fs, draw_letters
@@ -83,6 +84,12 @@ def check_examples(x: Any, y: Any) -> None:
     if len({part.shape[:1] for part in leaves}) != 1 or not leaves[0].ndim or not len(leaves[0]):
         shapes = " and ".join(str(tuple(part.shape)) for part in leaves)
         raise ValueError(f"x and y have shapes {shapes}; the first axis of both must count the same examples, one or more.")
+    odd = sum((~part.isfinite()).flatten(1).any(1) if part.ndim > 1 else ~part.isfinite() for part in leaves) > 0
+    if odd.any():
+        warn(
+            f"{int(odd.sum())} of {len(odd)} examples hold numbers that are not finite (the first is number "
+            f"{int(odd.nonzero()[0])}): runs that meet them diverge, unless the model or the loss leaves such numbers out."
+        )
 
 
 def load(name: Name, size: int = 8, root: str | None = None) -> Data:

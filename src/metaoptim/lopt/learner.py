@@ -8,8 +8,10 @@ from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.types import Batch, Info, Loss, MetaParams, Params, Rule, State, Step, read_out
+from metaoptim.learners import Network
 from metaoptim.learners.gradient import Inner
 from metaoptim.lopt.mixture import Family
+from metaoptim.lopt.problem import Problems
 from metaoptim.rules import Chain
 
 
@@ -59,6 +61,14 @@ class Optimizee:
 
     def weights(self, phi: MetaParams, state: Inner) -> Params:
         return read_out(self.rule, phi.rule, state.rule, state.fast)
+
+    def network_at(self, support: Batch) -> tuple[Network, Params, Batch] | None:
+        """The network that a problem trains, where one is known, its weights at the start, and a minibatch."""
+        network = getattr(self.problems.loss, "network", None) if isinstance(self.problems, Problems) else None
+        if network is None:
+            return None
+        x, y = trees.map_tensors(lambda t: t[0, 0], support["batches"])
+        return network, trees.index(support["start"], 0), (x, y)
 
     def heritage(self, state: Inner) -> State:
         return state.rule
