@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -301,3 +302,39 @@ class Wide(Halved):
 def test_updates_of_another_type_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Wide returns torch\.float64 for the weight `0\.weight`, which is torch\.float32"):
         learn(own(), Wide())
+
+
+@dataclass(frozen=True)
+class Drawn(Halved):
+    psi: Any
+
+    def start(self, weights: Any, generator: Any) -> Any:
+        return self.psi
+
+
+@pytest.mark.parametrize(
+    ("psi", "words"),
+    [
+        ([1.0], "returned [1.0]; it must return a dictionary"),
+        ({"lr": 0.1}, "returned float for 'lr'"),
+        ({"lr": torch.tensor(1)}, "returned torch.int64 for 'lr'"),
+        ({"lr": torch.tensor(float("nan"))}, "returned numbers that are not finite for 'lr'"),
+    ],
+)
+@pytest.mark.parametrize("taker", [lambda rule: learn(own(), rule), lambda rule: mo.optim.from_rule(rule)(net().parameters())])
+def test_a_rule_that_starts_from_something_else_is_refused(taker: Any, psi: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=r"`start` of .*") as error:
+        taker(Drawn(psi))
+    assert words in str(error.value)
+
+
+def test_a_loss_with_another_number_in_it_is_told_of_where_a_run_goes_on(tmp_path: Path) -> None:
+    def family(scale: float) -> lopt.Problems:
+        def scaled(output: Tensor, target: Tensor) -> Tensor:
+            return scale * CROSS(output, target)
+
+        return own(loss=scaled, unit=1.0)
+
+    learn(family(1.0), out=tmp_path)
+    with pytest.warns(UserWarning, match=r"other attributes: loss\.scale was 1\.0 and is 100\.0 here"):
+        learn(family(100.0), out=tmp_path, resume=True)

@@ -30,6 +30,22 @@ def first(weights: Params) -> Tensor:
     return next(iter(weights.values()))
 
 
+def started(rule: Rule, weights: Params, generator: torch.Generator) -> Params:
+    """ψ as the rule draws it for these weights."""
+    found: Any = rule.start(weights, generator)
+    wanted = "it must return a dictionary of floating-point tensors by name, which is empty where nothing is learnt."
+    if not isinstance(found, Mapping):
+        raise ValueError(f"`start` of {brief(rule)} returned {brief(found)}; {wanted}")
+    if odd := [n for n, x in found.items() if not isinstance(x, Tensor) or not x.is_floating_point()]:
+        kind = getattr(found[odd[0]], "dtype", type(found[odd[0]]).__name__)
+        raise ValueError(f"`start` of {brief(rule)} returned {kind} for {odd[0]!r}; {wanted}")
+    if odd := [n for n, x in found.items() if not x.isfinite().all()]:
+        raise ValueError(
+            f"`start` of {brief(rule)} returned numbers that are not finite for {odd[0]!r}: nothing can be learnt there."
+        )
+    return dict(found)
+
+
 def check_psi(rule: Rule, psi: Any, what: str, weights: Params | None = None) -> None:
     """ψ has the names and shapes that belong to the rule (none is needed where it has none), for these weights.
 

@@ -62,13 +62,17 @@ class Optimizee:
     def weights(self, phi: MetaParams, state: Inner) -> Params:
         return read_out(self.rule, phi.rule, state.rule, state.fast)
 
+    @property
+    def network(self) -> Network | None:
+        """What the problems train, where it is known: its weights are no part of φ."""
+        return getattr(self.problems.loss, "network", None) if isinstance(self.problems, Problems) else None
+
     def network_at(self, support: Batch) -> tuple[Network, Params, Batch] | None:
-        """The network that a problem trains, where one is known, its weights at the start, and a minibatch."""
-        network = getattr(self.problems.loss, "network", None) if isinstance(self.problems, Problems) else None
-        if network is None:
+        """That network, its weights at the start of a problem, and a minibatch."""
+        if self.network is None:
             return None
         x, y = trees.map_tensors(lambda t: t[0, 0], support["batches"])
-        return network, trees.index(support["start"], 0), (x, y)
+        return self.network, trees.index(support["start"], 0), (x, y)
 
     def heritage(self, state: Inner) -> State:
         return state.rule

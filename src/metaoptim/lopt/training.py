@@ -23,7 +23,7 @@ from metaoptim.core.checks import check_counts
 from metaoptim.core.objectives import Objective, objective_called
 from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Params, Rule
 from metaoptim.estimators import Guarded, Truncated, Unroll, judging, nres, pes, truncated_es, unguarded
-from metaoptim.lopt.checks import check_psi, check_rule
+from metaoptim.lopt.checks import check_psi, check_rule, started
 from metaoptim.lopt.learner import Optimizee, called
 from metaoptim.lopt.mixture import Family, mixture
 from metaoptim.lopt.streams import Streams
@@ -52,7 +52,7 @@ def learned_optimizer(
     check_rule(rule, "learning an optimizer")
     family, chosen = joined(problems), named(estimator, window, sigma, pairs, objective)
     weights = trees.map_tensors(lambda x: x[0, 0], family.sample("train", seed=seed, start=0, count=1).support["start"])
-    drawn = rule.start(weights, torch.Generator().manual_seed(seed))
+    drawn = started(rule, weights, torch.Generator().manual_seed(seed))
     if not drawn:
         raise ValueError(
             f"{brief(rule)} has no ψ, so nothing of it can be learnt; give a rule that has, such as mo.lopt.Celo2()."

@@ -14,7 +14,7 @@ from metaoptim.core import trees
 from metaoptim.core.checks import check_flags
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 from metaoptim.engine.graphs.graphs import Graphs
-from metaoptim.lopt.checks import check_psi, check_rule
+from metaoptim.lopt.checks import check_psi, check_rule, started
 from metaoptim.optim.call import Unjudged, Work, memory, raised, update
 from metaoptim.optim.names import check_names, names_of, warn_of_names
 from metaoptim.optim.settings import check_added, check_together, kind, own_decay, own_lr, separable, with_decay
@@ -79,7 +79,7 @@ class LearnedOptimizer(Optimizer):
         start = {n: p.detach() for p, n in self._names().items()}
         if psi is not None:
             check_psi(rule, psi, "psi", start)
-        self.psi = rule.start(start, torch.Generator().manual_seed(0)) if psi is None else dict(psi)
+        self.psi = started(rule, start, torch.Generator().manual_seed(0)) if psi is None else dict(psi)
         warn_of_names(rule, self.param_groups)
         self._begin()
 

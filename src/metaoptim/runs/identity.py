@@ -106,7 +106,7 @@ def attributes(method: MetaOptimizer) -> dict[str, Any]:
 
     By path, as in {"net.body.temperature": 1.0}. Layers of torch and of this library say themselves what they are.
     """
-    network = network_of(method.learner)
+    network = network_of(method.learner) or getattr(method.learner, "network", None)
     found: dict[str, Any] = {}
     for root, part in {"net": network.net, "loss": network.loss}.items() if network else ():
         if isinstance(part, nn.Module):
