@@ -39,7 +39,7 @@ def started(rule: Rule, weights: Params, generator: torch.Generator) -> Params:
     if odd := [n for n, x in found.items() if not isinstance(x, Tensor) or not x.is_floating_point()]:
         kind = getattr(found[odd[0]], "dtype", type(found[odd[0]]).__name__)
         raise ValueError(f"`start` of {brief(rule)} returned {kind} for {odd[0]!r}; {wanted}")
-    if odd := [n for n, x in found.items() if not x.isfinite().all()]:
+    if odd := [n for n, x in found.items() if not x.is_meta and not x.isfinite().all()]:
         raise ValueError(
             f"`start` of {brief(rule)} returned numbers that are not finite for {odd[0]!r}: nothing can be learnt there."
         )
