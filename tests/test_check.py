@@ -97,7 +97,7 @@ def test_a_flat_function_is_flat() -> None:
     noise = iter(range(1000))
     assert along(lambda x: 1 + 1e-16 * next(noise) + 0 * x.sum(), torch.zeros_like) <= TOLERANCE
     assert along(lambda x: 1 + 0 * x.sum(), torch.zeros_like) == 0.0
-    assert along(lambda x: 1e-3 * x.sum(), torch.zeros_like) == pytest.approx(1.0)
+    assert along(lambda x: 1e-3 * x.sum(), torch.zeros_like) == 1.0
 
 
 def test_a_fault_in_a_small_slope_of_a_large_loss_is_as_large_as_it_is() -> None:

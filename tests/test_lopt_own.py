@@ -282,6 +282,13 @@ def test_a_check_names_what_is_off(fault: str, estimator: str) -> None:
     assert len(report.faults) == 1 and words in report.faults[0]
 
 
+@pytest.mark.parametrize(("estimator", "window"), [("truncated", 2), ("unroll", None)])
+def test_a_training_checks_the_first_gradient(estimator: str, window: int | None) -> None:
+    """Of a window too, though the data of the next one are not there."""
+    with pytest.warns(UserWarning, match="learned Halved is off from central differences of its own loss by 50"):
+        learn(own(), Halved(), estimator=estimator, window=window)
+
+
 def test_a_comparison_says_that_what_it_calls_exact_is_wrong() -> None:
     with pytest.warns(UserWarning, match=r"by 50\.0%.*What is called exact here is wrong by as much"):
         mo.compare_estimators(lopt.learned_optimizer(Halved(), own(), "pes", window=2), own(), repeats=2)

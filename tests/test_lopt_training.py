@@ -126,30 +126,6 @@ def test_validation_trains_problems_of_split_val_for_the_familys_own_steps() -> 
     assert told[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-class Halved:
-    """Gradient descent with a step size that is learnt, and half of whose derivative is lost."""
-
-    separable = takes_step = True
-
-    def start(self, weights: Params, generator: torch.Generator) -> Params:
-        return {"lr": torch.tensor(0.01)}
-
-    def init(self, psi: Params, weights: Params) -> Any:
-        return {n: () for n in weights}
-
-    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
-        lr = (psi["lr"] + psi["lr"].detach()) / 2
-        return {n: -lr * g for n, g in grads.items()}, state
-
-
-@pytest.mark.parametrize("estimator", ["truncated", "unroll"])
-def test_the_first_gradient_is_checked(estimator: str) -> None:
-    """Of a window too, though the data of the next one are not there."""
-    window = {"window": None, "horizons": None} if estimator == "unroll" else {}
-    with pytest.warns(UserWarning, match="learned Halved is off from central differences of its own loss by 50"):
-        learn(rule=Halved(), estimator=estimator, iterations=1, validate_every=0, **window)
-
-
 def test_what_diverges_is_left_out_and_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[dict[str, Any]] = []
     wild = chain(Momentum(1.0), Schedule(1e30))

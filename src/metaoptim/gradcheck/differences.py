@@ -45,7 +45,7 @@ class Probe(NamedTuple):
             return math.inf
         gap, size = abs(found - self.slope), max(abs(found), abs(self.slope), self.usual)
         doubtful = min(gap, DOUBT * self.noise)
-        return (gap - doubtful) / size + doubtful / max(size, self.noise / TOLERANCE) if gap else 0.0
+        return gap / size - doubtful * (1 / size - 1 / max(size, self.noise / TOLERANCE)) if gap else 0.0
 
     def bound(self, gradient: Params) -> float:
         """The largest gap that there may be."""
