@@ -26,7 +26,7 @@ EXACT = 1e-9
 SIZES = (1e-5, 1e-6, 1e-7)  # of a step along a direction of length 1
 TRIES = 4  # directions
 NOISE = 4.0  # units in the last place by which a value is uncertain; seen: up to 1
-DOUBT = 100.0
+DOUBT = 100.0  # times that noise: beyond it a gap counts in full, for rounding grows in long runs
 
 
 class Probe(NamedTuple):
