@@ -423,6 +423,22 @@ def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.Monke
     assert opt._graphs is not None and len(opt._graphs.graphs) == 1
 
 
+@pytest.mark.slow
+def test_compiled_steps_of_large_weights_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LEAST", 1)
+    torch.manual_seed(0)
+    start = torch.randn(6, 5, 3, 2, dtype=torch.float64)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    plain, compiled = (from_rule(LEARNED["celo2 base"])([("w", p)], compile=p is theirs) for p in (ours, theirs))
+    for _ in range(4):
+        ours.grad = theirs.grad = torch.randn_like(start)
+        plain.step()
+        compiled.step()
+    assert compiled._graphs is not None and len(compiled._graphs.graphs) == 1
+    same({"w": theirs}, {"w": ours}, rtol=1e-7, atol=1e-9)
+    same({k: compiled.state[theirs][k] for k in "0123"}, {k: plain.state[ours][k] for k in "0123"}, rtol=1e-9, atol=1e-12)
+
+
 class Twice:
     """The last two gradients, of which it keeps the last as it was given."""
 

@@ -95,7 +95,8 @@ class Celo2:
             dim = max(g.ndim, 1)
             here, g = (to_hwio(t, g.ndim).unsqueeze(0) for t in (x[n], g))
             s, celo[n] = direct(psi, here, g, state["celo"][n], dim, self.orthogonal)
-            updates[n] = from_hwio(-self.lr * (s + self.decay * here.squeeze(0)), weights[n].ndim)
+            s = from_hwio(s, weights[n].ndim)
+            updates[n] = -self.lr * (s + self.decay * x[n] if self.decay else s)
         return {n: updates[n].to(w.dtype) for n, w in weights.items() if n in updates}, {"adam": adam, "celo": celo}
 
     @property

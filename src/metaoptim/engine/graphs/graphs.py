@@ -42,7 +42,8 @@ class Graphs:
     Args:
         guards: tell the states of the code apart that the functions run; none: it never changes.
         compiled: whether Inductor compiles the graphs.
-        as_made: whether tensors are returned as Inductor made them, in its memory and its order of axes, and not copied.
+        as_made: whether tensors are returned as Inductor made them, in its memory and its order of axes, and not copied; then
+            it may also round a product and the sum that it is a part of once, and not each.
     """
 
     def __init__(self, guards: Guards | None = None, compiled: bool = False, as_made: bool = False) -> None:
@@ -112,7 +113,8 @@ class Graphs:
             called(module)
             direct(module)
         bare(module)
-        return _Graph(_compile(module, inputs) if compiled else module.forward, kinds, flat.beside, found)
+        run = _compile(module, inputs, contract=self.as_made) if compiled else module.forward
+        return _Graph(run, kinds, flat.beside, found)
 
     def _inside(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """In the trace of another graph: a node of it; or the function's own operators, where they can't be one."""
@@ -180,11 +182,13 @@ def _generators() -> dict[str, Any]:
     return found
 
 
-def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+def _compile(module: fx.GraphModule, inputs: Sequence[Tensor], contract: bool = False) -> Callable[..., Any]:
     """The graph compiled by Inductor, which caches its results on disk; the traced graph itself where compiling fails."""
     # Called from Python, Inductor's kernels for processors hold the GIL while they compute, and threads take turns.
     # `cpp_wrapper` releases it; with it, kernels of accelerators can't be tuned (torch 2.11, Triton 3.6).
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": all(x.is_cpu for x in inputs)}
+    if contract and hasattr(torch._inductor.config.cpp, "enable_floating_point_contract_flag"):
+        options["cpp.enable_floating_point_contract_flag"] = "fast"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
