@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,15 @@ def test_baselines_are_chosen_for_what_they_reach_and_diverged_runs_are_counted(
     learned, baseline = found.rows
     assert learned.diverged == 1 and learned.final == 3 and baseline.diverged == 0
     assert found.best("toy") is baseline
+
+
+def test_where_all_runs_diverge_it_is_told() -> None:
+    x = toy().x.clone()
+    x[7] = float("nan")
+    with pytest.warns(UserWarning, match="1 of 60 examples"):
+        broken = lopt.logistic(replace(toy(), x=x), batch=8, steps=200)
+    with pytest.warns(UserWarning, match="All runs on toy diverged, of every rule and baseline"):
+        judged(SGD(0.3), families={"toy": broken})
 
 
 def test_losses_are_told_as_they_are_whatever_was_learnt() -> None:

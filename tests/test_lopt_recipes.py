@@ -168,6 +168,7 @@ BAD = [
         "algorithm.estimator.window=7",
         "a key inside an option; set all of that, as in algorithm.estimator={name = …, window = 7}",
     ),
+    ("algorithm.estimator.name=nres", "a key inside an option; set all of that, as in algorithm.estimator=nres."),
     ("evaluate.split=val", "unknown key `split` in [evaluate]"),
     ("model.name=mlp", "a learned optimizer has no [model], for the networks that it trains are those of [tasks]"),
     (

@@ -467,6 +467,15 @@ def test_a_rule_may_keep_a_gradient_that_is_written_over_afterwards() -> None:
     same(*found, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("state", [None, {"count": 0}, {"scale": (torch.zeros(2), 0.5)}])
+def test_a_state_that_is_not_made_of_tensors_is_told_of(state: Any) -> None:
+    rule: Any = type("Own", (Twice,), {"init": lambda self, psi, weights: state})()
+    model = net()
+    loss_of(model, 0).backward()
+    with pytest.raises(ValueError, match=r"`init` of .*Own.* returned a state with (None|0|0\.5) in it; it must"):
+        from_rule(rule)(model.named_parameters()).step()
+
+
 OWN: Any = type("Own", (AdamW,), {"takes_step": None})  # a rule that says nothing of its steps
 
 

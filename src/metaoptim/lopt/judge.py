@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.brief import brief
+from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_counts, check_flags
 from metaoptim.core.gradients import held
 from metaoptim.core.inner_loop import inner_loop
@@ -271,6 +272,11 @@ def _rows(
         of_runs = final(losses) if n in psis else None
         told = brief(one.rule), one.lr, one.warmup, one.edge
         rows.append(Row(name, n, *told, losses.mean(0), lost.mean().item(), timed[n], of_runs))
+    if all(row.diverged == 1 for row in rows):
+        warn(
+            f"All runs on {name} diverged, of every rule and baseline, so that nothing is compared there: look for numbers "
+            "that are not finite in its examples, its start and its loss."
+        )
     return rows
 
 

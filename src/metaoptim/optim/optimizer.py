@@ -15,7 +15,7 @@ from metaoptim.core.checks import check_flags
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.lopt.checks import check_psi, check_rule, started
-from metaoptim.optim.call import Unjudged, Work, memory, raised, update
+from metaoptim.optim.call import Unjudged, Work, begun, memory, raised, update
 from metaoptim.optim.names import check_names, names_of, warn_of_names
 from metaoptim.optim.settings import check_added, check_together, kind, own_decay, own_lr, separable, with_decay
 
@@ -214,7 +214,7 @@ class LearnedOptimizer(Optimizer):
         unit = tuple(m.param for m in members)
         if unit not in self._structures:
             leaves: list[Tensor] = []
-            state = self.rule.init(self._psi_at(members), {m.name: raised(m.param) for m in members})
+            state = begun(self.rule, self._psi_at(members), {m.name: raised(m.param) for m in members})
             structure, kept = trees.take(state, leaves), self.state[unit[0]]
             if not kept:
                 kept |= {"step": 0, **_numbered(leaves)}

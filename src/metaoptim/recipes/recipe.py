@@ -219,19 +219,19 @@ def _find(name: str) -> Traversable:
 
 
 def _replace(data: dict[str, Any], override: str) -> None:
-    target, equals, text = override.partition("=")
-    table, _, key = target.strip().partition(".")
+    target, equals, text = (part.strip() for part in override.partition("="))
+    table, _, key = target.partition(".")
     if not (table and key and equals):
         raise ConfigError(f"can't set `{override}`; expected TABLE.KEY=VALUE, as in algorithm.steps=5.")
-    if "." in key:
-        whole = f"{table}.{key.partition('.')[0]}={{name = …, {key.rpartition('.')[2]} = {text.strip()}}}"
+    if inner := key.partition(".")[2]:
+        whole = f"{table}.{key.partition('.')[0]}=" + (text if inner == "name" else f"{{name = …, {inner} = {text}}}")
         raise ConfigError(f"can't set `{override}`, a key inside an option; set all of that, as in {whole}.")
     if table not in _TABLES:
         raise ConfigError(f"unknown table `{table}` in `{override}`{nearest(table, _TABLES)}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word
+        value = text  # a bare word
     if isinstance(keys := data.setdefault(table, {}), dict):
         keys[key] = value
 
