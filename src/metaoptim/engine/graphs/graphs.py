@@ -25,6 +25,7 @@ from metaoptim.engine.graphs.nodes import Node, called, inside, nodes_of
 from metaoptim.engine.graphs.trace import bare, draws, trace
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
+_CONTRACT = "enable_floating_point_contract_flag"  # as for gcc's -ffp-contract, "off" unless told otherwise
 
 
 class _Graph(NamedTuple):
@@ -187,8 +188,8 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor], contract: bool = 
     # Called from Python, Inductor's kernels for processors hold the GIL while they compute, and threads take turns.
     # `cpp_wrapper` releases it; with it, kernels of accelerators can't be tuned (torch 2.11, Triton 3.6).
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": all(x.is_cpu for x in inputs)}
-    if contract and hasattr(torch._inductor.config.cpp, "enable_floating_point_contract_flag"):
-        options["cpp.enable_floating_point_contract_flag"] = "fast"
+    if contract and isinstance(getattr(torch._inductor.config.cpp, _CONTRACT, None), str):
+        options[f"cpp.{_CONTRACT}"] = "fast"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
