@@ -56,8 +56,8 @@ class LearnedOptimizer(Optimizer):
         lr: step size of a group, by which schedulers go too: updates are multiplied by lr ÷ the rule's own `lr`, all of them.
             A rule without a step size has 1, and a chain that of the one rule in it that has another. None: the rule's own.
         weight_decay: of a group, for rules that decay weights, or for the one in a chain; none: the rule's own `decay`.
-        compile: whether a step is compiled by Inductor, when it is first taken; where that fails, a graph of torch's
-            operators runs instead, with a warning.
+        compile: whether a step is compiled by Inductor, when it is first taken, to the same numbers but for rounding; where
+            that fails, a graph of torch's operators runs instead, with a warning.
     """
 
     def __init__(
