@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaoptim.core import trees
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_step
-from metaoptim.core.types import MetaParams, Params, Rule
+from metaoptim.core.types import MetaParams, Params, Rule, State
 
 
 def check_rule(rule: Any, taker: str) -> None:
@@ -44,6 +45,17 @@ def started(rule: Rule, weights: Params, generator: torch.Generator) -> Params:
             f"`start` of {brief(rule)} returned numbers that are not finite for {odd[0]!r}: nothing can be learnt there."
         )
     return dict(found)
+
+
+def begun(rule: Rule, psi: Params, weights: Params) -> State:
+    """The rule's state at the start. Raises a ValueError where it isn't made of tensors, as the states of optimizers are."""
+    state = rule.init(psi, weights)
+    if odd := [x for x in trees.flatten(state) if not isinstance(x, Tensor)]:
+        raise ValueError(
+            f"`init` of {brief(rule)} returned a state with {brief(odd[0])} in it; it must return tensors alone, in tuples and "
+            "dictionaries: torch.tensor(0) for a count, an empty dictionary for nothing."
+        )
+    return state
 
 
 def check_psi(rule: Rule, psi: Any, what: str, weights: Params | None = None) -> None:

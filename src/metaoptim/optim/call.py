@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaoptim.core import trees
-from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_update
-from metaoptim.core.types import Params, Rule, State, Step
+from metaoptim.core.types import Params, State, Step
 
 
 class Work(NamedTuple):
@@ -46,17 +44,6 @@ def update(rule: Any, stacked: bool, work: Work, compiled: bool = False) -> tupl
 
     moved: tuple[Params, State] = vmap(one, (None, 0, 0, 0, None))(*work) if stacked else one(*work)
     return moved
-
-
-def begun(rule: Rule, psi: Params, weights: Params) -> State:
-    """The rule's state at the start. Raises a ValueError where it isn't made of tensors, as the states of optimizers are."""
-    state = rule.init(psi, weights)
-    if odd := [x for x in trees.flatten(state) if not isinstance(x, Tensor)]:
-        raise ValueError(
-            f"`init` of {brief(rule)} returned a state with {brief(odd[0])} in it; it must return tensors alone, in tuples and "
-            "dictionaries: torch.tensor(0) for a count, an empty dictionary for nothing."
-        )
-    return state
 
 
 def raised(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:

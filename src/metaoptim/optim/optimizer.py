@@ -14,8 +14,8 @@ from metaoptim.core import trees
 from metaoptim.core.checks import check_flags
 from metaoptim.core.types import Params, Rule, State, Step, read_out
 from metaoptim.engine.graphs.graphs import Graphs
-from metaoptim.lopt.checks import check_psi, check_rule, started
-from metaoptim.optim.call import Unjudged, Work, begun, memory, raised, update
+from metaoptim.lopt.checks import begun, check_psi, check_rule, started
+from metaoptim.optim.call import Unjudged, Work, memory, raised, update
 from metaoptim.optim.names import check_names, names_of, warn_of_names
 from metaoptim.optim.settings import check_added, check_together, kind, own_decay, own_lr, separable, with_decay
 
