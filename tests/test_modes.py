@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from metaoptim import rules
 from metaoptim.algorithms import maml, reptile
@@ -20,6 +21,7 @@ from metaoptim.core.losses import mse
 from metaoptim.core.types import Batch, Estimate, MetaOptimizer, MetaParams, Params, Rule, State, Step, Task
 from metaoptim.engine import Choice, Engine
 from metaoptim.engine.graphs.bindings import direct
+from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.engine.graphs.trace import trace
 from metaoptim.estimators import Checkpointed, Unroll
 from metaoptim.learners import ClosedForm, GradientLearner, Network
@@ -446,13 +448,29 @@ def test_a_compiled_run_gives_the_same_numbers() -> None:
     check_same(run(optimizer, "vmap", "mixed", "compile"), run(optimizer, "loop", "graph", "eager"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 3, 300])
+def test_a_compiled_graph_is_found_again_but_not_with_the_constants_of_another(size: int) -> None:
+    counters["inductor"].clear()
+    x = torch.randn(4, size)
+    for seed in range(3):
+        own = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+
+        def function(x: Tensor, own: Tensor = own) -> tuple[list[Tensor], None]:
+            return [(x * own).tanh() + own.sum()], None
+
+        (found,), _ = Graphs(compiled=True)("name", function, [x])
+        torch.testing.assert_close(found, function(x)[0][0])
+    assert counters["inductor"]["fxgraph_cache_hit"] >= 2
+
+
 def test_without_a_compiler_the_graph_runs_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> Callable[..., Any]:
         raise RuntimeError("No working C++ compiler found in (None, 'g++')\n\nSet TORCHDYNAMO_VERBOSE=1 for much more")
 
     monkeypatch.setattr(torch._inductor, "compile", broken)
     optimizer = build(rules.SGD(0.1), 1, Unroll())
-    said = """runtime="compile" is not to be had here (No working C++ compiler found in (None, 'g++')); the traced graph"""
+    said = """compiling is not to be had here (No working C++ compiler found in (None, 'g++')); the traced graph"""
     with pytest.warns(UserWarning, match="^" + re.escape(said)):
         found = run(optimizer, "vmap", "graph", "compile")
     check_same(found, run(optimizer, "loop", "graph", "eager"))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import json
+import random
 import re
 import sys
+import time
 import tomllib
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -27,7 +31,7 @@ from metaoptim.core import trees
 from metaoptim.core.types import Params, Rule, Step
 from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.lopt import LSTM, Celo2, SmallFC, fused, pieces
-from metaoptim.optim import LearnedOptimizer, Named, files, from_pretrained, from_rule, load, optimizer, save
+from metaoptim.optim import LearnedOptimizer, Named, files, from_pretrained, from_rule, load, optimizer, save, ways
 from metaoptim.rules import (
     SGD,
     SOAP,
@@ -411,7 +415,7 @@ def test_the_weights_that_a_run_is_judged_at() -> None:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new step size, a new count and new states make no new graph."""
-    monkeypatch.setattr(optimizer, "Graphs", Graphs if compiled else lambda compiled, as_made: Graphs())
+    monkeypatch.setattr(ways, "Graphs", Graphs if compiled else lambda guards, compiled, as_made: Graphs(guards))
     ours, graph = net(torch.float64), net(torch.float64)
     train(ours, from_rule(Celo2(0.02))(ours.parameters()), range(5))
     opt = from_rule(Celo2(0.02))(graph.parameters(), compile=True)
@@ -420,7 +424,7 @@ def test_steps_as_a_graph_are_the_same(compiled: bool, monkeypatch: pytest.Monke
         train(graph, opt, range(k, k + 1))
         scheduler.step()
     same(values(graph), values(ours), rtol=1e-7, atol=1e-9)
-    assert opt._graphs is not None and len(opt._graphs.graphs) == 1
+    assert opt._ways.graphs is not None and len(opt._ways.graphs.graphs) == 1
 
 
 @pytest.mark.slow
@@ -434,7 +438,7 @@ def test_compiled_steps_of_large_weights_are_the_same(monkeypatch: pytest.Monkey
         ours.grad = theirs.grad = torch.randn_like(start)
         plain.step()
         compiled.step()
-    assert compiled._graphs is not None and len(compiled._graphs.graphs) == 1
+    assert compiled._ways.graphs is not None and len(compiled._ways.graphs.graphs) == 1
     same({"w": theirs}, {"w": ours}, rtol=1e-7, atol=1e-9)
     same({k: compiled.state[theirs][k] for k in "0123"}, {k: plain.state[ours][k] for k in "0123"}, rtol=1e-9, atol=1e-12)
 
@@ -470,10 +474,76 @@ def test_a_rule_may_keep_a_gradient_that_is_written_over_afterwards() -> None:
 @pytest.mark.parametrize("state", [None, {"count": 0}, {"scale": (torch.zeros(2), 0.5)}])
 def test_a_state_that_is_not_made_of_tensors_is_told_of(state: Any) -> None:
     rule: Any = type("Own", (Twice,), {"init": lambda self, psi, weights: state})()
-    model = net()
-    loss_of(model, 0).backward()
     with pytest.raises(ValueError, match=r"`init` of .*Own.* returned a state with (None|0|0\.5) in it; it must"):
-        from_rule(rule)(model.named_parameters()).step()
+        from_rule(rule)(net().named_parameters())
+
+
+SIZE = {"of": 1.0}
+
+
+class Odd(Twice):
+    """A rule that neither vmap nor a graph, or a graph alone, can take as it is."""
+
+    def __init__(self, by: Callable[[Any, Tensor], Any], own: Any = None) -> None:
+        self.by, self.own = by, own
+
+    def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
+        return {n: -0.1 * g * self.by(step, g) for n, g in grads.items()}, state
+
+
+@pytest.mark.parametrize(
+    ("by", "compiled", "words"),
+    [
+        (lambda step, g: 2.0 if step.k < 2 else 1.0, True, "Odd branches on a value .* on, steps are not compiled, to"),
+        (lambda step, g: g.norm().item(), False, "Odd branches on a value .* are moved one by one, to the same"),
+        (lambda step, g: g.norm().item(), True, "branches on a value .* on, steps are not compiled and weights of one shape"),
+        (lambda step, g: 1.0 + 0.0 * random.random(), True, "draws .*`random`.* on, steps are not compiled"),
+        (lambda step, g: 1.0 + 0.0 * np.random.rand(), True, r"draws .*`numpy\.random`.* on, steps are not compiled"),
+        (lambda step, g: 1.0 + 0.0 * time.time(), True, r"the time \(`time`\) is read .* on, steps are not compiled"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_is_no_graph_moves_weights_all_the_same(by: Any, compiled: bool, words: str) -> None:
+    found = []
+    for rule in (Odd(by), type("Whole", (Odd,), {"separable": False})(by)):  # neither stacked nor compiled
+        model, stacks = net(), not found
+        opt = from_rule(rule)(model.named_parameters(), compile=compiled and stacks)
+        with pytest.warns(UserWarning, match=words) if stacks else nullcontext():
+            train(model, opt, range(1))
+        train(model, opt, range(1, 4))  # without another warning
+        found.append(values(model))
+    same(*found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("own", [[1.0, 2.0], torch.tensor([1.0, 2.0]), {"a": [1]}])
+def test_a_graph_sees_what_its_rule_reads(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments that have no hash, an attribute, and a variable of its module that change."""
+    monkeypatch.setattr(ways, "Graphs", lambda guards, compiled, as_made: Graphs(guards))
+    found = []
+    for compiled in (True, False):
+        monkeypatch.setitem(SIZE, "of", 1.0)
+        rule, model = Odd(lambda step, g: SIZE["of"] * step.k, own), net()
+        opt = from_rule(rule)(model.named_parameters(), compile=compiled)
+        train(model, opt, range(2))
+        SIZE["of"] = 0.5
+        train(model, opt, range(2, 4))
+        rule.by = lambda step, g: 0.25 * step.k
+        train(model, opt, range(4, 6))
+        found.append(values(model))
+        assert opt._ways.graphs is None or len(opt._ways.graphs.graphs) == 3
+    same(*found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_wrong_with_a_rule_is_raised_as_it_is(compiled: bool) -> None:
+    def by(step: Any, g: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    model = net()
+    opt = from_rule(Odd(by))(model.named_parameters(), compile=compiled)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="mine") as raised:
+            train(model, opt, range(1))
+        assert raised.value.__context__ is None
 
 
 OWN: Any = type("Own", (AdamW,), {"takes_step": None})  # a rule that says nothing of its steps

@@ -13,11 +13,11 @@ from torch.optim.optimizer import ParamsT
 from metaoptim.core import trees
 from metaoptim.core.checks import check_flags
 from metaoptim.core.types import Params, Rule, State, Step, read_out
-from metaoptim.engine.graphs.graphs import Graphs
 from metaoptim.lopt.checks import begun, check_psi, check_rule, started
-from metaoptim.optim.call import Unjudged, Work, memory, raised, update
+from metaoptim.optim.call import Unjudged, Work, memory, raised
 from metaoptim.optim.names import check_names, names_of, warn_of_names
 from metaoptim.optim.settings import check_added, check_together, kind, own_decay, own_lr, separable, with_decay
+from metaoptim.optim.ways import APART, Ways
 
 SMALL = 2**16  # elements of a weight up to which calling torch costs more than putting such weights together
 
@@ -56,8 +56,9 @@ class LearnedOptimizer(Optimizer):
         lr: step size of a group, by which schedulers go too: updates are multiplied by lr ÷ the rule's own `lr`, all of them.
             A rule without a step size has 1, and a chain that of the one rule in it that has another. None: the rule's own.
         weight_decay: of a group, for rules that decay weights, or for the one in a chain; none: the rule's own `decay`.
-        compile: whether a step is compiled by Inductor, when it is first taken, to the same numbers but for rounding; where
-            that fails, a graph of torch's operators runs instead, with a warning.
+        compile: whether a step is compiled by Inductor, when it is first taken, to the same numbers but for rounding. Where
+            that fails, a graph of torch's operators runs instead, and of a rule that is no graph, as one that branches on
+            values is none, the rule itself; with a warning.
     """
 
     def __init__(
@@ -80,15 +81,15 @@ class LearnedOptimizer(Optimizer):
         if psi is not None:
             check_psi(rule, psi, "psi", start)
         self.psi = started(rule, start, torch.Generator().manual_seed(0)) if psi is None else dict(psi)
+        members = [Member(p, n, {}) for p, n in self._names().items()]
+        self._begun([min(members, key=lambda m: m.param.numel())] if separable(rule) else members)
         warn_of_names(rule, self.param_groups)
         self._begin()
 
     def _begin(self) -> None:
-        """What belongs to this process alone: the structures of states, and graphs."""
+        """What belongs to this process alone: the structures of states, and ways of calling the rule."""
         self._structures: dict[tuple[Tensor, ...], Any] = {}
-        self._graphs: Graphs | None = getattr(self, "_graphs", None) or (
-            Graphs(compiled=True, as_made=True) if self.compile else None
-        )
+        self._ways: Ways = getattr(self, "_ways", None) or Ways(self.rule, self.compile)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**Optimizer.__getstate__(self), "rule": self.rule, "psi": self.psi, "compile": self.compile}
@@ -144,8 +145,7 @@ class LearnedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         check_together(self.rule, self.param_groups)
-        bundles = self._bundles()
-        for bundle, (updates, state) in zip(bundles, self._moved(bundles, loss), strict=True):
+        for bundle, (updates, state) in self._ways.taken(lambda way: self._moved(way, loss)):
             self._take(bundle, updates, state)
         return loss
 
@@ -169,8 +169,8 @@ class LearnedOptimizer(Optimizer):
         begun = [Member(p, n, {}) for p, n in self._names().items() if self.state.get(p)]
         return [[m] for m in begun] if separable(self.rule) else [begun] if begun else []
 
-    def _bundles(self) -> list[Bundle]:
-        """What is moved in this step, in as few calls of the rule as may be."""
+    def _bundles(self, stacking: bool) -> list[Bundle]:
+        """What is moved in this step, in as few calls of the rule as may be; without stacking, in one for each weight."""
         names = self._names()
         groups = [(p, group) for group in self.param_groups for p in group["params"]]
         members = [Member(p, names[p], group) for p, group in groups if p.grad is not None]
@@ -182,7 +182,7 @@ class LearnedOptimizer(Optimizer):
         found: dict[Any, list[Member]] = {}
         for m in members:
             p = m.param
-            form = _without(m.name, self._structure([m])) if p.numel() <= SMALL else p
+            form = _without(m.name, self._structure([m])) if stacking and p.numel() <= SMALL else p
             key = (p.shape, p.dtype, p.device, m.group.get("weight_decay"), self._steps(p), form)
             found.setdefault(key, []).append(m)
         return [Bundle(self._rule_of(same[0].group), same, len(same) > 1) for same in found.values()]
@@ -209,13 +209,16 @@ class LearnedOptimizer(Optimizer):
     def _psi_at(self, members: list[Member]) -> Params:
         return {n: x.to(members[0].param.device) for n, x in self.psi.items()}
 
+    def _begun(self, members: list[Member]) -> State:
+        """The rule's state of these parameters at the start."""
+        return begun(self.rule, self._psi_at(members), {m.name: raised(m.param) for m in members})
+
     def _structure(self, members: list[Member]) -> Any:
         """How the rule's state of these parameters is put together; where there is none yet, it is begun."""
         unit = tuple(m.param for m in members)
         if unit not in self._structures:
             leaves: list[Tensor] = []
-            state = begun(self.rule, self._psi_at(members), {m.name: raised(m.param) for m in members})
-            structure, kept = trees.take(state, leaves), self.state[unit[0]]
+            structure, kept = trees.take(self._begun(members), leaves), self.state[unit[0]]
             if not kept:
                 kept |= {"step": 0, **_numbered(leaves)}
             elif {n: x for n, x in _shapes(kept).items() if n != "step"} != _shapes(_numbered(leaves)):
@@ -228,23 +231,12 @@ class LearnedOptimizer(Optimizer):
         kept = self.state[members[0].param]
         return [kept[str(i)] for i in range(self._structures[tuple(m.param for m in members)][1])]
 
-    def _moved(self, bundles: list[Bundle], loss: Any) -> list[tuple[Params, State]]:
-        """Updates and states after them, of each bundle."""
+    def _moved(self, way: str, loss: Any) -> Sequence[tuple[Bundle, tuple[Params, State]]]:
+        """What is moved in this step, with its updates and the state after them."""
+        bundles = self._bundles(way != APART)
         work = [self._work(bundle, loss) for bundle in bundles]
-        calls = [(bundle.rule, bundle.stacked) for bundle in bundles]
-        if self._graphs is None or not work:
-            return [update(*call, own) for call, own in zip(calls, work, strict=True)]
-        leaves: list[Tensor] = []
-        structure = trees.take(work, leaves)
-
-        def function(*inputs: Tensor) -> tuple[Sequence[Tensor], Any]:
-            parts, outputs = trees.put(structure, iter(inputs)), list[Tensor]()
-            found = [update(*call, own, compiled=True) for call, own in zip(calls, parts, strict=True)]
-            return outputs, trees.take(found, outputs)
-
-        tensors, beside = self._graphs((tuple(calls), structure), function, leaves)
-        moved: list[tuple[Params, State]] = trees.put(beside, iter(tensors))
-        return moved
+        moved = self._ways.moved(way, [(bundle.rule, bundle.stacked) for bundle in bundles], work)
+        return list(zip(bundles, moved, strict=True))
 
     def _work(self, bundle: Bundle, loss: Any) -> Work:
         members, first = bundle.members, bundle.members[0]
@@ -269,7 +261,7 @@ class LearnedOptimizer(Optimizer):
             leaves: list[Tensor] = []
             trees.take(trees.index(state, i) if bundle.stacked else state, leaves)
             steps = self._steps(unit[0].param) + 1
-            if self._graphs is not None:  # which are compiled for one order of axes
+            if self._ways.graphs is not None:  # which are compiled for one order of axes
                 leaves = [
                     x if x.stride() == old.stride() else old.copy_(x) for x, old in zip(leaves, self._leaves(unit), strict=True)
                 ]

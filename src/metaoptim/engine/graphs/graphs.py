@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from metaoptim.core.callers import warn
 from metaoptim.engine.graphs.bindings import direct
@@ -194,11 +197,13 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor], contract: bool = 
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
             # Without `torch.compile` around it, whose own guards take longer than a small graph: `Graphs.key` is the guard.
-            run: Callable[..., Any] = torch._inductor.compile(module, list(inputs), options=options)
+            # Shapes have an environment, though none varies: without one, Inductor looks for no graph in its cache.
+            with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
+                run: Callable[..., Any] = torch._inductor.compile(module, list(inputs), options=options)
             run(*inputs)
     except Exception as error:  # a compiler can raise anything
         said = str(error).partition("Set TORCH")[0]  # the rest is meant for torch's developers
         reason = " ".join(said.split()).partition(". ")[0][:200]
-        warn(f'runtime="compile" is not to be had here ({reason}); the traced graph runs instead.')
+        warn(f"compiling is not to be had here ({reason}); the traced graph runs instead.")
         return module.forward
     return run
