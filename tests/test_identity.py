@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -184,6 +186,62 @@ def test_attributes_that_differ_from_those_at_the_start_are_told(tmp_path: Path)
             mo.train(warm(5.0), mo.tasks.sinusoid(), **SHORT | {"iterations": iterations}, out=tmp_path, resume=True)
         assert len(caught) == 1
     mo.load(tmp_path, warm())  # what the run began with stays known
+
+
+CODE = """
+def helper(x):
+    return x.square()
+
+def squared(output, target):
+    return helper(output - target).mean()
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return 2.0 * x
+
+@dataclass(frozen=True)
+class Descent:
+    lr: float = 0.1
+
+    def start(self, weights, generator):
+        return {}
+
+    def init(self, psi, weights):
+        return {}
+
+    def update(self, psi, grads, state, weights, step):
+        return {n: -self.lr * g for n, g in grads.items()}, state
+"""
+
+
+def by_code(edit: tuple[str, str] = ("output", "output")) -> MetaOptimizer:
+    """A method of code as it stands in a user's file, in which something may have been replaced."""
+    assert edit[0] in CODE
+    found: dict[str, Any] = {"nn": nn, "dataclass": dataclass, "__name__": "mine"}
+    sys.modules["mine"] = ModuleType("mine")
+    exec(compile(CODE.replace(*edit), "mine.py", "exec"), found)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 1), found["Scaled"]())
+    method = mo.maml(net, found["squared"])
+    learner: Any = method.learner
+    return replace(method, learner=replace(learner, rule=found["Descent"]()))
+
+
+def test_edited_code_is_told(tmp_path: Path) -> None:
+    mo.train(by_code(), mo.tasks.sinusoid(), **SHORT, out=tmp_path)
+    told = ("(output, target):\n", '(output, target):\n    """The mean square."""\n    # of all\n')
+    for same in (told, ("helper(output - target)", "helper( ( output-target ) )"), ("def squared(", "\n\n\ndef squared(")):
+        mo.load(tmp_path, by_code(same))  # without a warning, which would be an error here
+    edits = {
+        "squared": (").mean()", ").sum()"), "helper": ("x.square()", "x.abs()"), "Scaled.forward": ("2.0", "3.0"),
+        "Descent.update": ("-self.lr * g", "-self.lr * g.sign()"),
+    }  # fmt: skip
+    for name, edit in edits.items():
+        with pytest.warns(UserWarning, match=rf"the run in .* was trained by other code of {name}; go on only if") as caught:
+            mo.load(tmp_path, by_code(edit))
+        assert len(caught) == 1
+    with pytest.warns(UserWarning, match="was trained by other code of squared; go on"):
+        mo.train(by_code(edits["squared"]), mo.tasks.sinusoid(), **SHORT, out=tmp_path, resume=True)
 
 
 def test_what_is_annealed_in_training_is_not_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
@@ -42,6 +42,10 @@ def where(error: BaseException) -> str | None:
 
 
 def _is_users(frame: FrameType) -> bool:
-    module = frame.f_globals.get("__name__") or ""  # also of what a dataclass makes, which has no file
+    return is_users(frame.f_code, frame.f_globals.get("__name__") or "")
+
+
+def is_users(code: CodeType, module: str) -> bool:
+    """Whether code of a module is the user's own. By its name too, for what a dataclass makes has no file."""
     ours = module == PACKAGE or module.startswith(f"{PACKAGE}.")
-    return not (ours or frame.f_code.co_filename.startswith(_OTHERS))
+    return not (ours or code.co_filename.startswith(_OTHERS))

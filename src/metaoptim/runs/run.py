@@ -17,7 +17,7 @@ from metaoptim.core.finite import odd_place
 from metaoptim.core.types import Batch, MetaOptimizer, MetaParams, Params, Task
 from metaoptim.engine import adapt
 from metaoptim.learners import Network, network_of
-from metaoptim.runs import identity
+from metaoptim.runs import code, identity
 from metaoptim.runs.adapted import adapted_module, quiet
 from metaoptim.runs.checkpoint import BEST, START, Checkpoint, newest
 from metaoptim.runs.store import load_checkpoint, told_state
@@ -138,6 +138,7 @@ def load(path: str | Path, method: MetaOptimizer | None = None, which: Literal["
     checkpoint = load_checkpoint(path, which)
     run = loaded(path, method, checkpoint, which)
     identity.warn_of_attributes(path, checkpoint.state.get("attributes", {}), method)
+    code.warn_of_code(path, checkpoint.state.get("code", {}), method)
     return run
 
 

@@ -21,7 +21,7 @@ from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Par
 from metaoptim.engine import Choice, heritage, rollout
 from metaoptim.gradcheck import in_the_data, in_the_rule, overshoot, self_check
 from metaoptim.learners import network_of
-from metaoptim.runs import identity
+from metaoptim.runs import code, identity
 from metaoptim.runs.adapted import quiet
 from metaoptim.runs.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, newest
 from metaoptim.runs.run import Best, Run, pack, part, unpack
@@ -51,6 +51,7 @@ class Training:
         protocol = {"seed": seed, "iterations": iterations, **protocol, **identity.described(outer_step.facts)}
         self.identity = {"method": identity.of_method(method), "tasks": identity.of_tasks(tasks), "train": protocol}
         self.start = identity.attributes(method)  # which may be annealed from now on
+        self.code = code.digests(method)
         self.axes: tuple[int, ...] = ()
         self.best: Best | None = None
         self.best_phi: tuple[MetaParams, Params] | None = None
@@ -177,7 +178,7 @@ class Training:
         choice = {name: value for name, value in self.choice._asdict().items() if name != "seconds"}
         state = {"seed": self.seed, "identity": self.identity, "scalars": scalars, "best": best, "vain": self.vain}
         since = {n: x for n, x in identity.attributes(self.method).items() if self.start.get(n, x) != x}
-        state |= {"attributes": {"start": self.start, "since": since}, "axes": self.axes}
+        state |= {"attributes": {"start": self.start, "since": since}, "code": self.code, "axes": self.axes}
         return Checkpoint(self.step, tensors, {**state, "choice": choice})
 
     def done(self, path: Path) -> bool:
@@ -193,6 +194,7 @@ class Training:
         identity.refuse_others(path, saved, here, advice)
         recorded = checkpoint.state.get("attributes", {})
         identity.warn_of_attributes(path, recorded, self.method)
+        code.warn_of_code(path, checkpoint.state.get("code", {}), self.method)
         self.start, self.axes = recorded.get("start", self.start), tuple(checkpoint.state.get("axes", ()))
         self.vain = checkpoint.field("vain")
         over = checkpoint.step >= self.iterations or self.stale(self.identity["train"]["early_stopping"])
