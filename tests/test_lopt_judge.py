@@ -109,7 +109,7 @@ def test_a_rule_that_is_the_baseline_is_as_good_as_it() -> None:
 
 def test_step_sizes_are_tuned_on_other_problems_by_the_loss_at_the_end() -> None:
     three = Baseline(lambda lr, warmup: Adam(lr), 1e-4, 1.0)
-    assert three.step_sizes(3) == pytest.approx([1e-4, 1e-2, 1.0])
+    assert three.step_sizes(3) == pytest.approx([1e-4, 1e-2, 1.0]) and three.step_sizes(1) == [1e-2]
     tasks = family().sample("val", seed=1, start=0, count=PROBLEMS)
     losses = [final(curves(family(), Adam(lr), {}, tasks)[0]).mean().item() for lr in three.step_sizes(5)]
     found = tune(three, family(), tasks, step_sizes=5)

@@ -682,6 +682,7 @@ class Own(SGD):
     [
         (lambda grads, step: ({n: -g.sum() for n, g in grads.items()}, {}), r"an update of shape \(\) for the weight"),
         (lambda grads, step: ({}, {}), "`update` of the rule Own returns no update for the weight"),
+        (lambda grads, step: ({**grads, "more": torch.zeros(1)}, {}), "returns an update for 'more', which is no weight"),
         (lambda grads, step: None, r"returned NoneType; it must return \(updates by name, state\)"),
         (lambda grads, step: ({n: step.loss * g for n, g in grads.items()}, {}), "reads the loss, which a closure alone tells"),
     ],

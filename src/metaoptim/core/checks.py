@@ -65,6 +65,9 @@ def check_update(rule: Rule, found: Any, weights: Params) -> tuple[Params, State
                 f"{who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of the same "
                 "shape for every weight, zeros where one is to stay."
             )
+    if odd := [n for n in found[0] if n not in weights]:
+        like = f" (one is {min(weights)!r})" if weights else ""
+        raise ValueError(f"{who} returns an update for {odd[0]!r}, which is no weight that it was given{like}; leave it out.")
     return found
 
 

@@ -47,10 +47,11 @@ class Baseline:
             )
 
     def step_sizes(self, count: int) -> list[float]:
-        """`count` step sizes from low to high, in equal ratios, to six digits."""
+        """`count` step sizes from low to high, in equal ratios, to six digits; a single one in the middle."""
         check_counts(step_sizes=count)
-        ratio = math.log(self.high / self.low) / max(count - 1, 1)
-        return [float(f"{self.low * math.exp(ratio * i):.6g}") for i in range(count)]
+        whole = math.log(self.high / self.low)
+        shares = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
+        return [float(f"{self.low * math.exp(whole * share):.6g}") for share in shares]
 
 
 BASELINES: Mapping[str, Baseline] = {
