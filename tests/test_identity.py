@@ -192,8 +192,10 @@ CODE = """
 def helper(x):
     return x.square()
 
+SCALE = 1.0
+
 def squared(output, target):
-    return helper(output - target).mean()
+    return SCALE * helper(output - target).mean()
 
 class Scaled(nn.Module):
     def forward(self, x):
@@ -240,6 +242,8 @@ def test_edited_code_is_told(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match=rf"the run in .* was trained by other code of {name}; go on only if") as caught:
             mo.load(tmp_path, by_code(edit))
         assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"began with other attributes: loss\.SCALE was 1\.0 and is 2\.0 here"):
+        mo.load(tmp_path, by_code(("SCALE = 1.0", "SCALE = 2.0")))
     with pytest.warns(UserWarning, match="was trained by other code of squared; go on"):
         mo.train(by_code(edits["squared"]), mo.tasks.sinusoid(), **SHORT, out=tmp_path, resume=True)
 

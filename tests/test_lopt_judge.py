@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -175,6 +176,26 @@ def test_a_baseline_has_nothing_to_learn() -> None:
         ValueError, match=r"baselines: 'mean' builds .*, which has something to learn \(1\.logit\); take a rule"
     ):
         judged(SGD(0.1), baselines={"mean": learns})
+
+
+NOTHING: Any = None
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Baseline(SGD(0.1), 0.01, 0.1), r"build=SGD\(lr=0\.1\): it must be a function of a step size and"),  # type: ignore[arg-type]
+        (lambda: Baseline(lambda lr: SGD(lr), 0.01, 0.1), r"build is called with \(lr, warmup\): .*; it must be a function of"),  # type: ignore[arg-type,misc]
+        (lambda: Baseline(lambda lr, warmup: SGD(lr), 1.0, 0.1), r"low=1\.0 is above high=0\.1"),
+        (lambda: Baseline(lambda lr, warmup: SGD(lr), 0.1, 1.0, 0.1), r"warmups=0\.1: it must be shares of the run"),  # type: ignore[arg-type]
+        (lambda: Baseline(lambda lr, warmup: SGD(lr), 0.1, 1.0, (2.0,)), r"warmups=2\.0: it must be"),
+        (lambda: judged(SGD(0.1), baselines={"x": Baseline(lambda lr, warmup: NOTHING, 0.1, 1.0)}), "'x' builds None"),
+        (lambda: judged(SGD(0.1), baselines={"SGD(lr=0.1)": GRADIENT_DESCENT["SGD"]}), "is what the rule that is judged"),
+    ],
+)  # fmt: skip
+def test_what_baselines_take(make: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()
 
 
 @pytest.mark.parametrize("name", [*lopt.BASELINES, "Celo2", "Chain"])

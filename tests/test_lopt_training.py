@@ -214,6 +214,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: learn(estimator=pes, window=None), "estimator=pes: it must be one of .*, or an estimator, such as"),
     (lambda: learn(estimator=Unroll, window=None), "estimator=Unroll: it must be one of"),
     (lambda: learn(psi={"a": torch.zeros(1)}), "psi: '1.log_lr.all' is missing, where Chain"),
+    (lambda: learn(iteration=3), "meta_train has no argument `iteration`; did you mean `iterations`"),
+    (lambda: learn(foo=1), "meta_train has no argument `foo`: see those of"),
     (lambda: learn(rule=Own("sum")), r"`update` of the rule Own returns an update of shape \(\) for the weight `theta`"),
     (lambda: learn(rule=Own("forget")), "returns no update for the weight `theta`"),
     (lambda: learn(rule=Own("none")), "returned NoneType; it must return"),

@@ -494,8 +494,8 @@ class Odd(Twice):
 @pytest.mark.parametrize(
     ("by", "compiled", "words"),
     [
-        (lambda step, g: 2.0 if step.k < 2 else 1.0, True, "Odd branches on a value .* on, steps are not compiled, to"),
-        (lambda step, g: g.norm().item(), False, "Odd branches on a value .* are moved one by one, to the same"),
+        (lambda step, g: 2.0 if step.k < 2 else 1.0, True, r"Odd branches on a value .* on, steps are not compiled\."),
+        (lambda step, g: g.norm().item(), False, "Odd branches on a value .* on, weights of one shape are moved one by one"),
         (lambda step, g: g.norm().item(), True, "branches on a value .* on, steps are not compiled and weights of one shape"),
         (lambda step, g: 1.0 + 0.0 * random.random(), True, "draws .*`random`.* on, steps are not compiled"),
         (lambda step, g: 1.0 + 0.0 * np.random.rand(), True, r"draws .*`numpy\.random`.* on, steps are not compiled"),
@@ -512,6 +512,78 @@ def test_a_rule_that_is_no_graph_moves_weights_all_the_same(by: Any, compiled: b
         train(model, opt, range(1, 4))  # without another warning
         found.append(values(model))
     same(*found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand(), lambda: torch.rand(())])
+def test_a_step_that_could_not_be_compiled_has_drawn_nothing(draw: Callable[[], Any]) -> None:
+    found = []
+    for compiled in (False, True):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        model = net()
+        rule = type("Whole", (Odd,), {"separable": False})(lambda step, g: draw() * float(step.k >= 0))
+        with pytest.warns(UserWarning, match="steps are not compiled") if compiled else nullcontext():
+            opt = from_rule(rule)(model.named_parameters(), compile=compiled)
+            torch.manual_seed(0)
+            train(model, opt, range(3))
+        found.append(values(model))
+    same(*found)
+
+
+def written(part: str) -> Callable[..., Any]:
+    def update(rule: Any, psi: Any, grads: Params, state: Params, weights: Params, step: Any) -> Any:
+        for x in {"the gradients": grads, "the state": state, "the weights": weights}[part].values():
+            x.mul_(0.9)
+        return {n: -g for n, g in grads.items()}, state
+
+    return update
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("part", ["the gradients", "the state", "the weights"])
+def test_a_rule_that_writes_into_what_it_is_given_is_refused(part: str, separable: bool, compiled: bool) -> None:
+    rule = type("Own", (Twice,), {"update": written(part), "separable": separable})()
+    with pytest.raises(ValueError, match=f"`update` of the rule Own writes into {part} that it is given: return new tensors"):
+        train(model := net(), from_rule(rule)(model.named_parameters(), compile=compiled), range(1))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (lambda grads: None, "returns None for the state, where it was given"),
+        (lambda grads: {n: 1.0 for n in grads}, r"returns 1\.0 for the state\['.*'\], where it was given float32"),
+        (lambda grads: {**grads, "more": torch.zeros(1)}, "returns .* for the state, where it was given"),
+        (lambda grads: {n: (g, g) for n, g in grads.items()}, r"returns \(float32 .* for the state\['.*'\], where it"),
+        (lambda grads: {n: g.sum().expand(2, 3) for n, g in grads.items()}, r"returns float32 \(2, 3\) for the state"),
+    ],
+)
+def test_a_state_of_another_form_is_refused(after: Any, words: str, separable: bool, compiled: bool) -> None:
+    update = lambda rule, psi, grads, *_: (grads, after(grads))  # noqa: E731
+    rule: Any = type("Own", (Twice,), {"update": update, "separable": separable})()
+    with pytest.raises(ValueError, match=rf"`update` of the rule Own {words}.*the same names and shapes in all steps"):
+        train(model := net(), from_rule(rule)(model.named_parameters(), compile=compiled), range(1))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_may_come_back_in_another_order(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "Graphs", lambda guards, compiled, as_made: Graphs(guards))
+
+    class Turned(Twice):
+        def init(self, psi: Params, weights: Params) -> Any:
+            return {"m": Twice.init(self, psi, weights), "v": Twice.init(self, psi, weights)}
+
+        def update(self, psi: Params, grads: Params, state: Any, weights: Params, step: Any) -> tuple[Params, Any]:
+            m = {n: 0.9 * state["m"][n] + g for n, g in grads.items()}
+            return {n: -0.1 * x for n, x in m.items()}, {"v": state["v"], "m": m}
+
+    ours, theirs = net(torch.float64), net(torch.float64)
+    train(ours, from_rule(Turned())(ours.named_parameters(), compile=compiled))
+    train(theirs, from_rule(Momentum(0.1))(theirs.named_parameters()))
+    same(values(ours), values(theirs), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("own", [[1.0, 2.0], torch.tensor([1.0, 2.0]), {"a": [1]}])
@@ -847,8 +919,11 @@ def test_a_rule_of_ones_own_is_told_how_it_can_be_kept(tmp_path: Path) -> None:
     class Mine(SGD):
         pass
 
-    with pytest.raises(ValueError, match=r"Mine can't be kept in a file.*mo\.optim\.from_rule\(rule, psi=run\.phi\.rule\)"):
-        from_rule(Mine(0.1)).save(tmp_path / "x.safetensors")
+    for rule in (Mine(0.1), Twice()):
+        with pytest.raises(
+            ValueError, match=r"(Mine|Twice) can't be kept in a file.*mo\.optim\.from_rule\(rule, psi=run\.phi\."
+        ):
+            from_rule(rule).save(tmp_path / "x.safetensors")
 
 
 def test_folders_are_made_and_files_are_not_taken_for_them(tmp_path: Path) -> None:

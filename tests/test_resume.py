@@ -186,6 +186,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_nobody_else_may_train_there(
     assert (process.returncode, out) == (130, ""), err
     checkpoint = load_checkpoint("stopped", "last")
     assert 1 <= checkpoint.step < 200
+    assert "stopping when this step is done; once more stops at once" in err
     assert f"stopped after step {checkpoint.step}, saved in stopped" in err and "\x1b" not in err
     assert "To go on: metaoptim train tiny.toml --out stopped --resume" in err and "Traceback" not in err
     assert json.loads(Path("stopped/state.json").read_text())["status"] == "interrupted"

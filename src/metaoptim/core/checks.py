@@ -6,7 +6,7 @@ An argument that is None was not given, and passes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metaoptim.core import trees
-from metaoptim.core.brief import brief
+from metaoptim.core.brief import brief, shapes
 from metaoptim.core.types import MetaOptimizer, Params, Rule, State
 
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
@@ -60,7 +60,8 @@ def check_update(rule: Rule, found: Any, weights: Params) -> tuple[Params, State
     for name, w in weights.items():
         shape = getattr(found[0].get(name), "shape", None)
         if shape != w.shape:
-            told = "no update" if shape is None else f"an update of shape {tuple(shape)}"
+            other = brief(found[0][name]) if name in found[0] else "no update"
+            told = other if shape is None else f"an update of shape {tuple(shape)}"
             raise ValueError(
                 f"{who} returns {told} for the weight `{name}` of shape {tuple(w.shape)}; it must return one of the same "
                 "shape for every weight, zeros where one is to stay."
@@ -69,6 +70,26 @@ def check_update(rule: Rule, found: Any, weights: Params) -> tuple[Params, State
         like = f" (one is {min(weights)!r})" if weights else ""
         raise ValueError(f"{who} returns an update for {odd[0]!r}, which is no weight that it was given{like}; leave it out.")
     return found
+
+
+def check_state(rule: Rule, before: State, after: State, where: str = "the state") -> State:
+    """The state that a rule's `update` returned, in the order of the one that it was given, whose form it must have."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping) and before.keys() == after.keys():
+        return {n: check_state(rule, x, after[n], f"{where}[{n!r}]") for n, x in before.items()}
+    if isinstance(before, tuple | list) and isinstance(after, tuple | list) and len(before) == len(after):
+        parts = [check_state(rule, x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(before, after, strict=True))]
+        return type(before)(*parts) if hasattr(before, "_fields") else type(before)(parts)
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
+        return after
+    raise ValueError(
+        f"`update` of the rule {type(rule).__name__} returns {_short(after)} for {where}, where it was given {_short(before)}: "
+        "a state has the same names and shapes in all steps, those of `init`."
+    )
+
+
+def _short(state: State) -> str:
+    told = shapes(state)
+    return told if len(told) <= 60 else f"a {type(state).__name__} of {len(state)}"
 
 
 def check_carried(state: State) -> State:

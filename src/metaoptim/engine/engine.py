@@ -11,6 +11,7 @@ import torch
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
 from metaoptim.core.checks import check_method, check_positive
+from metaoptim.core.random import rewinder
 from metaoptim.core.types import Carry, Estimate, MetaOptimizer, MetaParams, Task
 from metaoptim.engine.autotune import cache, peak
 from metaoptim.engine.autotune.search import UNKNOWN, Plan, Search
@@ -130,24 +131,24 @@ class Engine:
         """The estimate in that way, held to the plain loop from time to time; that loop's, where the way fails or differs."""
         plain = Choice("loop", "steps" if choice.memory == "mixed" else choice.memory, "eager", by="rule")
         named = choice.by == "name" or choice[:3] == plain[:3]
-        before = torch.get_rng_state()
+        back = rewinder()
         try:
             found = self.executor(choice)(*args)
         except Unsteady as error:
-            torch.set_rng_state(before)
+            back()
             return self._fallen(choice, plain, str(error), *args)
         except Exception as error:  # torch can raise anything, as for a layer without a batching rule
             if named:
                 raise
-            torch.set_rng_state(before)
+            back()
             return self._fallen(choice, plain, sentence(error, self.method, taken_over=True), *args)
         self.taken += 1
         if named or (self.proved and (choice.by == "rule" or self.taken & (self.taken - 1))):
             return found
-        after = torch.get_rng_state()
+        on = rewinder()
 
         def by(way: Choice, phi: MetaParams) -> Estimate:
-            torch.set_rng_state(before)
+            back()
             return self.executor(way)(phi, *args[1:])
 
         expected = by(plain, args[0])
@@ -158,7 +159,7 @@ class Engine:
             since += "changed without being seen, and meta-gradients since then may be wrong too"
             self._fall(choice, plain, since if self.proved else f"{far} (mo.check says where)")
             return expected
-        torch.set_rng_state(after)
+        on()
         self.proved = True
         return found
 

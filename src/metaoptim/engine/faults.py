@@ -45,7 +45,7 @@ _SENTENCES: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str], str], str
     (_CHECKPOINT, lambda who, found, way: found.string),
     (_VALUE, lambda who, found, way: (
         f"{who} branches on a value (an `if` on a tensor, int(), .item()), which neither vmap nor a graph can hold: use "
-        f"torch.where or indexing there{way}"
+        f"torch.where there, or index by a tensor with an axis, as in x[i[None]][0]{way}"
     )),
     (_FORWARD, lambda who, found, way: (
         f'{who} uses a function that has no forward mode in torch, which memory="mixed" needs: use memory="steps", with the '

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from metaoptim.core.brief import brief
-from metaoptim.core.checks import check_counts, check_positive
+from metaoptim.core.checks import check_called, check_counts, check_fractions, check_positive
 from metaoptim.core.types import Params, Rule, Task
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.trained import final_losses
@@ -19,6 +19,7 @@ from metaoptim.rules import Adam, AdamW, Momentum, Muon, ScheduleFreeAdamW
 
 Build = Callable[[float, int], Rule]
 """(step size, steps of warm-up) -> rule."""
+_BUILD = "it must be a function of a step size and steps of warm-up, such as lambda lr, warmup: mo.rules.SGD(lr)"
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,22 @@ class Baseline:
     warmups: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise ValueError(f"build={brief(self.build)}: {_BUILD}.")
+        check_called("build", self.build, "lr", "warmup", advice=f"; {_BUILD}")
         check_positive(low=self.low, high=self.high)
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}: step sizes are swept from low to high.")
+        if not isinstance(self.warmups, tuple | list) or not self.warmups:
+            raise ValueError(f"warmups={self.warmups!r}: it must be shares of the run, such as (0.0, 0.1).")
+        for share in self.warmups:
+            check_fractions(warmups=share)
 
     def check(self, name: str, steps: int, weights: Params) -> None:
         """ValueError for rules with something to learn, which nobody has learnt."""
         rule = self.build(self.low, round(self.warmups[0] * steps))
+        if isinstance(rule, type) or not hasattr(rule, "update"):
+            raise ValueError(f"baselines: {name!r} builds {brief(rule)}, which is no rule, such as mo.rules.SGD(lr).")
         if learnt := rule.start(weights, torch.Generator()):
             raise ValueError(
                 f"baselines: {name!r} builds {brief(rule)}, which has something to learn ({min(learnt)}); take a rule that has "

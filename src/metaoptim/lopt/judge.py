@@ -88,6 +88,8 @@ def evaluate(
     judged = judged_families(families, own, steps)
     _check(rule, psis, known, judged, seed)
     name = called(rule) if psis[0] else brief(rule)
+    if name in known:
+        raise ValueError(f"baselines: {name!r} is what the rule that is judged is called; give the baseline another name.")
     subjects = ({name: Baseline(lambda lr, warmup: replace(numbers, lr=lr), 1e-4, 1.0)} if tuned else {}) | known
     place = psis[0][min(psis[0])].device if psis[0] else None
     rows: list[Row] = []

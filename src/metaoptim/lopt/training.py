@@ -12,13 +12,14 @@ https://arxiv.org/abs/2203.11860), `celo2` (Moudgil et al. 2026, https://arxiv.o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from metaoptim.core import trees
-from metaoptim.core.brief import brief
+from metaoptim.core.brief import brief, meant
 from metaoptim.core.checks import check_counts
 from metaoptim.core.objectives import Objective, objective_called
 from metaoptim.core.types import Estimator, MetaOptimizer, MetaParams, Outer, Params, Rule
@@ -123,6 +124,11 @@ def meta_train(
     if "tasks_per_step" in options:
         raise ValueError(
             f"tasks_per_step={options['tasks_per_step']!r}: a task is a training problem here; give problems_per_step."
+        )
+    taken = [*signature(meta_train).parameters, *signature(train).parameters]
+    if odd := [name for name in options if name not in taken]:
+        raise ValueError(
+            f"meta_train has no argument `{odd[0]}`{meant(odd[0], taken) or ': see those of `mo.train`, which it takes too.'}"
         )
     check_counts(problems_per_step=problems_per_step)
     method = learned_optimizer(

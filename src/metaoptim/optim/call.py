@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metaoptim.core.checks import check_update
+from metaoptim.core import trees
+from metaoptim.core.checks import check_state, check_update
 from metaoptim.core.types import Params, State, Step
 
 
@@ -35,15 +36,37 @@ class Unjudged(Step):
 
 
 def update(rule: Any, stacked: bool, work: Work, compiled: bool = False) -> tuple[Params, State]:
-    """One call of a rule. Raises a ValueError where it doesn't return an update of its own shape for every weight."""
+    """One call of a rule.
+
+    Raises:
+        ValueError: it doesn't return an update of its own shape for every weight, and a state of the form that it was given;
+            or it writes into what it was given, which would move weights twice where a step is tried in two ways.
+    """
 
     def one(*given: Any) -> tuple[Params, State]:
         quick = hasattr(rule, "quick") and not stacked
-        found = rule.quick(*given, compiled) if quick else rule.update(*given)
-        return check_update(rule, found, given[1])
+        updates, state = check_update(rule, rule.quick(*given, compiled) if quick else rule.update(*given), given[1])
+        return updates, check_state(rule, given[2], state)
 
+    before = _versions(work)
     moved: tuple[Params, State] = vmap(one, (None, 0, 0, 0, None))(*work) if stacked else one(*work)
+    if written := [name for name, old, new in zip(_NAMES, before, _versions(work), strict=True) if old != new]:
+        raise ValueError(
+            f"`update` of the rule {type(rule).__name__} writes into {written[0]} that it is given: return new tensors, as in "
+            "0.9 * m in place of m.mul_(0.9); weights are moved by what it returns."
+        )
     return moved
+
+
+_NAMES = ("ψ", "the gradients", "the state", "the weights", "the step")
+
+
+def _versions(work: Work) -> list[list[int]]:
+    """How often each part of what a rule is called with has been written into."""
+    parts: list[list[Tensor]] = [[] for _ in work]
+    for part, tree in zip(parts, work, strict=True):
+        trees.take(tree, part)
+    return [[x._version for x in part if not x.is_inference()] for part in parts]
 
 
 def raised(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:

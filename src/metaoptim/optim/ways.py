@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from metaoptim.core import trees
 from metaoptim.core.callers import warn
+from metaoptim.core.random import rewinder
 from metaoptim.core.types import Params, Rule, State
 from metaoptim.engine.faults import sentence
 from metaoptim.engine.graphs.graphs import Graphs
@@ -40,11 +40,11 @@ class Ways:
         """run(way), in the first way that works, which is the first from here on; what fails in all raises its own error."""
         failed: list[Exception] = []
         for way in self.left[:-1]:
-            before = torch.get_rng_state()
+            back = rewinder()
             try:
                 found = run(way)
             except Exception as error:  # torch can raise anything where a rule can't be mapped or traced
-                torch.set_rng_state(before)
+                back()
                 failed.append(error)
             else:
                 break
@@ -52,7 +52,7 @@ class Ways:
             found = run(self.left[-1])
         if failed:
             since = " and ".join(_WITHOUT[way] for way, _ in zip(self.left, failed, strict=False))
-            warn(f"{sentence(failed[0], self.rule, taken_over=True)}. From here on, {since}, to the same numbers.")
+            warn(f"{sentence(failed[0], self.rule, taken_over=True)}. From here on, {since}.")
         self.left = self.left[len(failed) :]
         return found
 

@@ -102,7 +102,7 @@ def _options(module: nn.Module) -> str:
 
 
 def attributes(method: MetaOptimizer) -> dict[str, Any]:
-    """Numbers, texts and flags that the user's own modules have as attributes, and their loss as those or from a closure.
+    """Numbers, texts and flags that the user's own modules have as attributes, and their loss as those, or as variables.
 
     By path, as in {"net.body.temperature": 1.0}. Layers of torch and of this library say themselves what they are.
     """
@@ -114,7 +114,8 @@ def attributes(method: MetaOptimizer) -> dict[str, Any]:
                 found |= {f"{name}.{n}": v for n, v in _attributes(module).items()}
         elif isinstance(part, FunctionType):
             with suppress(ValueError):  # a variable that is not yet bound
-                found |= {f"{root}.{n}": v for n, v in inspect.getclosurevars(part).nonlocals.items()}
+                read = inspect.getclosurevars(part)
+                found |= {f"{root}.{n}": v for n, v in {**read.globals, **read.nonlocals}.items()}
     return {name: described(v) for name, v in found.items() if v is None or isinstance(v, (*_NUMBERS, np.generic))}
 
 

@@ -208,9 +208,11 @@ def _loop(
         rhythm.validate_every if tasks is not None else 0,
         rhythm.validate_episodes / training.identity["train"]["tasks_per_step"],
     )
-    with Reporter(total, training.step, progress, every, share) as report, _interruptible() as stopped:
+    with Reporter(total, training.step, progress, every, share) as report, _interruptible(report.say) as stopped:
         if resume:
             report.say(f"going on after step {training.step}")
+        if engine.runtime == "compile":
+            report.say("compiling, which takes a minute or more where nothing is found in Inductor's cache")
         engine.say = report.busy
         if directory is not None:
             engine.decided = partial(keep_choice, directory)
@@ -269,7 +271,7 @@ def _marked(training: Training, directory: RunDirectory, listeners: Listeners) -
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
+def _interruptible(say: Callable[[str], None]) -> Iterator[list[int]]:
     """A list that is not empty once Ctrl-C or SIGTERM came: the running step is finished first. A second one stops at once."""
     received: list[int] = []
 
@@ -277,6 +279,7 @@ def _interruptible() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        say("stopping when this step is done; once more stops at once")
 
     try:
         before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

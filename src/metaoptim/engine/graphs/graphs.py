@@ -94,20 +94,22 @@ class Graphs:
         """A new graph; made again where the code has changed what it reads, as by what it makes when it is first called."""
         changed = ""
         for _ in range(2):
-            graph = self._build(function, inputs)
+            module, beside = self._traced(function, inputs)
             changed = "" if self.guards is None else self.guards.changed(self.state)
             if not changed:
-                self.graphs[self.key(name, inputs)] = graph
+                graph = self.graphs[self.key(name, inputs)] = self._built(module, beside, inputs)
                 return graph
             self.nodes.clear()  # which would not change it
             self.look()
         raise Unsteady(f"{changed} changes while it runs, and a graph would not change it")
 
-    def _build(self, function: Function, inputs: Sequence[Tensor]) -> _Graph:
+    def _traced(self, function: Function, inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, Any]:
         flat = _Flat(function)
         self.scratch.give_back()  # tracing tries the graph once, in its own memory; idle pieces would add to that peak
         with torch.no_grad(), _nothing_drawn():
-            module = trace(flat, inputs)
+            return trace(flat, inputs), flat.beside
+
+    def _built(self, module: fx.GraphModule, beside: Any, inputs: Sequence[Tensor]) -> _Graph:
         found = any(draws(node) for node in module.graph.nodes)
         nodes = nodes_of(module)
         compiled = self.compiled and not nodes  # else its nodes are
@@ -118,7 +120,7 @@ class Graphs:
             direct(module)
         bare(module)
         run = _compile(module, inputs, contract=self.as_made) if compiled else module.forward
-        return _Graph(run, kinds, flat.beside, found)
+        return _Graph(run, kinds, beside, found)
 
     def _inside(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """In the trace of another graph: a node of it; or the function's own operators, where they can't be one."""
