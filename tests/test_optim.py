@@ -769,6 +769,21 @@ def test_what_rules_return(make: Callable[..., Any], words: str, separable: bool
     same(values(model), start)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_parameter_without_elements_is_left_alone(name: str) -> None:
+    ours, theirs = net(), net()
+    ours.register_parameter("empty", nn.Parameter(torch.zeros(0, 3)))
+    for model in (ours, theirs):
+        opt = from_rule(RULES[name])(model.named_parameters())
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        opt.step()
+    same(values(theirs), values(ours))
+    opt = from_rule(RULES[name])([("empty", empty := nn.Parameter(torch.zeros(0, 3)))])
+    empty.grad = torch.zeros(0, 3)
+    opt.step()
+
+
 def test_sparse_gradients_are_refused() -> None:
     layer = nn.Embedding(5, 2, sparse=True)
     opt = from_rule(Adam(0.1))(layer.named_parameters())

@@ -81,8 +81,8 @@ class LearnedOptimizer(Optimizer):
         if psi is not None:
             check_psi(rule, psi, "psi", start)
         self.psi = started(rule, start, torch.Generator().manual_seed(0)) if psi is None else dict(psi)
-        members = [Member(p, n, {}) for p, n in self._names().items()]
-        self._begun([min(members, key=lambda m: m.param.numel())] if separable(rule) else members)
+        members = [Member(p, n, {}) for p, n in self._names().items() if p.numel()]
+        self._begun(sorted(members, key=lambda m: m.param.numel())[:1] if separable(rule) else members)
         warn_of_names(rule, self.param_groups)
         self._begin()
 
@@ -173,7 +173,7 @@ class LearnedOptimizer(Optimizer):
         """What is moved in this step, in as few calls of the rule as may be; without stacking, in one for each weight."""
         names = self._names()
         groups = [(p, group) for group in self.param_groups for p in group["params"]]
-        members = [Member(p, names[p], group) for p, group in groups if p.grad is not None]
+        members = [Member(p, names[p], group) for p, group in groups if p.grad is not None and p.numel()]
         if sparse := [m.name for m in members if m.param.grad is not None and m.param.grad.layout != torch.strided]:
             raise ValueError(f"The gradient of {sparse[0]} is sparse: rules take dense ones; use Embedding(…, sparse=False).")
         if not separable(self.rule):
@@ -211,7 +211,7 @@ class LearnedOptimizer(Optimizer):
 
     def _begun(self, members: list[Member]) -> State:
         """The rule's state of these parameters at the start."""
-        return begun(self.rule, self._psi_at(members), {m.name: raised(m.param) for m in members})
+        return begun(self.rule, self._psi_at(members), {m.name: raised(m.param) for m in members}) if members else {}
 
     def _structure(self, members: list[Member]) -> Any:
         """How the rule's state of these parameters is put together; where there is none yet, it is begun."""

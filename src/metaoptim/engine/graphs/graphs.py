@@ -25,7 +25,7 @@ from metaoptim.engine.graphs.bindings import direct
 from metaoptim.engine.graphs.buffers import Kind, Scratch, recycle
 from metaoptim.engine.graphs.guards import Guards, Unsteady
 from metaoptim.engine.graphs.nodes import Node, called, inside, nodes_of
-from metaoptim.engine.graphs.trace import bare, draws, trace
+from metaoptim.engine.graphs.trace import bare, draws, silenced, trace
 
 Function = Callable[..., tuple[Sequence[Tensor], Any]]
 _CONTRACT = "enable_floating_point_contract_flag"  # as for gcc's -ffp-contract, "off" unless told otherwise
@@ -196,7 +196,7 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Tensor], contract: bool = 
     if contract and isinstance(getattr(torch._inductor.config.cpp, _CONTRACT, None), str):
         options[f"cpp.{_CONTRACT}"] = "fast"
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), silenced("torch._inductor.ir"):
             warnings.simplefilter("ignore")  # the compiler's warnings are not about the user's code
             # Without `torch.compile` around it, whose own guards take longer than a small graph: `Graphs.key` is the guard.
             # Shapes have an environment, though none varies: without one, Inductor looks for no graph in its cache.

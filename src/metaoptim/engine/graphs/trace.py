@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from operator import getitem
 from typing import Any, Literal
 
@@ -51,13 +51,20 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     as they do for forward mode under vmap in torch 2.13. Our own convolutions return another layout than torch's. A function
     that relies on torch's layout, as `view` can, is traced with torch's convolutions.
     """
-    loud = logging.getLogger("torch._subclasses.fake_tensor")  # logs tracebacks of what is raised anyway
-    before, loud.disabled = loud.disabled, True
-    try:
+    with silenced("torch._subclasses.fake_tensor"):  # it logs tracebacks of what is raised anyway
         for mode, kernels in _MANNERS[:-1]:
             with suppress(Exception):  # torch can raise anything; an error of the function itself is raised once more below
                 return _traced(function, inputs, mode, kernels)
         return _traced(function, inputs, *_MANNERS[-1])
+
+
+@contextmanager
+def silenced(name: str) -> Iterator[None]:
+    """One of torch's loggers says nothing."""
+    loud = logging.getLogger(name)
+    before, loud.disabled = loud.disabled, True
+    try:
+        yield
     finally:
         loud.disabled = before
 
