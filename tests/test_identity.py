@@ -216,12 +216,12 @@ class Descent:
 """
 
 
-def by_code(edit: tuple[str, str] = ("output", "output")) -> MetaOptimizer:
+def by_code(monkeypatch: pytest.MonkeyPatch, edit: tuple[str, str] = ("output", "output")) -> MetaOptimizer:
     """A method of code as it stands in a user's file, in which something may have been replaced."""
     assert edit[0] in CODE
-    found: dict[str, Any] = {"nn": nn, "dataclass": dataclass, "__name__": "mine"}
-    sys.modules["mine"] = ModuleType("mine")
-    exec(compile(CODE.replace(*edit), "mine.py", "exec"), found)
+    found: dict[str, Any] = {"nn": nn, "dataclass": dataclass, "__name__": "edited"}
+    monkeypatch.setitem(sys.modules, "edited", ModuleType("edited"))
+    exec(compile(CODE.replace(*edit), "edited.py", "exec"), found)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 1), found["Scaled"]())
     method = mo.maml(net, found["squared"])
@@ -229,23 +229,23 @@ def by_code(edit: tuple[str, str] = ("output", "output")) -> MetaOptimizer:
     return replace(method, learner=replace(learner, rule=found["Descent"]()))
 
 
-def test_edited_code_is_told(tmp_path: Path) -> None:
-    mo.train(by_code(), mo.tasks.sinusoid(), **SHORT, out=tmp_path)
+def test_edited_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mo.train(by_code(monkeypatch), mo.tasks.sinusoid(), **SHORT, out=tmp_path)
     told = ("(output, target):\n", '(output, target):\n    """The mean square."""\n    # of all\n')
     for same in (told, ("helper(output - target)", "helper( ( output-target ) )"), ("def squared(", "\n\n\ndef squared(")):
-        mo.load(tmp_path, by_code(same))  # without a warning, which would be an error here
+        mo.load(tmp_path, by_code(monkeypatch, same))  # without a warning, which would be an error here
     edits = {
         "squared": (").mean()", ").sum()"), "helper": ("x.square()", "x.abs()"), "Scaled.forward": ("2.0", "3.0"),
         "Descent.update": ("-self.lr * g", "-self.lr * g.sign()"),
     }  # fmt: skip
     for name, edit in edits.items():
         with pytest.warns(UserWarning, match=rf"the run in .* was trained by other code of {name}; go on only if") as caught:
-            mo.load(tmp_path, by_code(edit))
+            mo.load(tmp_path, by_code(monkeypatch, edit))
         assert len(caught) == 1
     with pytest.warns(UserWarning, match=r"began with other attributes: loss\.SCALE was 1\.0 and is 2\.0 here"):
-        mo.load(tmp_path, by_code(("SCALE = 1.0", "SCALE = 2.0")))
+        mo.load(tmp_path, by_code(monkeypatch, ("SCALE = 1.0", "SCALE = 2.0")))
     with pytest.warns(UserWarning, match="was trained by other code of squared; go on"):
-        mo.train(by_code(edits["squared"]), mo.tasks.sinusoid(), **SHORT, out=tmp_path, resume=True)
+        mo.train(by_code(monkeypatch, edits["squared"]), mo.tasks.sinusoid(), **SHORT, out=tmp_path, resume=True)
 
 
 def test_what_is_annealed_in_training_is_not_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.func import vmap
 from metaoptim.core import trees
 from metaoptim.core.checks import check_state, check_update
 from metaoptim.core.types import Params, State, Step
+from metaoptim.engine.graphs.guards import version
 
 
 class Work(NamedTuple):
@@ -66,7 +67,7 @@ def _versions(work: Work) -> list[list[int]]:
     parts: list[list[Tensor]] = [[] for _ in work]
     for part, tree in zip(parts, work, strict=True):
         trees.take(tree, part)
-    return [[x._version for x in part if not x.is_inference()] for part in parts]
+    return [[version(x) for x in part] for part in parts]
 
 
 def raised(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:

@@ -117,8 +117,8 @@ class _Snapshot:
                 a is not b and not _equal(a, b) for a, b in zip(sequence, values, strict=True)
             ):
                 yield sequence, ""
-        for tensor, version in self.tensors:
-            if tensor._version != version:
+        for tensor, before in self.tensors:
+            if version(tensor) != before:
                 yield tensor, ""
 
     def walk(self, name: str, value: Any) -> None:
@@ -129,8 +129,7 @@ class _Snapshot:
         self.names[id(value)] = name
         match value:
             case Tensor():
-                if not value.is_inference():
-                    self.tensors.append((value, value._version))
+                self.tensors.append((value, version(value)))
             case nn.Module():
                 self.module(name, value)
             case FunctionType():
@@ -222,6 +221,11 @@ class _Snapshot:
         self.names.setdefault(id(own), name)
         self.entries.append((own, key, own[key]))
         self.walk(f"{name}.{key}".lstrip("."), own[key])
+
+
+def version(x: Tensor) -> int:
+    """Another number once a tensor was written into; 0 for inference tensors, of which it isn't known."""
+    return 0 if x.is_inference() else x._version
 
 
 def _equal(a: Any, b: Any) -> bool:
