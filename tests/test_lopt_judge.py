@@ -178,18 +178,19 @@ def test_a_baseline_has_nothing_to_learn() -> None:
         judged(SGD(0.1), baselines={"mean": learns})
 
 
-NOTHING: Any = None
+MISUSED: Any = Baseline
+BUILDS_NOTHING = MISUSED(lambda lr, warmup: None, 0.1, 1.0)
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Baseline(SGD(0.1), 0.01, 0.1), r"build=SGD\(lr=0\.1\): it must be a function of a step size and"),  # type: ignore[arg-type]
-        (lambda: Baseline(lambda lr: SGD(lr), 0.01, 0.1), r"build is called with \(lr, warmup\): .*; it must be a function of"),  # type: ignore[arg-type,misc]
-        (lambda: Baseline(lambda lr, warmup: SGD(lr), 1.0, 0.1), r"low=1\.0 is above high=0\.1"),
-        (lambda: Baseline(lambda lr, warmup: SGD(lr), 0.1, 1.0, 0.1), r"warmups=0\.1: it must be shares of the run"),  # type: ignore[arg-type]
-        (lambda: Baseline(lambda lr, warmup: SGD(lr), 0.1, 1.0, (2.0,)), r"warmups=2\.0: it must be"),
-        (lambda: judged(SGD(0.1), baselines={"x": Baseline(lambda lr, warmup: NOTHING, 0.1, 1.0)}), "'x' builds None"),
+        (lambda: MISUSED(SGD(0.1), 0.01, 0.1), r"build=SGD\(lr=0\.1\): it must be a function of a step size and"),
+        (lambda: MISUSED(lambda lr: SGD(lr), 0.01, 0.1), r"build is called with \(lr, warmup\): .*; it must be a function of"),
+        (lambda: MISUSED(lambda lr, warmup: SGD(lr), 1.0, 0.1), r"low=1\.0 is above high=0\.1"),
+        (lambda: MISUSED(lambda lr, warmup: SGD(lr), 0.1, 1.0, 0.1), r"warmups=0\.1: it must be shares of the run"),
+        (lambda: MISUSED(lambda lr, warmup: SGD(lr), 0.1, 1.0, (2.0,)), r"warmups=2\.0: it must be"),
+        (lambda: judged(SGD(0.1), baselines={"x": BUILDS_NOTHING}), "judging the baseline 'x' takes a rule, .* found None"),
         (lambda: judged(SGD(0.1), baselines={"SGD(lr=0.1)": GRADIENT_DESCENT["SGD"]}), "is what the rule that is judged"),
     ],
 )  # fmt: skip

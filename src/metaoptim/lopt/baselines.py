@@ -13,6 +13,7 @@ import torch
 from metaoptim.core.brief import brief
 from metaoptim.core.checks import check_called, check_counts, check_fractions, check_positive
 from metaoptim.core.types import Params, Rule, Task
+from metaoptim.lopt.checks import check_rule
 from metaoptim.lopt.mixture import Family
 from metaoptim.lopt.trained import final_losses
 from metaoptim.rules import Adam, AdamW, Momentum, Muon, ScheduleFreeAdamW
@@ -50,8 +51,7 @@ class Baseline:
     def check(self, name: str, steps: int, weights: Params) -> None:
         """ValueError for rules with something to learn, which nobody has learnt."""
         rule = self.build(self.low, round(self.warmups[0] * steps))
-        if isinstance(rule, type) or not hasattr(rule, "update"):
-            raise ValueError(f"baselines: {name!r} builds {brief(rule)}, which is no rule, such as mo.rules.SGD(lr).")
+        check_rule(rule, f"judging the baseline {name!r}")
         if learnt := rule.start(weights, torch.Generator()):
             raise ValueError(
                 f"baselines: {name!r} builds {brief(rule)}, which has something to learn ({min(learnt)}); take a rule that has "

@@ -113,7 +113,7 @@ def digest(psi: Params, header: Mapping[str, Any]) -> str:
 
 def _told(x: Any) -> Any:
     """A rule as JSON types."""
-    if (is_dataclass(x) and not isinstance(x, type)) or hasattr(x, "update"):
+    if (is_dataclass(x) and not isinstance(x, type)) or (hasattr(x, "init") and hasattr(x, "update")):
         if KNOWN.get(type(x).__name__) is not type(x):
             raise ValueError(
                 f"{type(x).__name__} can't be kept in a file, which holds no code; rules that can: {', '.join(sorted(KNOWN))}. "
